@@ -1,0 +1,224 @@
+"""The address manager in the contract's words: host-local's keys in, a CNI result out.
+
+Reads the `ipam` section with every key of the reference host-local and our own (`exclude`,
+`"gateway": "none"`), calls the `ipam` package and translates its errors. Releasing needs
+names and `dataDir` only, so that no error in the ranges can hold an address back.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from netaddr import IPNetwork
+
+import ipam
+from cni_plugin.config import KNOWN_ARGS, Addressing
+from cni_plugin.contract import versions
+from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.contract.fields import Fields, objects
+from cni_plugin.contract.inet import parse_ip_or_cidr
+from cni_plugin.contract.request import parse_args, parse_valid_attachments
+from cni_plugin.contract.result import DNS, IPConfig, Result, parse_prev_result, parse_routes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from netaddr import IPAddress
+
+    from cni_plugin.contract.request import Request
+
+DEFAULT_DATA_DIR = "/var/lib/cni/networks"
+_CODES: tuple[tuple[type[ipam.IPAMError], Code], ...] = (
+    (ipam.InvalidRange, Code.INVALID_CONFIG),
+    (ipam.InvalidNetwork, Code.INVALID_CONFIG),
+    (ipam.NotInRange, Code.INVALID_CONFIG),
+    (ipam.AddressTaken, Code.TRY_AGAIN_LATER),
+    (ipam.PoolExhausted, Code.TRY_AGAIN_LATER),
+    (ipam.LockTimeout, Code.TRY_AGAIN_LATER),
+    (ipam.StoreUnavailable, Code.IO_FAILURE),
+)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except ipam.IPAMError as error:
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), Code.INTERNAL)
+        raise CNIError(code, str(error)) from error
+
+
+def allocate(request: Request) -> Result:
+    """Take one address from each range set for the request's attachment.
+
+    Raises CNIError 7 for ranges or requested addresses that cannot be, 11 when the pool is
+    exhausted, an address is taken or the lock is not had in time, 5 when the store fails.
+    """
+    section = _section(request)
+    range_sets = parse_range_sets(request)
+    requested = parse_requested(request)
+    dns = _read_resolv_conf(section.string("resolvConf"))
+    routes = parse_routes(section)
+    with _translated():
+        allocations = ipam.allocate(open_store(request), range_sets, _owner(request), requested)
+    ips = tuple(
+        IPConfig(address=IPNetwork(f"{a.address}/{a.subnet.prefixlen}"), gateway=a.gateway)
+        for a in allocations
+    )
+    return Result(ips=ips, routes=routes, dns=dns)
+
+
+def release(request: Request) -> None:
+    """Release every address of the attachment; none is fine."""
+    with _translated():
+        ipam.release(open_store(request), _owner(request))
+
+
+def check(request: Request) -> None:
+    """Raise CNIError 100 unless the attachment holds the addresses that prevResult gives it."""
+    result = parse_prev_result(request.config, request.cni_version)
+    if result is None:
+        raise invalid_config('"prevResult": wanted the result of the ADD, found none')
+    range_sets = parse_range_sets(request)
+    with _translated():
+        held = set(ipam.held(open_store(request), _owner(request)))
+    ours = {ip.address.ip for ip in result.ips if any(s.range_of(ip.address.ip) for s in range_sets)}
+    if not held or ours - held:
+        wanted = sorted(map(str, ours)) or "an address"
+        raise CNIError(
+            Code.CHECK_FAILED,
+            f"store of network {request.network}: wanted {wanted} held by {request.container_id} "
+            f"{request.ifname}, found {sorted(map(str, held))}",
+        )
+
+
+def collect(request: Request) -> None:
+    """Release what no attachment in the runtime's list holds; without a list release nothing."""
+    valid = parse_valid_attachments(request.config)
+    if valid is None:
+        return
+    owners = {ipam.Owner(container_id=member.container_id, ifname=member.ifname) for member in valid}
+    with _translated():
+        ipam.collect(open_store(request), owners)
+
+
+def status(request: Request) -> None:
+    """Raise CNIError 50 when no address could be given: the pool is exhausted or the store fails."""
+    range_sets = parse_range_sets(request)
+    store = open_store(request)
+    try:
+        with _translated():
+            store.check_writable()
+            usages = ipam.usage(store, range_sets)
+    except CNIError as error:
+        raise CNIError(Code.NOT_AVAILABLE, error.msg, error.details) from error
+    for usage in usages:
+        if usage.free == 0:
+            raise CNIError(
+                Code.NOT_AVAILABLE,
+                f"no IP addresses available in range set: {usage.range_set} ({usage.used} in use)",
+            )
+
+
+def addressing(request: Request) -> Addressing:
+    """Return what the ranges say before any address is taken."""
+    range_sets = parse_range_sets(request)
+    ranges = [r for range_set in range_sets for r in range_set.ranges]
+    without = next((str(r.subnet) for r in ranges if r.gateway is None), "")
+    return Addressing(stated_families=frozenset(s.version for s in range_sets), without_gateway=without)
+
+
+def open_store(request: Request) -> ipam.Store:
+    """Return the network's store; nothing is touched on disk until it is used."""
+    data_dir = _section(request).string("dataDir") or DEFAULT_DATA_DIR
+    if not data_dir.startswith("/"):
+        raise invalid_config(f'"ipam.dataDir" must be an absolute path, found "{data_dir}"')
+    with _translated():
+        return ipam.Store(data_dir, request.network)
+
+
+def _section(request: Request) -> Fields:
+    section = request.config.section("ipam")
+    if section is None:
+        raise invalid_config('"ipam": wanted an object with the address ranges, found none')
+    return section
+
+
+def _owner(request: Request) -> ipam.Owner:
+    return ipam.Owner(container_id=request.container_id, ifname=request.ifname)
+
+
+def parse_range_sets(request: Request) -> tuple[ipam.RangeSet, ...]:
+    """Return the range sets in the reference's order: the runtime's, the legacy single range, `ranges`."""
+    section = _section(request)
+    runtime = request.config.section("runtimeConfig")
+    sets = _parse_sets(runtime, "ipRanges") if runtime else []
+    if section.string("subnet"):
+        sets.append([_parse_range(section)])
+    sets += _parse_sets(section, "ranges")
+    if not sets:
+        raise invalid_config('"ipam.ranges": wanted at least one range, found none')
+    with _translated():
+        range_sets = ipam.make_range_sets(sets)
+    _refuse_many_per_family(range_sets, request.cni_version)
+    return range_sets
+
+
+def _parse_sets(fields: Fields, key: str) -> list[list[ipam.Range]]:
+    return [_parse_set(member, f"{fields.name(key)}[{i}]") for i, member in enumerate(fields.items(key))]
+
+
+def _parse_set(member: object, path: str) -> list[ipam.Range]:
+    if not isinstance(member, list):
+        raise invalid_config(f'"{path}" must be a list of ranges, found {type(member).__name__}')
+    return [_parse_range(fields) for fields in objects(member, path)]
+
+
+def _parse_range(fields: Fields) -> ipam.Range:
+    with _translated():
+        return ipam.make_range(
+            subnet=fields.string("subnet"),
+            range_start=fields.string("rangeStart") or None,
+            range_end=fields.string("rangeEnd") or None,
+            gateway=fields.string("gateway") or None,
+            exclude=fields.strings("exclude"),
+        )
+
+
+def _refuse_many_per_family(range_sets: tuple[ipam.RangeSet, ...], version: str) -> None:
+    families = [range_set.version for range_set in range_sets]
+    if len(set(families)) < len(families) and not versions.at_least(version, "0.3.0"):
+        raise invalid_config(
+            f'"ipam.ranges": a result of version {version} has one address per family, found {families}'
+        )
+
+
+def parse_requested(request: Request) -> list[IPAddress]:
+    """Return the addresses asked for by runtimeConfig, args.cni and CNI_ARGS, each once."""
+    runtime = request.config.section("runtimeConfig")
+    extra = request.config.section("args")
+    cni = extra.section("cni") if extra else None
+    named = [(text, "runtimeConfig.ips") for text in (runtime.strings("ips") if runtime else [])]
+    named += [(text, "args.cni.ips") for text in (cni.strings("ips") if cni else [])]
+    asked = parse_args(request, KNOWN_ARGS).get("IP", "")
+    named += [(asked, "CNI_ARGS IP")] if asked else []
+    return list(dict.fromkeys(parse_ip_or_cidr(text, f'"{key}"') for text, key in named))
+
+
+def _read_resolv_conf(path: str) -> DNS:
+    """Return the resolver settings in a file, see resolv.conf(5); later lines win as they do there."""
+    if not path:
+        return DNS()
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file if line[:1] not in {"#", ";"}]
+    except OSError as error:
+        raise invalid_config(f'"ipam.resolvConf" {path}: {error.strerror}') from error
+    said = [(words[0], words[1:]) for words in lines if len(words) > 1]
+    return DNS(
+        nameservers=tuple(words[0] for key, words in said if key == "nameserver"),
+        domain=next((words[0] for key, words in reversed(said) if key == "domain"), ""),
+        search=next((tuple(words) for key, words in reversed(said) if key == "search"), ()),
+        options=tuple(word for key, words in said if key == "options" for word in words),
+    )

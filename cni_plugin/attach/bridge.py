@@ -1,0 +1,139 @@
+"""The attach mode `bridge`: a veth on a Linux bridge, with the reference plugin's keys and results.
+
+The bridge, its gateway address and forwarding are shared: ensured by every ADD, undone by
+none. The veth pair is the pod's. By hand: `ip link add cni0 type bridge`, `ip link add VETH
+master cni0 type veth peer name eth0 netns POD`, `ip addr add GATEWAY dev cni0`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cni_plugin.attach import gateway, port
+from cni_plugin.attach import pod as pod_side
+from cni_plugin.attach.bridge_check import check
+from cni_plugin.attach.bridge_plan import BridgePlan, plan
+from cni_plugin.attach.mode import Mode
+from cni_plugin.attach.mtu import automatic_mtu
+from cni_plugin.attach.port import BridgeWire
+from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.contract.result import Interface, Result
+from cni_plugin.kernel.bridge import BridgeSpec, ensure_bridge
+from cni_plugin.kernel.link import Link, get_link, list_links, set_mtu
+from cni_plugin.kernel.vlan import vlans_can_be_filtered
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from cni_plugin.kernel.netns import Namespace
+
+_FORWARDING_TIMEOUT = 2.0  # seconds
+_FORWARDING_POLL = 0.0003
+
+
+def connect(plan: BridgePlan, host: Namespace, pod: Namespace, undo: ExitStack) -> BridgeWire:
+    """Ensure the bridge and make the pod's veth on it."""
+    pod_side.refuse_existing(pod, plan.attachment)
+    mtu = plan.mtu or automatic_mtu(host.netlink, plan.addressing.families, ignore=plan.bridge)
+    pod_side.refuse_small_mtu(mtu, plan.addressing.stated_families)
+    spec = BridgeSpec(name=plan.bridge, mtu=mtu, promisc=plan.promisc, vlan_filtering=bool(plan.vlans))
+    bridge = ensure_bridge(host.netlink, spec)
+    wire = BridgeWire(bridge=bridge, mtu=mtu)
+    port.add_port(plan, wire, host, pod, undo)
+    return wire
+
+
+def configure(
+    plan: BridgePlan, wire: BridgeWire, host: Namespace, pod: Namespace, addresses: Result
+) -> Result:
+    """Give the pod its addresses and the bridge its gateway's, and wait until packets pass."""
+    pod_side.refuse_small_mtu(wire.mtu, {ip.address.version for ip in addresses.ips})
+    addresses = gateway.complete(plan, addresses)
+    link = pod_side.require_link(pod, plan.attachment)
+    gateway_link = gateway.ensure_gateway(plan, wire.bridge, addresses.ips, wire.mtu, host)
+    if plan.container_interface_up:
+        pod_side.dress(pod, link, pod_side.Outfit(ips=addresses.ips, routes=addresses.routes, dad=plan.dad))
+        _wait_until_forwarding(plan, wire, host)
+        pod_side.announce_addresses(pod, link, addresses.ips)
+    return _result(plan, gateway_link, host, pod, addresses)
+
+
+def _wait_until_forwarding(plan: BridgePlan, wire: BridgeWire, host: Namespace) -> None:
+    """Wait for the state in which the first packet of the pod is not lost.
+
+    The kernel tells the bridge of the new carrier by asynchronous work (net/core/link_watch.c),
+    and the bridge's own device starts to transmit only after the same work was done for it.
+    A port that the spanning tree holds back is the administrator's business.
+    """
+    deadline = time.monotonic() + _FORWARDING_TIMEOUT
+    while True:
+        state = _require(host, plan.attachment.host_ifname).port
+        bridge = _require(host, plan.bridge)
+        if bridge.mtu < wire.mtu:
+            # Another network with a smaller MTU lowered the bridge before it could see our port.
+            host.netlink.change(set_mtu(bridge.name, wire.mtu))
+        if state and (state.blocked_by_stp or (state.forwarding and bridge.carrier_seen)):
+            return
+        if time.monotonic() > deadline:
+            raise CNIError(
+                Code.TRY_AGAIN_LATER,
+                f"bridge {plan.bridge}: wanted port {plan.attachment.host_ifname} forwarding "
+                f"in {_FORWARDING_TIMEOUT} s, found {state}",
+            )
+        time.sleep(_FORWARDING_POLL)
+
+
+def _require(namespace: Namespace, name: str) -> Link:
+    link = get_link(namespace.netlink, name)
+    if link is None:
+        raise CNIError(
+            Code.TRY_AGAIN_LATER, f"link {name}: wanted it, found it removed while the pod was attached"
+        )
+    return link
+
+
+def _result(
+    plan: BridgePlan, gateway_link: Link, host: Namespace, pod: Namespace, addresses: Result
+) -> Result:
+    """Return what was made, as the kernel holds it now: udev may have renamed a MAC meanwhile."""
+    names = [plan.bridge, plan.attachment.host_ifname]
+    made = [_interface(_require(host, name)) for name in names]
+    inside = _interface(pod_side.require_link(pod, plan.attachment), plan.attachment.netns)
+    extra = [_interface(gateway_link)] if gateway_link.name != plan.bridge else []
+    return Result(
+        interfaces=(*made, inside, *extra),
+        ips=tuple(replace(ip, interface=len(made)) for ip in addresses.ips),
+        routes=addresses.routes,
+        dns=plan.dns or addresses.dns,
+    )
+
+
+def _interface(link: Link, sandbox: str = "") -> Interface:
+    return Interface(name=link.name, mac=link.mac, mtu=link.mtu, sandbox=sandbox)
+
+
+def ready(plan: BridgePlan, host: Namespace) -> None:
+    """Raise CNIError 50 when a pod could not be attached here now."""
+    bridge = get_link(host.netlink, plan.bridge)
+    if bridge is not None and bridge.kind != "bridge":
+        raise CNIError(
+            Code.NOT_AVAILABLE, f'"bridge" {plan.bridge}: wanted a bridge, found another kind of link'
+        )
+    # Where bridges are a module that is not loaded yet the kernel's "no" says nothing.
+    if plan.vlans and list_links(host.netlink, kind="bridge") and not vlans_can_be_filtered(host.netlink):
+        raise CNIError(
+            Code.NOT_AVAILABLE, "VLANs: wanted a kernel that filters VLANs on bridges, found one that cannot"
+        )
+    gateway.require_family_support(plan.addressing.families)
+
+
+MODE = Mode(
+    plan=plan,
+    connect=connect,
+    configure=configure,
+    check=check,
+    disconnect=port.delete_port,
+    ready=ready,
+)

@@ -1,0 +1,134 @@
+"""CHECK of the attach mode `bridge`: what ADD made is compared with what the kernel holds.
+
+MACs and MTUs are compared with prevResult, which later plugins of the chain keep true; what
+they do not report (routes) is compared loosely. Nothing is recomputed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_plugin.attach import pod as pod_side
+from cni_plugin.attach.gateway import address_on_node
+from cni_plugin.attach.pod import belongs, broken
+from cni_plugin.config import alias_prefix
+from cni_plugin.kernel.addr import list_addresses
+from cni_plugin.kernel.link import Link, get_link
+from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
+from cni_plugin.kernel.vlan import list_vlans
+
+if TYPE_CHECKING:
+    from cni_plugin.attach.bridge_plan import BridgePlan
+    from cni_plugin.contract.result import Interface, Result
+    from cni_plugin.kernel.netns import Namespace
+
+
+def check(plan: BridgePlan, host: Namespace, pod: Namespace, result: Result) -> None:
+    """Raise CNIError 100 for the first thing that is not as ADD left it."""
+    bridge = _require_link(host, plan.bridge)
+    _check_bridge(plan, bridge, result)
+    port = _require_link(host, plan.attachment.host_ifname)
+    _check_port(plan, bridge, port, host)
+    inside = pod_side.require_link(pod, plan.attachment)
+    _check_wire(plan, port, inside, result)
+    pod_side.check_addresses(pod, inside, result)
+    if plan.container_interface_up:
+        pod_side.check_routes(pod, inside, result)
+    if plan.is_gateway:
+        _check_gateway(plan, host, result)
+
+
+def _require_link(host: Namespace, name: str) -> Link:
+    link = get_link(host.netlink, name)
+    if link is None:
+        raise broken(f"link {name}: wanted it, found none")
+    return link
+
+
+def _check_bridge(plan: BridgePlan, bridge: Link, result: Result) -> None:
+    if bridge.kind != "bridge":
+        raise broken(f"link {bridge.name}: wanted a bridge, found kind {bridge.kind!r}")
+    if plan.promisc and not bridge.promisc:
+        raise broken(f"bridge {bridge.name}: wanted promiscuous mode, found it off")
+    if plan.vlans and not bridge.vlan_filtering:
+        raise broken(f"bridge {bridge.name}: wanted vlan_filtering 1, found 0")
+    _check_reported(bridge, "", result)
+
+
+def _check_reported(link: Link, sandbox: str, result: Result) -> None:
+    """Compare MAC and MTU with what the result says of this interface."""
+    reported = _find_interface(result, link.name, sandbox)
+    if reported is None:
+        raise broken(f"link {link.name}: wanted it among the interfaces of prevResult, found it missing")
+    if reported.mac and reported.mac.lower() != link.mac:
+        raise broken(f"link {link.name}: wanted MAC {reported.mac}, found {link.mac}")
+
+
+def _find_interface(result: Result, name: str, sandbox: str) -> Interface | None:
+    found = (i for i in result.interfaces if i.name == name and i.sandbox == sandbox)
+    return next(found, None)
+
+
+def _check_port(plan: BridgePlan, bridge: Link, port: Link, host: Namespace) -> None:
+    prefix = alias_prefix(plan.attachment.identity, plan.attachment.network)
+    if port.kind != "veth" or not port.alias.startswith(prefix):
+        raise broken(
+            f"link {port.name}: wanted our veth with alias {prefix!r}, found {port.kind!r} {port.alias!r}"
+        )
+    if port.master != bridge.index or port.port is None:
+        raise broken(f"link {port.name}: wanted it in bridge {bridge.name}, found master index {port.master}")
+    for flag in ("hairpin", "isolated"):
+        wanted, found = getattr(plan, flag), getattr(port.port, flag)
+        if wanted != found:
+            raise broken(f"bridge port {port.name}: wanted {flag} {wanted}, found {found}")
+    if plan.container_interface_up and not (port.port.forwarding or port.port.blocked_by_stp):
+        raise broken(f"bridge port {port.name}: wanted it forwarding, found it disabled")
+    if plan.vlans:
+        _check_vlans(plan, port, host)
+
+
+def _check_vlans(plan: BridgePlan, port: Link, host: Namespace) -> None:
+    present = {vlan.vid: vlan for vlan in list_vlans(host.netlink, port.index)}
+    for vlan in plan.vlans:
+        for vid in range(vlan.vid, vlan.last + 1):
+            found = present.get(vid)
+            if found is None or (vlan.pvid and not found.pvid):
+                raise broken(f"bridge port {port.name}: wanted VLAN {vlan}, found {found or 'none'}")
+
+
+def _check_wire(plan: BridgePlan, port: Link, inside: Link, result: Result) -> None:
+    if inside.kind != "veth" or inside.index != port.peer or inside.peer != port.index:
+        raise broken(
+            f"interface {inside.name}: wanted the peer of {port.name}, found another link of that name"
+        )
+    _check_reported(port, "", result)
+    _check_reported(inside, plan.attachment.netns, result)
+    _check_mtu(port, plan.mtu, _find_interface(result, port.name, ""))
+    _check_mtu(inside, 0, _find_interface(result, inside.name, plan.attachment.netns))
+    if inside.mtu > port.mtu:
+        raise broken(
+            f"interface {inside.name}: wanted MTU {port.mtu} as {port.name} has at most, found {inside.mtu}"
+        )
+
+
+def _check_mtu(link: Link, configured: int, reported: Interface | None) -> None:
+    """Compare with the MTU in the result, or in versions without one with the configured MTU."""
+    wanted = (reported.mtu if reported else None) or configured
+    if wanted and link.mtu != wanted:
+        raise broken(f"link {link.name}: wanted MTU {wanted}, found {link.mtu}")
+
+
+def _check_gateway(plan: BridgePlan, host: Namespace, result: Result) -> None:
+    holder = _require_link(host, plan.gateway_ifname)
+    present = list_addresses(host.netlink, holder.index)
+    for ip in result.ips:
+        if not belongs(result, ip, plan.attachment.ifname):
+            continue
+        wanted = address_on_node(ip)
+        if wanted not in present:
+            raise broken(
+                f"link {holder.name}: wanted gateway address {wanted}, found {sorted(map(str, present))}"
+            )
+        key = FORWARDING[ip.address.version]
+        if get_sysctl(key) == "0":
+            raise broken(f"sysctl {key}: wanted 1, found 0")

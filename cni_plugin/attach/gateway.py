@@ -1,0 +1,151 @@
+"""The node as the pods' gateway: its address on the bridge, forwarding, and the routes to it.
+
+Shared by all pods of the network, so ensured by every ADD and undone by none. With an access
+VLAN the address sits on a veth called `<bridge>.<vlan>` whose other end is a port in that VLAN.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from netaddr import IPAddress, IPNetwork
+
+from cni_plugin.attach.port import host_mac
+from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.contract.inet import default_route, width
+from cni_plugin.contract.result import Route
+from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses
+from cni_plugin.kernel.errors import KernelError
+from cni_plugin.kernel.link import VethPair, add_veth, get_link, set_up
+from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl, get_sysctl
+from cni_plugin.kernel.vlan import access_vlan, add_vlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from cni_plugin.attach.bridge_plan import BridgePlan
+    from cni_plugin.contract.result import IPConfig, Result
+    from cni_plugin.kernel.link import Link
+    from cni_plugin.kernel.netns import Namespace
+
+
+def complete(plan: BridgePlan, addresses: Result) -> Result:
+    """Return the delegate's result with the gateways and default routes that the keys ask for.
+
+    Where the delegate names no gateway it is the network's first address, as in the reference.
+    """
+    if not plan.is_gateway:
+        return addresses
+    ips = tuple(replace(ip, gateway=gateway_of(ip)) for ip in addresses.ips)
+    routes = addresses.routes
+    if plan.is_default_gateway:
+        routes += tuple(_default_routes(ips, routes))
+    return replace(addresses, ips=ips, routes=routes)
+
+
+def gateway_of(ip: IPConfig) -> IPAddress:
+    """Return the gateway of an address, or raise CNIError 7 when its network has room for none."""
+    if ip.gateway is not None:
+        return ip.gateway
+    network = ip.address.cidr
+    if network.prefixlen > width(network.ip) - 2:
+        raise invalid_config(f'"isGateway": {ip.address} leaves no address for a gateway; name one in "ipam"')
+    return network.network + 1
+
+
+def _default_routes(ips: tuple[IPConfig, ...], routes: tuple[Route, ...]) -> Iterator[Route]:
+    """Yield the default route of each family that has none yet, with or without a gateway named."""
+    served = {route.dst.version for route in routes if route.dst.prefixlen == 0}
+    for ip in ips:
+        if ip.address.version not in served:
+            served.add(ip.address.version)
+            yield Route(dst=default_route(ip.address.version), gw=ip.gateway)
+
+
+def ensure_gateway(
+    plan: BridgePlan, bridge: Link, ips: Iterable[IPConfig], mtu: int, host: Namespace
+) -> Link:
+    """Give the node the gateway addresses and switch forwarding on; return the link that holds them."""
+    if not plan.is_gateway:
+        return bridge
+    holder = _ensure_vlan_link(plan, bridge, mtu, host) if plan.vlan else bridge
+    for ip in ips:
+        _ensure_gateway_address(plan, holder, address_on_node(ip), host)
+        ensure_sysctl(FORWARDING[ip.address.version], 1)
+    return holder
+
+
+def address_on_node(ip: IPConfig) -> IPNetwork:
+    """Return the gateway with the prefix length of the pod's address."""
+    return IPNetwork(f"{gateway_of(ip)}/{ip.address.prefixlen}")
+
+
+def _ensure_gateway_address(plan: BridgePlan, holder: Link, wanted: IPNetwork, host: Namespace) -> None:
+    present = list_addresses(host.netlink, holder.index)
+    if wanted in present:
+        return
+    for other in _conflicts(wanted, present):
+        if not plan.force_address:
+            raise invalid_config(
+                f'"{holder.name}" already has an IP address different from {wanted}: {other}'
+            )
+        delete_address(host.netlink, holder.index, other)
+    ensure_address(host.netlink, holder.index, wanted)
+
+
+def _conflicts(wanted: IPNetwork, present: list[IPNetwork]) -> list[IPNetwork]:
+    """Return the addresses that cannot stand beside `wanted`.
+
+    As in the reference: of IPv4 a bridge has one address, of IPv6 one per network.
+    """
+    family = [address for address in present if address.version == wanted.version]
+    return [a for a in family if wanted.version == 4 or a.cidr in wanted.cidr or wanted.cidr in a.cidr]
+
+
+def _ensure_vlan_link(plan: BridgePlan, bridge: Link, mtu: int, host: Namespace) -> Link:
+    name = plan.gateway_ifname
+    port_name = f"veth{host_mac(name).replace(':', '')[1:]}"
+    if get_link(host.netlink, name) is None:
+        _add_vlan_link(
+            VethPair(
+                name=port_name,
+                mac=host_mac(port_name),
+                master=bridge.index,
+                mtu=mtu,
+                peer_name=name,
+                peer_mac=host_mac(name),
+                peer_netns=host.fd,
+            ),
+            host,
+        )
+    port, holder = get_link(host.netlink, port_name), get_link(host.netlink, name)
+    if port is None or holder is None:
+        raise invalid_config(
+            f"{name}: wanted the gateway's veth with its peer {port_name}, found another link"
+        )
+    if plan.vlans:
+        host.netlink.change(add_vlan(port_name, port.index, access_vlan(plan.vlan)))
+    host.netlink.change(set_up(name))
+    return holder
+
+
+def _add_vlan_link(pair: VethPair, host: Namespace) -> None:
+    try:
+        add_veth(host.netlink, pair)
+    except KernelError as error:
+        # Another ADD made it at the same time.
+        if error.errno != errno.EEXIST:
+            raise
+
+
+def require_family_support(families: frozenset[int]) -> None:
+    """Raise CNIError 50 when this kernel has no forwarding switch for one of the families."""
+    for version in sorted(families):
+        try:
+            get_sysctl(FORWARDING[version])
+        except KernelError as error:
+            raise CNIError(
+                Code.NOT_AVAILABLE, f"IPv{version}: wanted a kernel with it, found none", error.msg
+            ) from error

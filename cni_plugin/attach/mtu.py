@@ -1,0 +1,33 @@
+"""The MTU of a pod: what the interface that carries the traffic can carry.
+
+Automatic (`mtu` 0 or absent) is the smallest MTU of the interfaces that hold the default
+routes of the families in use, 1500 without a default route.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_plugin.kernel.link import get_link_by_index
+from cni_plugin.kernel.route import list_default_routes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_plugin.kernel.netlink import Netlink
+
+WITHOUT_UPLINK = 1500  # bytes, Ethernet's
+
+
+def automatic_mtu(nl: Netlink, families: frozenset[int], *, ignore: str = "") -> int:
+    """Return the MTU in bytes for these families (4, 6); `ignore` names the pods' own bridge."""
+    return min(_uplink_mtus(nl, families, ignore), default=WITHOUT_UPLINK)
+
+
+def _uplink_mtus(nl: Netlink, families: frozenset[int], ignore: str) -> Iterator[int]:
+    for version in sorted(families):
+        for route in list_default_routes(nl, version):
+            uplink = get_link_by_index(nl, route.index)
+            if uplink is not None and uplink.name != ignore:
+                yield uplink.mtu
+                break

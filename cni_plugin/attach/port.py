@@ -1,0 +1,85 @@
+"""The pod's veth as a port of a bridge: its name, alias, flags and VLANs."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.kernel.bridge import set_port
+from cni_plugin.kernel.errors import KernelError
+from cni_plugin.kernel.link import Link, VethPair, add_veth, delete_link, get_link
+from cni_plugin.kernel.vlan import add_vlan, delete_vlan, list_vlans
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from cni_plugin.attach.bridge_plan import BridgePlan
+    from cni_plugin.config import Attachment
+    from cni_plugin.kernel.netns import Namespace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeWire:
+    """The bridge that a pod's port is on, and the MTU of the pair in bytes."""
+
+    bridge: Link
+    mtu: int
+
+
+def add_port(plan: BridgePlan, wire: BridgeWire, host: Namespace, pod: Namespace, undo: ExitStack) -> None:
+    """Make the pod's veth with its host end in the bridge."""
+    name = plan.attachment.host_ifname
+    pair = VethPair(
+        name=name,
+        mac=host_mac(plan.attachment.identity),
+        master=wire.bridge.index,
+        mtu=wire.mtu,
+        peer_name=plan.attachment.ifname,
+        peer_mac=plan.mac,
+        peer_netns=pod.fd,
+    )
+    try:
+        add_veth(host.netlink, pair)
+    except KernelError as error:
+        if error.errno == errno.EEXIST:
+            raise _already_attached(plan.attachment) from error
+        raise
+    undo.callback(delete_link, host.netlink, name)
+    flags = set_port(name, alias=plan.alias, hairpin=plan.hairpin, isolated=plan.isolated)
+    host.netlink.change(flags)
+    if plan.vlans:
+        _set_vlans(plan, host)
+
+
+def _already_attached(attachment: Attachment) -> CNIError:
+    return CNIError(
+        Code.INVALID_ENVIRONMENT,
+        f"{attachment}: wanted a new attachment, found {attachment.host_ifname}; DEL it first",
+    )
+
+
+def host_mac(seed: str) -> str:
+    """Return a MAC derived from `seed`: one set by hand is one that udev leaves alone."""
+    digest = hashlib.sha256(seed.encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in bytes([0x02, *digest[:5]]))
+
+
+def _set_vlans(plan: BridgePlan, host: Namespace) -> None:
+    name = plan.attachment.host_ifname
+    port = get_link(host.netlink, name)
+    if port is None:
+        raise KernelError(f"bridge vlan add dev {name}", errno.ENODEV)
+    present = [] if plan.preserve_default_vlan else list_vlans(host.netlink, port.index)
+    host.netlink.change(
+        *(delete_vlan(name, port.index, vlan) for vlan in present),
+        *(add_vlan(name, port.index, vlan) for vlan in plan.vlans),
+    )
+
+
+def delete_port(attachment: Attachment, host: Namespace) -> bool:
+    """Delete the pod's veth by the name of its host end; tell whether there was one."""
+    link = get_link(host.netlink, attachment.host_ifname)
+    return link is not None and link.kind == "veth" and delete_link(host.netlink, link.name)

@@ -1,0 +1,224 @@
+"""A network configuration and an attachment, as frozen dataclasses.
+
+`parse_network` reads what every attach mode shares and refuses what cannot work; a mode reads
+its own keys from `Network.fields`. `parse_attachment` needs nothing but names, so that a
+configuration that an ADD would refuse still lets go of what it once made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from cni_plugin.contract import versions
+from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.contract.request import parse_args
+from cni_plugin.contract.result import DNS, Result, parse_dns, parse_prev_result
+
+if TYPE_CHECKING:
+    from cni_plugin.contract.fields import Fields
+    from cni_plugin.contract.request import Request
+
+# What runtimes put into CNI_ARGS: ours, our IPAM's, static's, and Kubernetes'.
+KNOWN_ARGS = frozenset(
+    {
+        "MAC",
+        "IP",
+        "GATEWAY",
+        "K8S_POD_NAMESPACE",
+        "K8S_POD_NAME",
+        "K8S_POD_INFRA_CONTAINER_ID",
+        "K8S_POD_UID",
+    }
+)
+MARK = "podwire:"
+_MAX_ALIAS = 255  # bytes, IFALIASZ less the terminating zero
+_MAX_IFNAME = 15  # bytes, IFNAMSIZ less the terminating zero
+_NOT_YET = ("ipMasq", "macspoofchk")
+DEFAULT_DELEGATE_TIMEOUT = 60  # seconds; a DHCP lease may take half of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """Who is attached: the key of everything that an ADD makes."""
+
+    network: str
+    container_id: str
+    ifname: str
+    netns: str
+    allow_host_netns: bool = False
+
+    @property
+    def identity(self) -> str:
+        """Return the fixed-size name of (container id, ifname) in every kernel object."""
+        return hashlib.sha256(f"{self.container_id}\0{self.ifname}".encode()).hexdigest()[:16]
+
+    @property
+    def host_ifname(self) -> str:
+        """Return the name of the host's end of the veth pair."""
+        return f"veth{self.identity[:11]}"
+
+    def __str__(self) -> str:
+        """Return the attachment as errors name it."""
+        return f"{self.container_id} {self.ifname} on network {self.network}"
+
+
+def parse_attachment(request: Request) -> Attachment:
+    """Return who the call is about."""
+    return Attachment(
+        network=request.network,
+        container_id=request.container_id,
+        ifname=request.ifname,
+        netns=request.netns,
+        allow_host_netns=request.environ.get("CNI_NETNS_OVERRIDE", "").lower() in {"1", "true"},
+    )
+
+
+def render_alias(attachment: Attachment, pod: str) -> str:
+    """Return the alias of the host's end: identity first, the readable rest cut at what fits."""
+    alias = f"{alias_prefix(attachment.identity, attachment.network)}{attachment.container_id}"
+    alias += f" {attachment.ifname}" + (f" {pod}" if pod else "")
+    return alias.encode()[:_MAX_ALIAS].decode(errors="ignore")
+
+
+def alias_prefix(identity: str, network: str) -> str:
+    """Return how the alias of an attachment to `network` begins."""
+    return f"{MARK}{identity} {network} "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What all modes share. `mtu` in bytes, 0 for automatic; `mac` empty for a random one."""
+
+    attachment: Attachment
+    cni_version: str
+    mode: str
+    fields: Fields
+    mtu: int
+    mac: str
+    pod: str
+    ipam_type: str
+    dns: DNS
+    prev_result: Result | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addressing:
+    """What is known of a pod's addresses before any is taken."""
+
+    stated_families: frozenset[int] = frozenset()
+    """The families that the configuration names; empty when only a foreign delegate knows."""
+    without_gateway: str = ""
+    """A range that says that it has no gateway."""
+    layer2: bool = False
+    """No addresses at all."""
+
+    @property
+    def families(self) -> frozenset[int]:
+        """Return the families (4, 6) that the pod may have."""
+        return self.stated_families or frozenset(() if self.layer2 else (4, 6))
+
+
+def parse_network(request: Request) -> Network:
+    """Return the configuration of an ADD, CHECK or STATUS, or raise CNIError 2, 4 or 7."""
+    fields = request.config
+    for key in _NOT_YET:
+        _refuse_switched_on(fields, key)
+    args = parse_args(request, KNOWN_ARGS)
+    network = Network(
+        attachment=parse_attachment(request),
+        cni_version=request.cni_version,
+        mode=fields.string("mode") or "bridge",
+        fields=fields,
+        mtu=_parse_mtu(fields),
+        mac=_parse_mac(fields, args),
+        pod="/".join(filter(None, (args.get("K8S_POD_NAMESPACE"), args.get("K8S_POD_NAME")))),
+        ipam_type=ipam_type(fields),
+        dns=_parse_dns(fields),
+        prev_result=parse_prev_result(fields, request.cni_version),
+    )
+    if not network.ipam_type and request.cni_version in versions.family("0.2.0"):
+        raise invalid_config(
+            f'"ipam": a result of version {request.cni_version} must have an address; '
+            'name an IPAM plugin or set "cniVersion" to 0.3.0 or newer'
+        )
+    return network
+
+
+def ipam_type(fields: Fields) -> str:
+    """Return the delegate's type; empty for an attachment without addresses."""
+    ipam = fields.section("ipam")
+    return ipam.string("type") if ipam else ""
+
+
+def _refuse_switched_on(fields: Fields, key: str) -> None:
+    if fields.value(key) not in (None, False):
+        raise CNIError(
+            Code.UNSUPPORTED_FIELD,
+            f'"{key}": {str(fields.value(key)).lower()} is not supported by this version of podwire',
+        )
+
+
+def _parse_mtu(fields: Fields) -> int:
+    mtu = fields.integer("mtu", 0, 65535) or 0
+    if 0 < mtu < 68:
+        raise invalid_config(f'"mtu" must be 0 (automatic) or in 68..65535, found {mtu}')
+    return mtu
+
+
+def _parse_mac(fields: Fields, args: dict[str, str]) -> str:
+    """Return the MAC asked for, in the reference's precedence: runtimeConfig, args.cni, CNI_ARGS."""
+    runtime = fields.section("runtimeConfig")
+    extra = fields.section("args")
+    cni = extra.section("cni") if extra else None
+    sources = (
+        ("runtimeConfig.mac", runtime.string("mac") if runtime else ""),
+        ("args.cni.mac", cni.string("mac") if cni else ""),
+        ("CNI_ARGS MAC", args.get("MAC", "")),
+    )
+    return next((parse_mac(mac, f'"{key}"') for key, mac in sources if mac), "")
+
+
+def parse_mac(text: str, what: str) -> str:
+    """Return a unicast MAC as the kernel writes it; CNIError 7 for anything else."""
+    octets = text.replace("-", ":").split(":")
+    if len(octets) != 6 or not all(_is_octet(octet) for octet in octets):
+        raise invalid_config(f'{what} must be a MAC like 02:00:5e:10:00:01, found "{text}"')
+    values = [int(octet, 16) for octet in octets]
+    if values[0] & 1 or not any(values):
+        raise invalid_config(f'{what} must be the MAC of one interface, found "{text}"')
+    return ":".join(f"{value:02x}" for value in values)
+
+
+def _is_octet(text: str) -> bool:
+    return len(text) == 2 and all(c in "0123456789abcdefABCDEF" for c in text)
+
+
+def parse_ifname(text: str, what: str) -> str:
+    """Return a name that an interface can have; CNIError 7 for anything else."""
+    fits = 0 < len(text.encode()) <= _MAX_IFNAME and text not in {".", ".."}
+    if not fits or any(c in "/:%" or c.isspace() or not c.isprintable() for c in text):
+        raise invalid_config(f'{what} must be an interface name of 1 to {_MAX_IFNAME} bytes, found "{text}"')
+    return text
+
+
+def _parse_dns(fields: Fields) -> DNS:
+    """Return the configured resolver settings; what the runtime says of this pod comes first."""
+    configured = parse_dns(fields)
+    runtime = fields.section("runtimeConfig")
+    asked = runtime.section("dns") if runtime else None
+    if asked is None:
+        return configured
+    # The capability calls the same things by other names than the result.
+    return replace(
+        configured,
+        nameservers=tuple(asked.strings("servers")) or configured.nameservers,
+        search=tuple(asked.strings("searches")) or configured.search,
+        options=tuple(asked.strings("options")) or configured.options,
+    )
+
+
+def parse_delegate_timeout(fields: Fields) -> int:
+    """Return how many seconds a foreign IPAM plugin may take."""
+    return fields.integer("delegateTimeout", 1, 3600) or DEFAULT_DELEGATE_TIMEOUT

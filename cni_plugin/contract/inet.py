@@ -1,0 +1,50 @@
+"""Addresses from text and to text, at the edge of the program only.
+
+Inside, addresses are netaddr's. Text is read strictly: no "10.1", no octal, no white space,
+and an address of a network always comes with its prefix length.
+"""
+
+from __future__ import annotations
+
+from netaddr import AddrFormatError, IPAddress, IPNetwork
+
+from cni_plugin.contract.errors import invalid_config
+
+
+def parse_ip(text: str, what: str) -> IPAddress:
+    """Return the address in `text`; `what` names the key in the error (code 7)."""
+    try:
+        return collapse(IPAddress(text))
+    except (AddrFormatError, ValueError) as error:
+        raise invalid_config(f'{what} must be an IP address, found "{text}"') from error
+
+
+def parse_cidr(text: str, what: str) -> IPNetwork:
+    """Return address and prefix length of `text`, host bits kept; `what` names the key."""
+    address, slash, prefix = text.partition("/")
+    if not (slash and prefix.isascii() and prefix.isdigit()):
+        raise invalid_config(f'{what} must be an address with a prefix length, found "{text}"')
+    ip = parse_ip(address, what)
+    if int(prefix) > width(ip):
+        raise invalid_config(f'{what} must have a prefix length up to {width(ip)}, found "{text}"')
+    return IPNetwork(f"{ip}/{prefix}")
+
+
+def parse_ip_or_cidr(text: str, what: str) -> IPAddress:
+    """Return the address of `text`, whose optional prefix length is checked and dropped."""
+    return parse_cidr(text, what).ip if "/" in text else parse_ip(text, what)
+
+
+def collapse(ip: IPAddress) -> IPAddress:
+    """Return an IPv4-mapped IPv6 address as IPv4, as Go's parser has it; others unchanged."""
+    return ip.ipv4() if ip.version == 6 and ip.is_ipv4_mapped() else ip
+
+
+def width(ip: IPAddress) -> int:
+    """Return the number of bits of an address of this family."""
+    return 32 if ip.version == 4 else 128
+
+
+def default_route(version: int) -> IPNetwork:
+    """Return the prefix of everything, in the family `version` (4 or 6)."""
+    return IPNetwork("0.0.0.0/0" if version == 4 else "::/0")

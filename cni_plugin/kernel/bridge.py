@@ -1,0 +1,210 @@
+"""Bridges: made with a pinned MAC, brought in line when they are ours alone.
+
+`ip link add NAME address MAC mtu MTU up type bridge`. A bridge follows the lowest MAC of its
+ports unless its own was set, so ours is set from the start. A bridge is ours alone when every
+port is the end of a veth; one with another port (an uplink, a tap) belongs to somebody whose
+settings we must not change: a difference is then an error. Linux: net/bridge/br_if.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+from cni_plugin.contract.errors import invalid_config
+from cni_plugin.kernel import netlink
+from cni_plugin.kernel.errors import KernelError
+from cni_plugin.kernel.link import (
+    IFF_UP,
+    Link,
+    get_link,
+    ifinfmsg_of,
+    list_links,
+    set_mac,
+    set_mtu,
+    set_promisc,
+    set_up,
+)
+from cni_plugin.kernel.netlink import Change, Netlink
+from cni_plugin.kernel.sysctl import ensure_sysctl
+
+ALIAS = "podwire: bridge"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeSpec:
+    """What an attachment needs of its bridge; `mtu` in bytes."""
+
+    name: str
+    mtu: int
+    promisc: bool = False
+    vlan_filtering: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Difference:
+    attribute: str
+    wanted: object
+    found: object
+    mend: Change
+
+
+def random_mac() -> str:
+    """Return a random unicast MAC of the locally administered kind."""
+    return ":".join(f"{byte:02x}" for byte in bytes([0x02, *os.urandom(5)]))
+
+
+def ensure_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
+    """Make the bridge or bring it in line, and return what the kernel holds.
+
+    Raises CNIError 7 when the name belongs to another kind of link, or when a bridge with
+    foreign ports differs; KernelError when the kernel refuses, for one VLAN filtering.
+    """
+    found = get_link(nl, spec.name) or _add_bridge(nl, spec)
+    if found.kind != "bridge":
+        kind = f"a {found.kind} device" if found.kind else "a device that is none"
+        raise invalid_config(f'"bridge" {spec.name}: wanted a bridge, found {kind} of that name')
+    differences = _compare(spec, found)
+    if differences:
+        _bring_in_line(nl, found, differences)
+    if found.mtu > spec.mtu:
+        lower_mtu(nl, found, spec.mtu)
+    if found.alias != ALIAS and not _foreign_port(nl, found):
+        _adopt(nl, found)
+    return found
+
+
+def _adopt(nl: Netlink, found: Link) -> None:
+    """Pin the MAC of a bridge that somebody else made for pods; it may still follow its ports'."""
+    changes = [set_mac(found.name, found.mac)]
+    nl.change(*changes, *([] if found.alias else [_set_alias(found.name)]))
+
+
+def _add_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
+    """Make the bridge; of two processes that try at once, one makes it and both go on."""
+    mac = random_mac()
+    settings: list[tuple[str, object]] = [("IFLA_BR_VLAN_FILTERING", 1)] if spec.vlan_filtering else []
+    info = {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", {"attrs": settings})]}
+    attrs = [
+        ("IFLA_IFNAME", spec.name),
+        ("IFLA_ADDRESS", mac),
+        ("IFLA_MTU", spec.mtu),
+        ("IFLA_LINKINFO", info),
+    ]
+    filtering = " vlan_filtering 1" if spec.vlan_filtering else ""
+    command = f"ip link add {spec.name} address {mac} mtu {spec.mtu} type bridge{filtering}"
+    flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+    try:
+        nl.change(Change(command, ifinfmsg_of(attrs=attrs), netlink.RTM_NEWLINK, flags))
+    except KernelError as error:
+        if error.errno == errno.EOPNOTSUPP and spec.vlan_filtering:
+            raise _no_vlan_filtering(spec.name) from error
+        if error.errno != errno.EEXIST:
+            raise
+    else:
+        _dress(nl, spec.name)
+    found = get_link(nl, spec.name)
+    if found is None:
+        raise KernelError(command, errno.ENODEV, "it was removed again at once")
+    return found
+
+
+def _dress(nl: Netlink, name: str) -> None:
+    """Give a bridge that we made its alias, and keep routers on the segment from configuring it."""
+    ensure_sysctl(f"net/ipv6/conf/{name}/accept_ra", 0)
+    nl.change(_set_alias(name), set_up(name))
+
+
+def _set_alias(name: str) -> Change:
+    message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name), ("IFLA_IFALIAS", ALIAS)])
+    return Change(f'ip link set {name} alias "{ALIAS}"', message, netlink.RTM_NEWLINK)
+
+
+def _no_vlan_filtering(name: str) -> KernelError:
+    return KernelError(
+        f'"vlan" on bridge {name}: wanted VLAN filtering',
+        errno.EOPNOTSUPP,
+        "this kernel cannot filter VLANs on bridges: CONFIG_BRIDGE_VLAN_FILTERING",
+    )
+
+
+def _compare(spec: BridgeSpec, found: Link) -> list[_Difference]:
+    differences = []
+    if found.mtu < spec.mtu:
+        differences.append(_difference("mtu", spec.mtu, found.mtu, set_mtu(spec.name, spec.mtu)))
+    if spec.vlan_filtering and not found.vlan_filtering:
+        differences.append(_difference("vlan_filtering", 1, 0, _set_vlan_filtering(spec.name)))
+    if spec.promisc and not found.promisc:
+        differences.append(_difference("promisc", "on", "off", set_promisc(spec.name)))
+    if not found.flags & IFF_UP:
+        differences.append(_difference("state", "up", "down", set_up(spec.name)))
+    return differences
+
+
+def _difference(attribute: str, wanted: object, found: object, mend: Change) -> _Difference:
+    return _Difference(attribute=attribute, wanted=wanted, found=found, mend=mend)
+
+
+def _set_vlan_filtering(name: str) -> Change:
+    data = {"attrs": [("IFLA_BR_VLAN_FILTERING", 1)]}
+    info = {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", data)]}
+    message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name), ("IFLA_LINKINFO", info)])
+    return Change(f"ip link set {name} type bridge vlan_filtering 1", message, netlink.RTM_NEWLINK)
+
+
+def _bring_in_line(nl: Netlink, found: Link, differences: list[_Difference]) -> None:
+    foreign = _foreign_port(nl, found)
+    if foreign is not None:
+        first = differences[0]
+        raise invalid_config(
+            f"bridge {found.name}: wanted {first.attribute} {first.wanted}, found {first.found}; "
+            f"it is not ours to change while {foreign.name} is one of its ports"
+        )
+    for difference in differences:
+        try:
+            nl.change(difference.mend)
+        except KernelError as error:
+            if difference.attribute == "vlan_filtering" and error.errno == errno.EOPNOTSUPP:
+                raise _no_vlan_filtering(found.name) from error
+            raise
+
+
+def _foreign_port(nl: Netlink, bridge: Link) -> Link | None:
+    return next((port for port in list_links(nl, master=bridge.index) if port.kind != "veth"), None)
+
+
+def lower_mtu(nl: Netlink, bridge: Link, mtu: int) -> None:
+    """Lower a bridge that is ours alone to the largest of `mtu` and its ports' MTUs.
+
+    Of two networks on one bridge the larger MTU stays. An ADD of the larger one may be adding
+    its port meanwhile: it looks at the bridge after that, and we look at the ports after
+    this, so one of the two sees the other.
+    """
+    ports = list_links(nl, master=bridge.index)
+    wanted = _largest(mtu, ports)
+    if wanted == bridge.mtu or any(port.kind != "veth" for port in ports):
+        return
+    nl.change(set_mtu(bridge.name, wanted))
+    arrived = _largest(wanted, list_links(nl, master=bridge.index))
+    if arrived > wanted:
+        nl.change(set_mtu(bridge.name, arrived))
+
+
+def _largest(mtu: int, ports: list[Link]) -> int:
+    return max([mtu, *(port.mtu for port in ports)])
+
+
+def set_port(name: str, *, alias: str, hairpin: bool, isolated: bool) -> Change:
+    """Return the change that gives a bridge port its alias and its flags."""
+    flags = [("IFLA_BRPORT_MODE", int(hairpin)), ("IFLA_BRPORT_ISOLATED", int(isolated))]
+    info = {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": flags})]}
+    message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias), ("IFLA_LINKINFO", info)])
+    words = f"hairpin {_switch(on=hairpin)} isolated {_switch(on=isolated)}"
+    return Change(
+        f'ip link set {name} alias "{alias}" type bridge_slave {words}', message, netlink.RTM_NEWLINK
+    )
+
+
+def _switch(*, on: bool) -> str:
+    return "on" if on else "off"

@@ -1,0 +1,127 @@
+"""Network namespaces: a pod's, held open by a descriptor, and the host's own.
+
+A `Namespace` owns a netlink socket made inside it. Entering is per thread (setns(2)) and is
+needed only for what has no descriptor: sysctls, and making sockets. By hand: `ip netns exec`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.kernel.netlink import Netlink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CLONE_NEWNET = 0x40000000
+_NS_GET_NSTYPE = 0xB703
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Namespace:
+    """A network namespace that stays in existence while this object is open."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over `fd`, a descriptor of a network namespace."""
+        self.fd = fd
+        self.netlink: Netlink
+        try:
+            with self.entered():
+                self.netlink = Netlink()
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def __enter__(self) -> Self:
+        """Return the namespace, to be closed at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the socket and the descriptor."""
+        self.netlink.close()
+        os.close(self.fd)
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Run a block with the calling thread inside this namespace."""
+        outside = current_namespace()
+        try:
+            _setns(self.fd)
+            try:
+                yield
+            finally:
+                _setns(outside)
+        finally:
+            os.close(outside)
+
+    def is_at(self, path: str) -> bool:
+        """Tell whether `path` still leads to this namespace."""
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(self.fd))
+        except FileNotFoundError:
+            return False
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"setns: {os.strerror(number)}")
+
+
+def current_namespace() -> int:
+    """Return a new descriptor of the calling thread's network namespace."""
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def open_host() -> Namespace:
+    """Return the namespace that the calling thread is in: the node's."""
+    return Namespace(current_namespace())
+
+
+def open_pod(path: str, *, allow_host: bool = False) -> Namespace:
+    """Return the namespace at `path`; CNIError 4 when it is none, 8 when it is the host's own.
+
+    The check against the host comes before anything is touched. `allow_host` is the
+    reference library's CNI_NETNS_OVERRIDE.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise CNIError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS {path}: {error.strerror}") from error
+    if not _is_network_namespace(fd):
+        os.close(fd)
+        raise CNIError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS {path}: wanted a network namespace, found none")
+    if _is_current(fd) and not allow_host:
+        os.close(fd)
+        raise CNIError(
+            Code.INVALID_NETNS, f"CNI_NETNS {path}: wanted the container's namespace, found the host's own"
+        )
+    return Namespace(fd)
+
+
+def find_pod(path: str, *, allow_host: bool = False) -> Namespace | None:
+    """Return the namespace at `path`, None when there is no namespace left there."""
+    if not path:
+        return None
+    try:
+        return open_pod(path, allow_host=allow_host)
+    except CNIError as error:
+        if error.code == Code.INVALID_ENVIRONMENT:
+            return None
+        raise
+
+
+def _is_network_namespace(fd: int) -> bool:
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET
+    except OSError:
+        return False
+
+
+def _is_current(fd: int) -> bool:
+    return os.path.samestat(os.fstat(fd), os.stat("/proc/thread-self/ns/net"))

@@ -1,0 +1,34 @@
+"""The plugin types: one module per type, found by the name that the executable is called with.
+
+Each entry imports its module when it is asked for, because a call needs one of them only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni_plugin.contract.dispatch import Plugin
+
+
+def _podwire() -> Plugin:
+    from cni_plugin.plugins import podwire
+
+    return podwire.PLUGIN
+
+
+def _ipam() -> Plugin:
+    from cni_plugin.plugins import ipam
+
+    return ipam.PLUGIN
+
+
+PLUGINS: dict[str, Callable[[], Plugin]] = {
+    "podwire": _podwire,
+    "podwire-ipam": _ipam,
+    # The reference's names, for a drop-in installation.
+    "bridge": _podwire,
+    "host-local": _ipam,
+}
