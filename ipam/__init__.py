@@ -1,0 +1,52 @@
+"""The address manager: which attachment holds which address, on which terms.
+
+`ranges` is arithmetic, `store` the locked directory in the reference `host-local`'s own format,
+`allocator` the policy that joins them, `errors` what can go wrong in its own words. It imports
+nothing of the plugin and knows nothing of CNI, interfaces or the kernel.
+"""
+
+from ipam.address import parse_address, render_address
+from ipam.allocator import Allocation, Usage, allocate, collect, held, release, usage
+from ipam.errors import (
+    AddressTaken,
+    AddressUnavailable,
+    DuplicateAllocation,
+    InvalidNetwork,
+    InvalidRange,
+    IPAMError,
+    LockTimeout,
+    NotInRange,
+    PoolExhausted,
+    StoreUnavailable,
+)
+from ipam.ranges import Range, RangeSet, make_range, make_range_sets
+from ipam.store import Owner, Store, list_networks
+
+__all__ = [
+    "AddressTaken",
+    "AddressUnavailable",
+    "Allocation",
+    "DuplicateAllocation",
+    "IPAMError",
+    "InvalidNetwork",
+    "InvalidRange",
+    "LockTimeout",
+    "NotInRange",
+    "Owner",
+    "PoolExhausted",
+    "Range",
+    "RangeSet",
+    "Store",
+    "StoreUnavailable",
+    "Usage",
+    "allocate",
+    "collect",
+    "held",
+    "list_networks",
+    "make_range",
+    "make_range_sets",
+    "parse_address",
+    "release",
+    "render_address",
+    "usage",
+]

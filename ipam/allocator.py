@@ -1,0 +1,177 @@
+"""Who gets which address: pure policy over a store.
+
+One address per range set, round robin from behind the last one given, all or nothing. The rules
+are those of the reference `host-local` (backend/allocator/allocator.go); what differs: the whole
+call is one hold of the lock, a failure releases only what the call itself reserved, and a search
+for what to release or to collect is done before the lock is taken and verified under it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from netaddr import IPAddress, IPNetwork
+
+from ipam.address import collapse, render_address, render_value
+from ipam.errors import AddressTaken, DuplicateAllocation, NotInRange, PoolExhausted
+from ipam.store import Holdings, Owner, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from ipam.ranges import Range, RangeSet
+
+__all__ = ["Allocation", "Owner", "Usage", "allocate", "collect", "held", "release", "usage"]
+
+_NOTHING: Final = Holdings(exact=(), legacy=(), taken=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """An address that is reserved now; its mask is the subnet's prefix length."""
+
+    address: IPAddress
+    subnet: IPNetwork
+    gateway: IPAddress | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """How full a range set is; only its allocatable addresses count."""
+
+    range_set: RangeSet
+    used: int
+    free: int
+
+
+def allocate(
+    store: Store,
+    range_sets: Sequence[RangeSet],
+    owner: Owner,
+    requested: Sequence[IPAddress] = (),
+) -> list[Allocation]:
+    """Reserve one address of each set, in order, or nothing at all.
+
+    Raises NotInRange, AddressTaken, DuplicateAllocation, PoolExhausted, LockTimeout and
+    StoreUnavailable.
+    """
+    wanted = _assign(range_sets, requested)
+    with store.locked(), ExitStack() as undo:
+        holdings = store.find(owner) if None in wanted else _NOTHING
+        made = []
+        for index, (range_set, address) in enumerate(zip(range_sets, wanted, strict=True)):
+            if address is None:
+                after = store.last_reserved(index)
+                allocation = _reserve_next(store, owner, range_set, holdings, after)
+            else:
+                allocation = _reserve_requested(store, owner, range_set, address)
+            undo.callback(store.remove, allocation.address, owner)
+            made.append(allocation)
+        for index, allocation in enumerate(made):
+            store.set_last_reserved(index, allocation.address)
+        undo.pop_all()
+    return made
+
+
+def release(store: Store, owner: Owner) -> list[IPAddress]:
+    """Release what the owner holds; nothing to release is fine and takes no lock."""
+    found = held(store, owner)
+    if not found:
+        return []
+    with store.locked():
+        return store.release(owner, found)
+
+
+def held(store: Store, owner: Owner) -> list[IPAddress]:
+    """Return what the owner holds; legacy files by its id count where it has no others."""
+    return list(store.find(owner).addresses)
+
+
+def collect(store: Store, valid: Collection[Owner]) -> list[IPAddress]:
+    """Release everything that no valid owner holds, and the debris of crashes.
+
+    A legacy file names no interface; it lives if its id is that of any valid owner.
+    """
+    owners, ids = frozenset(valid), {each.container_id for each in valid}
+    stale = [
+        (address, owner)
+        for address, owner in store.owners().items()
+        if owner not in owners and (owner.ifname or owner.container_id not in ids)
+    ]
+    if not stale:
+        return []
+    with store.locked():
+        return store.remove_all(stale)
+
+
+def usage(store: Store, range_sets: Sequence[RangeSet]) -> list[Usage]:
+    """Return how full each set is; needs neither the lock nor write access."""
+    reserved = store.reserved()
+    found = [_usage(each, reserved) for each in range_sets]
+    if all(each.free for each in found):
+        return found
+    # Debris is free to the next ADD, but only a look at each file tells it; worth it when full.
+    reserved = store.reserved(skip_empty=True)
+    return [_usage(each, reserved) for each in range_sets]
+
+
+def _assign(range_sets: Sequence[RangeSet], requested: Sequence[IPAddress]) -> list[IPAddress | None]:
+    """Give each set at most one requested address; one that no set takes is an error."""
+    left = list(dict.fromkeys(map(collapse, requested)))
+    assigned = []
+    for range_set in range_sets:
+        address = next((each for each in left if range_set.range_of(each)), None)
+        assigned.append(address)
+        if address is not None:
+            left.remove(address)
+    if left:
+        raise NotInRange.unused(map(render_address, left))
+    return assigned
+
+
+def _reserve_requested(store: Store, owner: Owner, range_set: RangeSet, address: IPAddress) -> Allocation:
+    within = range_set.range_of(address)
+    text = render_address(address)
+    if within is None or address == within.gateway:
+        raise NotInRange.gateway(text)
+    if not within.allocatable(address):
+        raise NotInRange.excluded(text, range_set)
+    if not store.reserve(address, owner):
+        raise AddressTaken(text, range_set, str(store.owner_of(address) or "an unreadable file"))
+    return _allocation(within, address)
+
+
+def _reserve_next(
+    store: Store,
+    owner: Owner,
+    range_set: RangeSet,
+    holdings: Holdings,
+    after: IPAddress | None,
+) -> Allocation:
+    for each in (*holdings.exact, *holdings.legacy):
+        if range_set.range_of(each):
+            raise DuplicateAllocation(render_address(each), owner.container_id)
+    version, taken = range_set.version, holdings.taken
+    for within, value in range_set.candidates(after):
+        if render_value(value, version) not in taken:
+            address = IPAddress(value, version)
+            if store.reserve(address, owner):
+                return _allocation(within, address)
+    raise PoolExhausted(range_set)
+
+
+def _allocation(within: Range, address: IPAddress) -> Allocation:
+    return Allocation(address=address, subnet=within.subnet, gateway=within.gateway)
+
+
+def _usage(range_set: RangeSet, reserved: Sequence[tuple[int, int]]) -> Usage:
+    version = range_set.version
+    spans = [span for each in range_set.ranges for span in each.spans()]
+    used = sum(
+        bisect_left(reserved, (version, last + 1)) - bisect_left(reserved, (version, first))
+        for first, last in spans
+    )
+    return Usage(range_set=range_set, used=used, free=range_set.size() - used)

@@ -1,0 +1,148 @@
+"""The few file operations that the store is made of, and nothing that knows what an owner is.
+
+Everything here raises plain OSError; the store says which object was meant. A walk is one
+scandir and three system calls for each file, relative to the directory's descriptor.
+"""
+# Plain os calls: pathlib costs more than the system calls, and a walk reads 60,000 files.
+# ruff: noqa: PTH102, PTH108, PTH112, PTH120
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+from errno import EMFILE, ENFILE, ENOMEM, ENOSPC, ENOTDIR
+from stat import S_ISREG
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CHUNK: Final = 512
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+# O_NONBLOCK: a FIFO that somebody left behind must not stop an ADD.
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OUR_OWN_LIMITS: Final = frozenset({EMFILE, ENFILE, ENOMEM})
+_ADDRESS_BEGINS: Final = frozenset("0123456789abcdef:")
+
+
+def walk(directory: str) -> Iterator[tuple[str, bytes | None]]:
+    """Yield (name, trimmed content) of what may be an address; None where there is none to read."""
+    try:
+        fd = os.open(directory, _DIRECTORY)
+    except FileNotFoundError:
+        return
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                if entry.name[0] in _ADDRESS_BEGINS:
+                    yield entry.name, _content(entry, fd)
+    finally:
+        os.close(fd)
+
+
+def _content(entry: os.DirEntry[str], directory: int) -> bytes | None:
+    if not entry.is_file(follow_symlinks=False):
+        return None
+    try:
+        return read(entry.name, directory).strip()
+    except OSError as error:
+        if error.errno in _OUR_OWN_LIMITS:
+            raise  # it is not the file's fault, and no answer would be the wrong answer
+        return None
+
+
+def names(directory: str, *, skip_empty: bool) -> list[str]:
+    """Return the names in the directory; looking for empty files costs a call for each."""
+    with suppress(FileNotFoundError), os.scandir(directory) as entries:
+        return [each.name for each in entries if not (skip_empty and _is_empty(each))]
+    return []
+
+
+def _is_empty(entry: os.DirEntry[str]) -> bool:
+    with suppress(FileNotFoundError):
+        return entry.is_file(follow_symlinks=False) and not entry.stat().st_size
+    return True
+
+
+def read(path: str, directory: int | None = None) -> bytes:
+    """Return a file's content; a symbolic link is refused."""
+    fd = os.open(path, _READ, dir_fd=directory)
+    try:
+        content = os.read(fd, _CHUNK)
+        if len(content) == _CHUNK:
+            content += b"".join(iter(lambda: os.read(fd, _CHUNK), b""))
+    finally:
+        os.close(fd)
+    return content
+
+
+@contextmanager
+def written(path: str, content: bytes) -> Iterator[str]:
+    """Write a new file for the body to link or rename; afterwards the name is gone."""
+    fd = _create(path)
+    try:
+        try:
+            _write(fd, content)
+        finally:
+            os.close(fd)
+        yield path
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _create(path: str) -> int:
+    """Create the file anew.
+
+    What a crash left may be a second name of a live address file (it came between link and
+    unlink), so it is unlinked and never truncated.
+    """
+    with suppress(FileExistsError, FileNotFoundError):
+        return os.open(path, _NEW, 0o600)
+    make_directories(os.path.dirname(path))
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    return os.open(path, _NEW, 0o600)
+
+
+def _write(fd: int, content: bytes) -> None:
+    if os.write(fd, content) != len(content):
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+
+def link(existing: str, path: str) -> bool:
+    """Give a file a second name; False if that name is in use."""
+    try:
+        os.link(existing, path)
+    except FileExistsError:
+        return False
+    return True
+
+
+def remove_empty(path: str) -> bool:
+    """Remove the file if it is empty; True if the name is free now."""
+    with suppress(FileNotFoundError):
+        status = os.lstat(path)
+        if not S_ISREG(status.st_mode) or status.st_size:
+            return False
+        os.unlink(path)
+    return True
+
+
+def make_directories(path: str) -> None:
+    """Create the directory and its parents, all of them 0755 less the umask, as Go does."""
+    if path and not os.path.isdir(path):
+        make_directories(os.path.dirname(path))
+        try:
+            os.mkdir(path, 0o755)
+        except FileExistsError:
+            if not os.path.isdir(path):  # else another process was quicker
+                raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), path) from None
+
+
+def nearest_existing(path: str) -> str:
+    """Return the path or the closest of its parents that exists."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path) or "."
+    return path
