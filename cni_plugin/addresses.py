@@ -131,11 +131,16 @@ def addressing(request: Request) -> Addressing:
 
 def open_store(request: Request) -> ipam.Store:
     """Return the network's store; nothing is touched on disk until it is used."""
-    data_dir = _section(request).string("dataDir") or DEFAULT_DATA_DIR
-    if not data_dir.startswith("/"):
-        raise invalid_config(f'"ipam.dataDir" must be an absolute path, found "{data_dir}"')
     with _translated():
-        return ipam.Store(data_dir, request.network)
+        return ipam.Store(data_dir(request), request.network)
+
+
+def data_dir(request: Request) -> str:
+    """Return the directory that holds one directory per network."""
+    path = _section(request).string("dataDir") or DEFAULT_DATA_DIR
+    if not path.startswith("/"):
+        raise invalid_config(f'"ipam.dataDir" must be an absolute path, found "{path}"')
+    return path
 
 
 def _section(request: Request) -> Fields:

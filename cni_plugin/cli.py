@@ -1,0 +1,156 @@
+"""The operator's command line: what is on this node, and repairing the address store.
+
+Human-readable by default, `--json` for scripts. Exit status 0 when all is well, 1 when
+something is wrong, 2 for a wrong command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import ipam
+from cni_plugin import __version__, report
+from cni_plugin.addresses import DEFAULT_DATA_DIR
+from cni_plugin.config import Attachment
+from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.contract.inet import parse_ip
+from cni_plugin.kernel.link import get_link
+from cni_plugin.kernel.netns import open_host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_EPILOG = "Without arguments, and with CNI_COMMAND set, this is a CNI plugin: https://www.cni.dev/docs/spec/"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command and return the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except (CNIError, ipam.IPAMError) as error:
+        sys.stderr.write(f"podwire: {error}\n")
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="podwire", description="Pod networks of this node.", epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"podwire {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True)
+    _add_status(commands)
+    _add_ipam(commands)
+    return parser
+
+
+def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    status = commands.add_parser("status", help="networks, pools, attachments, and what is wrong")
+    status.add_argument("--conf-dir", default="/etc/cni/net.d", help="the runtime's network configurations")
+    status.add_argument("--bin-dir", default="/opt/cni/bin", help="the runtime's plugins")
+    status.add_argument("--json", action="store_true", help="for scripts")
+    status.set_defaults(run=_status)
+
+
+def _add_ipam(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("ipam", help="look at the address store and repair it")
+    verbs = parser.add_subparsers(title="commands", required=True)
+    listing = verbs.add_parser("list", help="the addresses held, and by whom")
+    listing.add_argument("network", nargs="?", help="one network only")
+    listing.add_argument("--json", action="store_true", help="for scripts")
+    listing.set_defaults(run=_ipam_list)
+    release = verbs.add_parser("release", help="give addresses back whose container is gone")
+    release.add_argument("network")
+    release.add_argument("address", nargs="+")
+    release.set_defaults(run=_ipam_release)
+    for verb in (listing, release):
+        verb.add_argument(
+            "--data-dir", default=DEFAULT_DATA_DIR, help=f"the store (default {DEFAULT_DATA_DIR})"
+        )
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    seen = report.look(arguments.conf_dir, arguments.bin_dir)
+    if arguments.json:
+        _write(json.dumps(asdict(seen), indent=4))
+    else:
+        _write(*_render_status(seen, arguments.conf_dir))
+    return 1 if seen.problems else 0
+
+
+def _render_status(seen: report.NodeReport, conf_dir: str) -> Iterable[str]:
+    if not seen.networks:
+        yield f"no podwire network in {conf_dir}"
+    for network in seen.networks:
+        yield f"network {network.name}: {network.mode}, addresses from {network.ipam} ({network.file})"
+        for pool in network.pools:
+            yield f"  pool {pool.ranges}: {pool.used} used, {pool.free} free"
+        pods = [a for a in seen.attachments if a.network == network.name]
+        rows = [(a.pod or a.container_id, a.ifname, a.host_ifname, " ".join(a.addresses)) for a in pods]
+        yield from _table(("POD", "INTERFACE", "HOST END", "ADDRESSES"), rows)
+    yield from (f"wrong: {problem}" for problem in seen.problems)
+    if seen.networks and not seen.problems:
+        yield "nothing is wrong"
+
+
+def _ipam_list(arguments: argparse.Namespace) -> int:
+    names = [arguments.network] if arguments.network else ipam.list_networks(arguments.data_dir)
+    rows = [row for name in names for row in _read_addresses(arguments.data_dir, name)]
+    if arguments.json:
+        keys = ("network", "address", "container_id", "ifname")
+        _write(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=4))
+    else:
+        _write(*_table(("NETWORK", "ADDRESS", "CONTAINER", "INTERFACE"), rows))
+    return 0
+
+
+def _read_addresses(data_dir: str, network: str) -> list[tuple[str, str, str, str]]:
+    held = sorted(ipam.Store(data_dir, network).owners().items())
+    return [(network, str(address), owner.container_id, owner.ifname) for address, owner in held]
+
+
+def _ipam_release(arguments: argparse.Namespace) -> int:
+    store = ipam.Store(arguments.data_dir, arguments.network)
+    held = store.owners()
+    named = [parse_ip(text, "address") for text in arguments.address]
+    absent = [str(address) for address in named if address not in held]
+    if absent:
+        sys.stderr.write(f"podwire: network {arguments.network}: wanted {absent} held, found them free\n")
+        return 1
+    _refuse_living(arguments.network, [held[address] for address in named])
+    with store.locked():
+        released = store.remove_all((address, held[address]) for address in named)
+    _write(*(f"released {address}, held by {held[address]}" for address in released))
+    return 0
+
+
+def _refuse_living(network: str, owners: Iterable[ipam.Owner]) -> None:
+    """Raise CNIError when an owner still has its interface: its address is in use."""
+    with open_host() as host:
+        for owner in owners:
+            attachment = Attachment(
+                network=network, container_id=owner.container_id, ifname=owner.ifname, netns=""
+            )
+            if get_link(host.netlink, attachment.host_ifname) is not None:
+                raise CNIError(
+                    Code.INTERNAL,
+                    f"{attachment}: wanted a container that is gone, found its interface "
+                    f"{attachment.host_ifname}; stop the pod instead",
+                )
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterable[str]:
+    """Return the rows under their heads, in columns; nothing when there is no row."""
+    if not rows:
+        return
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _write(*lines: str) -> None:
+    for line in lines:
+        sys.stdout.write(f"{line}\n")

@@ -1,0 +1,194 @@
+"""What podwire sees on this node: networks, pools, attachments, and what is wrong.
+
+Reads configuration, store and kernel and changes nothing. There is no record of our own to
+consult: an attachment is a veth whose alias names it, an address is a file in the store.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import ipam
+from cni_plugin import addresses
+from cni_plugin.config import MARK, parse_network
+from cni_plugin.contract import versions
+from cni_plugin.contract.errors import CNIError
+from cni_plugin.contract.fields import Fields
+from cni_plugin.contract.request import parse_document, parse_request
+from cni_plugin.delegate import OWN_NAMES
+from cni_plugin.kernel.link import list_links
+from cni_plugin.kernel.netns import open_host
+from cni_plugin.plugins import PLUGINS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_plugin.contract.request import Request
+    from cni_plugin.kernel.link import Link
+
+# The types whose attachments are ours to look for.
+MAIN_TYPES = frozenset({"podwire", "bridge"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolReport:
+    """How full a range set is, in addresses."""
+
+    ranges: str
+    used: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachmentReport:
+    """One pod on a network, as link and store show it."""
+
+    network: str
+    container_id: str
+    ifname: str
+    pod: str
+    host_ifname: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkReport:
+    """One network that a configuration file defines."""
+
+    name: str
+    file: str
+    type: str
+    mode: str
+    ipam: str
+    data_dir: str
+    pools: tuple[PoolReport, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReport:
+    """Everything `podwire status` shows."""
+
+    networks: tuple[NetworkReport, ...]
+    attachments: tuple[AttachmentReport, ...]
+    problems: tuple[str, ...]
+
+
+def look(conf_dir: str, bin_dir: str) -> NodeReport:
+    """Return the report for the networks that the files in `conf_dir` define."""
+    problems: list[str] = []
+    networks = [n for path in _list_files(conf_dir) for n in _read_file(path, bin_dir, problems)]
+    held = _read_held(networks)
+    with open_host() as host:
+        links = [link for link in list_links(host.netlink, kind="veth") if link.alias.startswith(MARK)]
+    parsed = [_parse_attachment(link) for link in links]
+    attachments = [replace(a, addresses=tuple(held.get((a.network, _owner(a)), ()))) for a in parsed]
+    report = NodeReport(networks=tuple(networks), attachments=tuple(attachments), problems=())
+    return replace(report, problems=(*problems, *_find_disagreements(report, held)))
+
+
+def _list_files(conf_dir: str) -> list[str]:
+    """Return the files that a runtime reads, in its order."""
+    found = (glob.glob(f"{glob.escape(conf_dir)}/*.{ending}") for ending in ("conflist", "conf", "json"))
+    return sorted(path for paths in found for path in paths)
+
+
+def _read_file(path: str, bin_dir: str, problems: list[str]) -> list[NetworkReport]:
+    try:
+        return [_read_network(path, plugin, bin_dir, problems) for plugin in _read_plugins(path)]
+    except (CNIError, OSError, ipam.IPAMError) as error:
+        problems.append(f"{path}: {error}")
+        return []
+
+
+def _read_plugins(path: str) -> list[dict[str, object]]:
+    """Return the plugin configurations of a file that are ours, as the runtime would hand them over."""
+    with open(path, "rb") as file:
+        document = parse_document(file.read())
+    fields = Fields(document)
+    members = [dict(member.raw) for member in fields.objects("plugins")] or [document]
+    ours = [member for member in members if Fields(member).string("type") in MAIN_TYPES]
+    # Only the newest version has STATUS, and what we ask is what STATUS asks.
+    common = {"name": fields.string("name"), "cniVersion": versions.NEWEST}
+    return [member | common for member in ours]
+
+
+def _read_network(path: str, plugin: dict[str, object], bin_dir: str, problems: list[str]) -> NetworkReport:
+    environ = {"CNI_COMMAND": "STATUS", "CNI_PATH": bin_dir}
+    request = parse_request(environ, json.dumps(plugin).encode())
+    network = parse_network(request)
+    ours = network.ipam_type in OWN_NAMES
+    if ours or not network.ipam_type:
+        problems += _ask_status(request, path)
+    return NetworkReport(
+        name=request.network,
+        file=path,
+        type=request.config.string("type"),
+        mode=network.mode,
+        ipam=network.ipam_type or "none",
+        data_dir=addresses.data_dir(request) if ours else "",
+        pools=tuple(_read_pools(request)) if ours else (),
+    )
+
+
+def _ask_status(request: Request, path: str) -> list[str]:
+    """Return why a pod could not be added now, in the words that the runtime would get."""
+    try:
+        PLUGINS["podwire"]().status(request)
+    except CNIError as error:
+        return [f"{path}: {error.msg}"]
+    return []
+
+
+def _read_pools(request: Request) -> Iterator[PoolReport]:
+    for usage in ipam.usage(addresses.open_store(request), addresses.parse_range_sets(request)):
+        yield PoolReport(ranges=str(usage.range_set), used=usage.used, free=usage.free)
+
+
+def _read_held(networks: list[NetworkReport]) -> dict[tuple[str, ipam.Owner], list[str]]:
+    """Return the addresses of every (network, owner) in the stores of these networks."""
+    held: dict[tuple[str, ipam.Owner], list[str]] = {}
+    for network in networks:
+        if network.data_dir:
+            for address, owner in sorted(ipam.Store(network.data_dir, network.name).owners().items()):
+                held.setdefault((network.name, owner), []).append(ipam.render_address(address))
+    return held
+
+
+def _parse_attachment(link: Link) -> AttachmentReport:
+    """Return what an alias says; one that was cut has lost its end."""
+    _, network, container_id, ifname, pod = [*link.alias.split(" "), "", "", "", ""][:5]
+    return AttachmentReport(
+        network=network,
+        container_id=container_id,
+        ifname=ifname,
+        pod=pod,
+        host_ifname=link.name,
+        addresses=(),
+    )
+
+
+def _find_disagreements(report: NodeReport, held: dict[tuple[str, ipam.Owner], list[str]]) -> Iterator[str]:
+    """Yield where configuration, store and kernel contradict each other."""
+    known = {network.name for network in report.networks}
+    for attachment in report.attachments:
+        if attachment.network not in known:
+            yield f"{attachment.host_ifname}: no file configures its network {attachment.network}"
+    ours = {network.name for network in report.networks if network.data_dir}
+    owners = {(a.network, _owner(a)) for a in report.attachments}
+    for (network, owner), found in sorted(held.items(), key=lambda item: item[1]):
+        if (network, owner) not in owners:
+            named = " ".join(found)
+            yield (
+                f"network {network}: {named} held by {owner}, which has no interface here; "
+                f"if that container is gone: podwire ipam release {network} {named}"
+            )
+    for attachment in report.attachments:
+        if attachment.network in ours and not attachment.addresses:
+            yield f"{attachment.host_ifname}: {attachment.container_id} holds no address in the store"
+
+
+def _owner(attachment: AttachmentReport) -> ipam.Owner:
+    return ipam.Owner(container_id=attachment.container_id, ifname=attachment.ifname)
