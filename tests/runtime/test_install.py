@@ -1,0 +1,125 @@
+"""scripts/install and scripts/quickstart, as a person runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.kernel.networks import dual_stack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.node import Node
+
+INSTALL = str(ROOT / "scripts/install")
+GO_PLUGINS = "/usr/lib/cni"
+
+
+def install(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [INSTALL, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "bin"
+
+
+def test_install_adds_only_its_own_names(target: Path) -> None:
+    done = install("--bin-dir", target, "--python", sys.executable)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in target.iterdir()) == ["podwire", "podwire-ipam"]
+    assert all(os.access(path, os.X_OK) for path in target.iterdir())
+
+
+def test_drop_in_keeps_what_it_replaces_and_uninstall_restores_it(target: Path) -> None:
+    target.mkdir()
+    (target / "bridge").write_text("the reference's\n")
+    (target / "portmap").write_text("somebody's\n")
+    for _ in range(2):  # the second must not keep our own file as the reference's
+        assert install("--bin-dir", target, "--drop-in", "--python", sys.executable).returncode == 0
+    assert "podwire-cni-executable" in (target / "bridge").read_text()
+    assert "podwire-cni-executable" in (target / "host-local").read_text()
+    done = install("--uninstall", "--bin-dir", target, "--prefix", target.parent / "none")
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        "bridge": "the reference's\n",
+        "portmap": "somebody's\n",
+    }
+
+
+def test_uninstall_leaves_a_reference_plugin_alone(target: Path) -> None:
+    target.mkdir()
+    (target / "bridge").write_text("the reference's\n")
+    assert install("--uninstall", "--bin-dir", target, "--prefix", target.parent / "none").returncode == 0
+    assert (target / "bridge").read_text() == "the reference's\n"
+
+
+def test_an_unknown_argument_changes_nothing(target: Path) -> None:
+    done = install("--bin-dir", target, "--everywhere")
+    assert done.returncode == 1
+    assert "--everywhere" in done.stderr
+    assert not target.exists()
+
+
+def test_replacing_an_executable_under_load_fails_no_call(target: Path) -> None:
+    assert install("--bin-dir", target, "--python", sys.executable).returncode == 0
+    upgrade = subprocess.Popen(
+        f"for i in 1 2 3 4 5; do {INSTALL} --bin-dir {target} --python {sys.executable}; done",
+        shell=True,
+        stdout=subprocess.DEVNULL,
+    )
+    calls = 0
+    while upgrade.poll() is None or calls < 5:
+        done = subprocess.run([target / "podwire", "--version"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        calls += 1
+    assert upgrade.returncode == 0
+
+
+def test_an_installation_of_its_own_works_without_the_checkout(node: Node) -> None:
+    """Install as on a node: with an environment under a prefix."""
+    target, prefix = node.tmp / "own-bin", node.tmp / "lib"
+    done = install("--bin-dir", target, "--prefix", prefix, "--drop-in")
+    assert done.returncode == 0, done.stderr
+    assert str(ROOT) not in (target / "podwire").read_text()
+    pod, config = node.pod(), dual_stack(node)
+    node.bin_dir = target
+    result = node.add(config, pod)
+    assert node.check(config, result, pod).status == 0
+    node.delete(config, pod)
+    assert install("--uninstall", "--bin-dir", target, "--prefix", prefix).returncode == 0
+    assert not prefix.exists()
+
+
+def test_under_the_reference_names_a_go_configuration_works_unchanged(node: Node) -> None:
+    """The type stays `bridge`, the IPAM type `host-local`: the executable is ours."""
+    node.bin_dir = node.tmp / "drop-in"
+    done = install("--bin-dir", node.bin_dir, "--drop-in", "--python", sys.executable)
+    assert done.returncode == 0, done.stderr
+    config = dual_stack(node)
+    config["type"] = "bridge"
+    config["ipam"]["type"] = "host-local"
+    pod = node.pod()
+    node.add(config, pod, program="bridge")
+    assert pod.ping("10.22.0.1")
+    node.delete(config, pod, program="bridge")
+    assert node.held() == {}
+
+
+def test_the_quickstart_shows_two_pods_and_leaves_nothing() -> None:
+    before = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run([ROOT / "scripts/quickstart"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("2 received, 0% packet loss") == 2
+    assert "no veth, no address" in done.stdout
+    after = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
+    assert after == before
+    spaces = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    assert "podwire-quickstart" not in spaces
