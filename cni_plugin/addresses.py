@@ -122,10 +122,14 @@ def status(request: Request) -> None:
 
 
 def addressing(request: Request) -> Addressing:
-    """Return what the ranges say before any address is taken."""
+    """Return what the ranges say before any address is taken; CNIError 7 for what ADD could not read."""
     range_sets = parse_range_sets(request)
+    # ADD needs these only when the link is made; an error in them must come before.
+    parse_requested(request)
+    parse_routes(_section(request))
+    open_store(request)
     ranges = [r for range_set in range_sets for r in range_set.ranges]
-    without = next((str(r.subnet) for r in ranges if r.gateway is None), "")
+    without = next((str(r.subnet) for r in ranges if not r.gateway or r.gateway.version != r.version), "")
     return Addressing(stated_families=frozenset(s.version for s in range_sets), without_gateway=without)
 
 

@@ -33,7 +33,8 @@ KNOWN_ARGS = frozenset(
     }
 )
 MARK = "podwire:"
-_MAX_ALIAS = 255  # bytes, IFALIASZ less the terminating zero
+_IDENTITY_DIGITS = 16
+_MAX_ALIAS = 254  # bytes; IFALIASZ less the terminating zero, which we send and the kernel counts
 _MAX_IFNAME = 15  # bytes, IFNAMSIZ less the terminating zero
 _NOT_YET = ("ipMasq", "macspoofchk")
 DEFAULT_DELEGATE_TIMEOUT = 60  # seconds; a DHCP lease may take half of it
@@ -52,7 +53,7 @@ class Attachment:
     @property
     def identity(self) -> str:
         """Return the fixed-size name of (container id, ifname) in every kernel object."""
-        return hashlib.sha256(f"{self.container_id}\0{self.ifname}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.container_id}\0{self.ifname}".encode()).hexdigest()[:_IDENTITY_DIGITS]
 
     @property
     def host_ifname(self) -> str:
@@ -79,7 +80,7 @@ def render_alias(attachment: Attachment, pod: str) -> str:
     """Return the alias of the host's end: identity first, the readable rest cut at what fits."""
     alias = f"{alias_prefix(attachment.identity, attachment.network)}{attachment.container_id}"
     alias += f" {attachment.ifname}" + (f" {pod}" if pod else "")
-    return alias.encode()[:_MAX_ALIAS].decode(errors="ignore")
+    return alias.encode(errors="replace")[:_MAX_ALIAS].decode(errors="ignore")
 
 
 def alias_prefix(identity: str, network: str) -> str:
@@ -110,7 +111,7 @@ class Addressing:
     stated_families: frozenset[int] = frozenset()
     """The families that the configuration names; empty when only a foreign delegate knows."""
     without_gateway: str = ""
-    """A range that says that it has no gateway."""
+    """A range that has no gateway of its family."""
     layer2: bool = False
     """No addresses at all."""
 
@@ -125,6 +126,7 @@ def parse_network(request: Request) -> Network:
     fields = request.config
     for key in _NOT_YET:
         _refuse_switched_on(fields, key)
+    _refuse_long_name(request.network)
     args = parse_args(request, KNOWN_ARGS)
     network = Network(
         attachment=parse_attachment(request),
@@ -158,6 +160,13 @@ def _refuse_switched_on(fields: Fields, key: str) -> None:
             Code.UNSUPPORTED_FIELD,
             f'"{key}": {str(fields.value(key)).lower()} is not supported by this version of podwire',
         )
+
+
+def _refuse_long_name(network: str) -> None:
+    """Refuse a name that an alias cannot hold whole: GC tells networks apart by it."""
+    longest = _MAX_ALIAS - len(alias_prefix("0" * _IDENTITY_DIGITS, ""))
+    if len(network) > longest:
+        raise invalid_config(f'"name" must be at most {longest} bytes long, found {len(network)}')
 
 
 def _parse_mtu(fields: Fields) -> int:

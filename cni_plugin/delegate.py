@@ -8,14 +8,16 @@ and any type that CNI_PATH resolves to our own executable, is called without a p
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from cni_plugin import addresses
-from cni_plugin.config import Addressing, ipam_type, parse_delegate_timeout
+from cni_plugin.config import DEFAULT_DELEGATE_TIMEOUT, Addressing, ipam_type, parse_delegate_timeout
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.result import Result, parse_result
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from cni_plugin.contract.request import Request
+
+log = logging.getLogger("podwire")
 
 OWN_TYPE = "podwire-ipam"
 # What our address manager answers to when the file of that name is our executable.
@@ -93,6 +97,14 @@ def _is_ours(path: str) -> bool:
         return False
 
 
+def _give_back(delegate: Delegate) -> None:
+    """Release after a failed ADD; a failure of its own is logged, since the runtime must learn of ADD's."""
+    try:
+        delegate.release()
+    except CNIError as error:
+        log.warning("after the failed ADD: %s", error)
+
+
 class Nobody:
     """A pure layer 2 attachment: no addresses."""
 
@@ -123,7 +135,7 @@ class Own:
     def allocate(self, undo: ExitStack) -> Result:
         """Take addresses; a failed allocation holds nothing, so it has nothing to release."""
         result = addresses.allocate(self.request)
-        undo.callback(self.release)
+        undo.callback(_give_back, self)
         return result
 
     def release(self) -> None:
@@ -153,11 +165,12 @@ class Foreign:
 
     def addressing(self) -> Addressing:
         """Return that only the plugin knows."""
+        parse_delegate_timeout(self.request.config)
         return Addressing()
 
     def allocate(self, undo: ExitStack) -> Result:
         """Run its ADD. Its DEL follows a failure too: what it had taken by then only it knows."""
-        undo.callback(self.release)
+        undo.callback(_give_back, self)
         stdout = self._run("ADD")
         result = parse_result(Fields(self._parse(stdout), f"result of {self.kind}"), self.request.cni_version)
         if not result.ips:
@@ -183,7 +196,7 @@ class Foreign:
         self._run("STATUS")
 
     def _run(self, command: str) -> bytes:
-        timeout = parse_delegate_timeout(self.request.config)
+        timeout = self._timeout()
         environ = dict(self.request.environ) | {"CNI_COMMAND": command}
         try:
             status, stdout = _execute(self.path, environ, self.request.stdin, timeout)
@@ -197,6 +210,12 @@ class Foreign:
         if status != 0:
             raise self._failure(command, status, stdout)
         return stdout
+
+    def _timeout(self) -> int:
+        """Return the limit in seconds; one that ADD refuses must not keep DEL from releasing."""
+        with suppress(CNIError):
+            return parse_delegate_timeout(self.request.config)
+        return DEFAULT_DELEGATE_TIMEOUT
 
     def _failure(self, command: str, status: int, stdout: bytes) -> CNIError:
         """Return the plugin's own error under its name, or what it said instead of one."""

@@ -155,7 +155,7 @@ class Node(Space):
     def transcript(self) -> str:
         """Return the node's state as text: links, addresses, routes, nftables and the store.
 
-        What only counts or ages (indexes, statistics, lifetimes) is left out.
+        Left out is what only counts or ages, and what IPv6 does by itself some time after a link came up.
         """
         parts = []
         for words in (
@@ -165,7 +165,8 @@ class Node(Space):
             ["-6", "route", "show", "table", "all"],
         ):
             parts.append(" ".join(words))
-            parts.append(self.run("ip", "-o", *words).stdout)
+            lines = self.run("ip", "-o", *words).stdout.splitlines()
+            parts += [line for line in lines if "fe80:" not in line and "ff00::" not in line]
         parts.append(self.run("nft", "list", "ruleset").stdout)
         parts += [f"{name} {owner!r}" for name, owner in sorted(self.held().items())]
         return "\n".join(parts)

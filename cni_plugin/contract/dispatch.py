@@ -47,7 +47,10 @@ class Answer:
 def serve(load: Callable[[], Plugin]) -> int:
     """Answer the call in this process's environment and stdin; return the exit status."""
     _start_logging(os.environ)
-    reply = answer(os.environ, _read_stdin(), load)
+    try:
+        reply = answer(os.environ, _read_stdin(), load)
+    except CNIError as error:
+        reply = _failure(error, b"")
     sys.stdout.buffer.write(reply.stdout)
     sys.stdout.flush()
     return reply.status
@@ -114,7 +117,10 @@ def _read_stdin() -> bytes:
     """Return stdin, one byte past the limit at most; nothing from a terminal, which would never end."""
     if sys.stdin is None or sys.stdin.isatty():
         return b""
-    return sys.stdin.buffer.read(MAX_STDIN + 1)
+    try:
+        return sys.stdin.buffer.read(MAX_STDIN + 1)
+    except OSError as error:
+        raise CNIError(Code.IO_FAILURE, f"stdin: {error.strerror}") from error
 
 
 def _start_logging(environ: Mapping[str, str]) -> None:

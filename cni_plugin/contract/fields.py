@@ -7,6 +7,7 @@ ignored, and a value of another type is an error (code 7) that says what was wan
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, TypeVar
 
 from cni_plugin.contract.errors import invalid_config
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 T = TypeVar("T")
+
+# JSON can say what no name, path or alias can hold: NUL and half of a surrogate pair.
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 _NAMES = {str: "a string", bool: "true or false", int: "an integer", list: "a list", dict: "an object"}
 
@@ -52,7 +56,7 @@ class Fields:
     def string(self, key: str, default: str = "") -> str:
         """Return the string under `key`."""
         value = self._typed(key, str)
-        return default if value is None else value
+        return default if value is None else _text(value, self.name(key))
 
     def boolean(self, key: str, *, default: bool = False) -> bool:
         """Return the boolean under `key`."""
@@ -73,15 +77,11 @@ class Fields:
 
     def strings(self, key: str) -> list[str]:
         """Return the list of strings under `key`; empty when absent."""
-        values = self._typed(key, list) or []
-        for index, value in enumerate(values):
-            if not isinstance(value, str):
-                raise invalid_config(f'"{self.name(key)}[{index}]" must be a string, found {_show(value)}')
-        return values
+        return [_text(value, f"{self.name(key)}[{i}]") for i, value in enumerate(self.items(key))]
 
     def objects(self, key: str) -> Iterator[Fields]:
         """Yield the objects of the list under `key`."""
-        return objects(self._typed(key, list) or [], self.name(key))
+        return objects(self.items(key), self.name(key))
 
     def items(self, key: str) -> list[object]:
         """Return the list under `key`, its members unread; empty when absent."""
@@ -96,7 +96,18 @@ def objects(values: list[object], path: str) -> Iterator[Fields]:
         yield Fields(value, f"{path}[{index}]")
 
 
+def _text(value: object, path: str) -> str:
+    if not isinstance(value, str):
+        raise invalid_config(f'"{path}" must be a string, found {_show(value)}')
+    if _NOT_TEXT.search(value):
+        raise invalid_config(f'"{path}" must be Unicode text without NUL, found {value!r}')
+    return value
+
+
 def _show(value: object) -> str:
     """Return what an error says was found: the value when it is short, else its kind."""
+    kind = _NAMES.get(type(value), type(value).__name__)
+    if isinstance(value, (list, dict)):
+        return kind  # it may nest deeper than can be shown
     text = f'"{value}"' if isinstance(value, str) else str(value).lower()
-    return text if len(text) <= 60 else _NAMES.get(type(value), type(value).__name__)
+    return text if len(text) <= 60 else kind

@@ -100,8 +100,11 @@ def _check_ifname(environ: Mapping[str, str]) -> None:
     ifname = environ["CNI_IFNAME"]
     if len(ifname.encode(errors="surrogateescape")) > _MAX_IFNAME:
         _refuse("CNI_IFNAME", environ, f"must be at most {_MAX_IFNAME} bytes long")
-    if ifname in {".", ".."} or any(c in "/:" or c.isspace() for c in ifname):
-        _refuse("CNI_IFNAME", environ, "must be an interface name: no '/', ':' or white space")
+    # The kernel numbers names with a '%', and would make another than the wanted one.
+    if ifname in {".", ".."} or any(c in "/:%" or c.isspace() or not c.isprintable() for c in ifname):
+        _refuse(
+            "CNI_IFNAME", environ, "must be an interface name: UTF-8 without '/', ':', '%' or white space"
+        )
 
 
 def _refuse(name: str, environ: Mapping[str, str], wanted: str) -> NoReturn:

@@ -7,6 +7,7 @@ ensured and stays. DEL and GC keep going and report at the end; absence is succe
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.attach import MODES
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from cni_plugin.attach.mode import Mode
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
+    from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
 
 
@@ -88,7 +90,7 @@ def _disconnect(attachment: Attachment, host: Namespace, pod: Namespace | None) 
     delete_reference_chains(attachment.network, attachment.container_id)
 
 
-def _run_all(*steps: Callable[[], None]) -> None:
+def _run_all(*steps: Callable[[], object]) -> None:
     """Run every step and raise what went wrong at the end, as one error."""
     errors = []
     for step in steps:
@@ -106,10 +108,10 @@ def check(request: Request) -> None:
     if network.prev_result is None:
         raise invalid_config('"prevResult": wanted the result of the ADD, found none')
     delegate = find_delegate(request)
-    delegate.check()
     plan = _mode(network).plan(network, delegate.addressing())
     attachment = network.attachment
     with open_host() as host, open_pod(attachment.netns, allow_host=attachment.allow_host_netns) as pod:
+        delegate.check()
         _mode(network).check(plan, host, pod, network.prev_result)
 
 
@@ -127,11 +129,16 @@ def gc(request: Request) -> None:
 
 def _collect_links(network: str, keep: set[str]) -> None:
     with open_host() as host:
-        for link in list_links(host.netlink, kind="veth"):
-            identity = link.alias.removeprefix(MARK).partition(" ")[0]
-            ours = link.alias.startswith(alias_prefix(identity, network))
-            if ours and identity not in keep:
-                delete_link(host.netlink, link.name)
+        stale = [
+            link.name for link in list_links(host.netlink, kind="veth") if _is_stale(link, network, keep)
+        ]
+        _run_all(*(partial(delete_link, host.netlink, name) for name in stale))
+
+
+def _is_stale(link: Link, network: str, keep: set[str]) -> bool:
+    """Tell whether a link is an attachment of this network that the runtime does not list."""
+    identity = link.alias.removeprefix(MARK).partition(" ")[0]
+    return link.alias.startswith(alias_prefix(identity, network)) and identity not in keep
 
 
 def status(request: Request) -> None:

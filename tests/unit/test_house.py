@@ -1,0 +1,150 @@
+"""The rules of the house, read from the source."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGES = ("cni_plugin", "ipam")
+LONGEST_FUNCTION, LONGEST_MODULE, LONGEST_DOCSTRING = 60, 400, 10
+
+# What each room may import of ours besides itself; the way is down.
+BELOW = {
+    "ipam": set(),
+    "contract": set(),
+    "config": {"contract"},
+    "kernel": {"contract"},
+    "addresses": {"contract", "config", "ipam"},
+    "delegate": {"contract", "config", "addresses"},
+    "attach": {"contract", "config", "kernel"},
+    "plugins": {"contract", "config", "kernel", "addresses", "delegate", "attach"},
+    "report": {"contract", "config", "kernel", "addresses", "delegate", "plugins", "ipam"},
+    "cli": {"", "contract", "config", "kernel", "addresses", "report", "ipam"},
+    "__main__": {"", "contract", "plugins", "cli"},
+    "": set(),
+}
+# Who may use what speaks to the kernel or starts programs.
+ONLY_IN = {
+    "pyroute2": {"kernel"},
+    "ctypes": {"kernel"},
+    "subprocess": {"kernel", "delegate"},
+    "netaddr": set(BELOW) - {"__main__", "cli", "plugins"},
+}
+# Who may print and exit: the answer to a runtime, the words to a person.
+SPEAKERS = {"cni_plugin.contract.dispatch", "cni_plugin.cli", "cni_plugin.__main__"}
+SPEECH = {"print", "exit", "quit", "input", "sys.exit", "os._exit", "sys.stdout", "sys.stderr"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
+def room_of(module: str) -> str | None:
+    """Return the room that a module of ours is in; None for a module that is not ours."""
+    package, *rest = module.split(".")
+    if package == "cni_plugin":
+        return rest[0] if rest else ""
+    return package if package == "ipam" else None
+
+
+def imports_of(module: str, *, at_run_time: bool = False) -> set[str]:
+    """Return the modules that a module imports anywhere in it, those for type checking only included."""
+    tree = tree_of(module)
+    skipped = {
+        node for guard in ast.walk(tree) if at_run_time and is_guard(guard) for node in ast.walk(guard)
+    }
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    if at_run_time:
+        skipped |= {node for each in ast.walk(tree) if isinstance(each, functions) for node in ast.walk(each)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and node not in skipped:
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node not in skipped:
+            assert node.level == 0, f"{module}: relative import"
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in members}
+    return found
+
+
+def is_guard(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def test_imports_point_down() -> None:
+    assert {module: room_of(module) for module in MODULES if room_of(module) not in BELOW} == {}
+    needed = {module: {room_of(name) for name in imports_of(module)} - {None} for module in MODULES}
+    upward = {module: rooms - BELOW[room_of(module)] - {room_of(module)} for module, rooms in needed.items()}
+    assert {module: rooms for module, rooms in upward.items() if rooms} == {}
+
+
+def test_only_the_kernel_room_speaks_to_the_kernel() -> None:
+    used = {module: {name.split(".")[0] for name in imports_of(module)} for module in MODULES}
+    wrong = {
+        module: [name for name in names & ONLY_IN.keys() if room_of(module) not in ONLY_IN[name]]
+        for module, names in used.items()
+    }
+    assert {module: names for module, names in wrong.items() if names} == {}
+
+
+def test_no_two_modules_need_each_other() -> None:
+    graph = {module: imports_of(module, at_run_time=True) & MODULES.keys() - {module} for module in MODULES}
+    while leaves := {module for module, needed in graph.items() if not needed}:
+        graph = {module: needed - leaves for module, needed in graph.items() if module not in leaves}
+    assert graph == {}
+
+
+def test_only_dispatch_and_the_command_line_print_or_exit() -> None:
+    spoken = {module: {ast.unparse(node) for node in names_in(module)} & SPEECH for module in MODULES}
+    assert {module: words for module, words in spoken.items() if words and module not in SPEAKERS} == {}
+
+
+def names_in(module: str) -> list[ast.AST]:
+    return [node for node in ast.walk(tree_of(module)) if isinstance(node, (ast.Name, ast.Attribute))]
+
+
+def test_every_module_says_what_it_is() -> None:
+    docstrings = {module: (ast.get_docstring(tree_of(module)) or "").split("\n") for module in MODULES}
+    lengths = {module: len([line for line in lines if line]) for module, lines in docstrings.items()}
+    assert {
+        module: length for module, length in lengths.items() if not 1 <= length <= LONGEST_DOCSTRING
+    } == {}
+
+
+def test_modules_and_functions_stay_short() -> None:
+    lengths = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
+    assert {module: length for module, length in lengths.items() if length > LONGEST_MODULE} == {}
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = {
+        f"{module}.{node.name}": node.end_lineno - node.lineno + 1
+        for module in MODULES
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, kinds)
+    }
+    assert {name: length for name, length in functions.items() if length > LONGEST_FUNCTION} == {}
+
+
+def test_no_error_is_swallowed_whole() -> None:
+    """`suppress` and `except` by type; what catches everything must report or raise it."""
+    swallowing = {module: [n.lineno for n in ast.walk(tree_of(module)) if swallows(n)] for module in MODULES}
+    assert {module: lines for module, lines in swallowing.items() if lines} == {}
+
+
+def swallows(node: ast.AST) -> bool:
+    everything = {"Exception", "BaseException"}
+    if isinstance(node, ast.ExceptHandler):
+        silent = all(isinstance(step, (ast.Pass, ast.Continue)) for step in node.body)
+        return silent and (node.type is None or ast.unparse(node.type) in everything)
+    suppresses = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress")
+    return suppresses and bool(everything & {ast.unparse(argument) for argument in node.args})
