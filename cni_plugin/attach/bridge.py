@@ -36,7 +36,7 @@ _FORWARDING_POLL = 0.0003
 def connect(plan: BridgePlan, host: Namespace, pod: Namespace, undo: ExitStack) -> BridgeWire:
     """Ensure the bridge and make the pod's veth on it."""
     pod_side.refuse_existing(pod, plan.attachment)
-    mtu = plan.mtu or automatic_mtu(host.netlink, plan.addressing.families, ignore=plan.bridge)
+    mtu = plan.mtu or automatic_mtu(host.netlink, plan.addressing.families)
     pod_side.refuse_small_mtu(mtu, plan.addressing.stated_families)
     spec = BridgeSpec(name=plan.bridge, mtu=mtu, promisc=plan.promisc, vlan_filtering=bool(plan.vlans))
     bridge = ensure_bridge(host.netlink, spec)

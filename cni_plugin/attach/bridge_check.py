@@ -13,7 +13,7 @@ from cni_plugin.attach.gateway import address_on_node
 from cni_plugin.attach.pod import belongs, broken
 from cni_plugin.config import alias_prefix
 from cni_plugin.kernel.addr import list_addresses
-from cni_plugin.kernel.link import Link, get_link
+from cni_plugin.kernel.link import IFF_UP, Link, get_link
 from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
 from cni_plugin.kernel.vlan import list_vlans
 
@@ -34,6 +34,7 @@ def check(plan: BridgePlan, host: Namespace, pod: Namespace, result: Result) -> 
     pod_side.check_addresses(pod, inside, result)
     if plan.container_interface_up:
         pod_side.check_routes(pod, inside, result)
+        _check_forwarding(port)
     if plan.is_gateway:
         _check_gateway(plan, host, result)
 
@@ -48,6 +49,8 @@ def _require_link(host: Namespace, name: str) -> Link:
 def _check_bridge(plan: BridgePlan, bridge: Link, result: Result) -> None:
     if bridge.kind != "bridge":
         raise broken(f"link {bridge.name}: wanted a bridge, found kind {bridge.kind!r}")
+    if not bridge.flags & IFF_UP:
+        raise broken(f"bridge {bridge.name}: wanted it up, found it down")
     if plan.promisc and not bridge.promisc:
         raise broken(f"bridge {bridge.name}: wanted promiscuous mode, found it off")
     if plan.vlans and not bridge.vlan_filtering:
@@ -81,10 +84,14 @@ def _check_port(plan: BridgePlan, bridge: Link, port: Link, host: Namespace) -> 
         wanted, found = getattr(plan, flag), getattr(port.port, flag)
         if wanted != found:
             raise broken(f"bridge port {port.name}: wanted {flag} {wanted}, found {found}")
-    if plan.container_interface_up and not (port.port.forwarding or port.port.blocked_by_stp):
-        raise broken(f"bridge port {port.name}: wanted it forwarding, found it disabled")
     if plan.vlans:
         _check_vlans(plan, port, host)
+
+
+def _check_forwarding(port: Link) -> None:
+    """Complain of a port that passes nothing, last of all: a link that is down is the better news."""
+    if port.port is None or not (port.port.forwarding or port.port.blocked_by_stp):
+        raise broken(f"bridge port {port.name}: wanted it forwarding, found it disabled")
 
 
 def _check_vlans(plan: BridgePlan, port: Link, host: Namespace) -> None:

@@ -75,7 +75,7 @@ def plan(network: Network, addressing: Addressing) -> BridgePlan:
         promisc=fields.boolean("promiscMode"),
         isolated=fields.boolean("portIsolation"),
         vlan=vlan,
-        vlans=tuple(sorted(_parse_vlans(fields, vlan))),
+        vlans=tuple(_parse_vlans(fields, vlan)),
         preserve_default_vlan=fields.boolean("preserveDefaultVlan"),
         dad=fields.boolean("enabledad"),
         container_interface_up=not fields.boolean("disableContainerInterface"),
@@ -94,7 +94,8 @@ def _refuse_contradictions(made: BridgePlan, network: Network, addressing: Addre
         )
     if made.is_gateway and addressing.without_gateway:
         raise invalid_config(
-            f'"isGateway" needs a gateway in every range, found {addressing.without_gateway}'
+            '"isGateway" needs a gateway of its family in every range, found none for '
+            f"{addressing.without_gateway}"
         )
     if made.is_gateway and made.vlan:
         parse_ifname(made.gateway_ifname, 'the gateway interface "<bridge>.<vlan>"')
@@ -103,13 +104,12 @@ def _refuse_contradictions(made: BridgePlan, network: Network, addressing: Addre
 
 
 def _parse_vlans(fields: Fields, vlan: int) -> Iterator[Vlan]:
-    trunk = list(_parse_trunk(fields))
-    if vlan:
-        yield access_vlan(vlan)
-    elif trunk:
-        yield access_vlan(_NATIVE_VLAN)
+    trunk = sorted(_parse_trunk(fields))
     untagged = vlan or _NATIVE_VLAN
     yield from (member for member in trunk if not member.vid == member.last == untagged)
+    if vlan or trunk:
+        # Last: a range of the trunk that holds it would make it tagged.
+        yield access_vlan(untagged)
 
 
 def _parse_trunk(fields: Fields) -> Iterator[Vlan]:

@@ -18,7 +18,7 @@ from cni_plugin.contract.inet import default_route, width
 from cni_plugin.contract.result import Route
 from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import VethPair, add_veth, get_link, set_up
+from cni_plugin.kernel.link import VethPair, add_veth, get_link, get_link_by_index, set_up
 from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl, get_sysctl
 from cni_plugin.kernel.vlan import access_vlan, add_vlan
 
@@ -106,8 +106,8 @@ def _conflicts(wanted: IPNetwork, present: list[IPNetwork]) -> list[IPNetwork]:
 
 def _ensure_vlan_link(plan: BridgePlan, bridge: Link, mtu: int, host: Namespace) -> Link:
     name = plan.gateway_ifname
-    port_name = f"veth{host_mac(name).replace(':', '')[1:]}"
     if get_link(host.netlink, name) is None:
+        port_name = f"veth{host_mac(name).replace(':', '')[1:]}"
         _add_vlan_link(
             VethPair(
                 name=port_name,
@@ -120,15 +120,23 @@ def _ensure_vlan_link(plan: BridgePlan, bridge: Link, mtu: int, host: Namespace)
             ),
             host,
         )
-    port, holder = get_link(host.netlink, port_name), get_link(host.netlink, name)
-    if port is None or holder is None:
-        raise invalid_config(
-            f"{name}: wanted the gateway's veth with its peer {port_name}, found another link"
-        )
+    holder, port = _require_vlan_link(name, bridge, host)
     if plan.vlans:
-        host.netlink.change(add_vlan(port_name, port.index, access_vlan(plan.vlan)))
+        host.netlink.change(add_vlan(port.name, port.index, access_vlan(plan.vlan)))
     host.netlink.change(set_up(name))
     return holder
+
+
+def _require_vlan_link(name: str, bridge: Link, host: Namespace) -> tuple[Link, Link]:
+    """Return the gateway's veth, ours or the Go reference's, and its other end, a port of the bridge."""
+    holder = get_link(host.netlink, name)
+    port = get_link_by_index(host.netlink, holder.peer) if holder and holder.kind == "veth" else None
+    if holder is None or port is None or port.peer != holder.index or port.master != bridge.index:
+        raise invalid_config(
+            f"{name}: wanted the gateway's veth with its other end in bridge {bridge.name}, "
+            "found another link"
+        )
+    return holder, port
 
 
 def _add_vlan_link(pair: VethPair, host: Namespace) -> None:

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 WITHOUT_UPLINK = 1500  # bytes, Ethernet's
 
 
-def automatic_mtu(nl: Netlink, families: frozenset[int], *, ignore: str = "") -> int:
-    """Return the MTU in bytes for these families (4, 6); `ignore` names the pods' own bridge."""
-    return min(_uplink_mtus(nl, families, ignore), default=WITHOUT_UPLINK)
+def automatic_mtu(nl: Netlink, families: frozenset[int]) -> int:
+    """Return the MTU in bytes for these families (4, 6)."""
+    return min(_uplink_mtus(nl, families), default=WITHOUT_UPLINK)
 
 
-def _uplink_mtus(nl: Netlink, families: frozenset[int], ignore: str) -> Iterator[int]:
+def _uplink_mtus(nl: Netlink, families: frozenset[int]) -> Iterator[int]:
     for version in sorted(families):
         for route in list_default_routes(nl, version):
             uplink = get_link_by_index(nl, route.index)
-            if uplink is not None and uplink.name != ignore:
+            if uplink is not None:
                 yield uplink.mtu
                 break

@@ -185,14 +185,15 @@ def check_routes(pod: Namespace, link: Link, result: Result) -> None:
     """Raise CNIError 100 for the first destination of `result` that has no route left.
 
     A later plugin of the chain may have changed the gateway or moved the route to another
-    table (the specification asks for that tolerance), so only the destination counts.
+    table (the specification asks for that tolerance), and a route of an earlier one may lead
+    over its own interface, so only the destination counts.
     """
     if not link.flags & IFF_UP:
         raise broken(f"interface {link.name}: wanted it up, found it down")
     own = [ip.address for ip in result.ips if belongs(result, ip, link.name)]
     wanted = [route.dst for route in result.routes] + [_prefix(a) for a in own if a.prefixlen < width(a.ip)]
     for version in sorted({dst.version for dst in wanted}):
-        present = {route.dst for route in list_routes(pod.netlink, version) if route.index == link.index}
+        present = {route.dst for route in list_routes(pod.netlink, version)}
         missing = [str(dst) for dst in wanted if dst.version == version and dst not in present]
         if missing:
             raise broken(

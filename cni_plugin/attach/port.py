@@ -62,9 +62,13 @@ def _already_attached(attachment: Attachment) -> CNIError:
 
 
 def host_mac(seed: str) -> str:
-    """Return a MAC derived from `seed`: one set by hand is one that udev leaves alone."""
+    """Return a MAC derived from `seed`: one set by hand is one that udev leaves alone.
+
+    It begins with fe because a bridge whose own MAC nobody set takes the lowest of its ports':
+    an uplink's bridge must not take a pod's. libvirt does the same for the same reason.
+    """
     digest = hashlib.sha256(seed.encode()).digest()
-    return ":".join(f"{byte:02x}" for byte in bytes([0x02, *digest[:5]]))
+    return ":".join(f"{byte:02x}" for byte in bytes([0xFE, *digest[:5]]))
 
 
 def _set_vlans(plan: BridgePlan, host: Namespace) -> None:

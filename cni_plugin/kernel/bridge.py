@@ -30,6 +30,8 @@ from cni_plugin.kernel.netlink import Change, Netlink
 from cni_plugin.kernel.sysctl import ensure_sysctl
 
 ALIAS = "podwire: bridge"
+MAX_MTU = 65535  # bytes, ETH_MAX_MTU
+_NO_MAC = "00:00:00:00:00:00"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +79,9 @@ def ensure_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
 
 def _adopt(nl: Netlink, found: Link) -> None:
     """Pin the MAC of a bridge that somebody else made for pods; it may still follow its ports'."""
-    changes = [set_mac(found.name, found.mac)]
-    nl.change(*changes, *([] if found.alias else [_set_alias(found.name)]))
+    # One whose last port left it without having a MAC set shows zeros.
+    mac = random_mac() if found.mac == _NO_MAC else found.mac
+    nl.change(set_mac(found.name, mac), *([] if found.alias else [_set_alias(found.name)]))
 
 
 def _add_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
@@ -112,8 +115,17 @@ def _add_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
 
 def _dress(nl: Netlink, name: str) -> None:
     """Give a bridge that we made its alias, and keep routers on the segment from configuring it."""
-    ensure_sysctl(f"net/ipv6/conf/{name}/accept_ra", 0)
+    _ignore_router_advertisements(name)
     nl.change(_set_alias(name), set_up(name))
+
+
+def _ignore_router_advertisements(name: str) -> None:
+    try:
+        ensure_sysctl(f"net/ipv6/conf/{name}/accept_ra", 0)
+    except KernelError as error:
+        # A link below 1280 bytes has no IPv6, nor has any where the kernel has it switched off.
+        if error.errno != errno.ENOENT:
+            raise
 
 
 def _set_alias(name: str) -> Change:
@@ -131,10 +143,11 @@ def _no_vlan_filtering(name: str) -> KernelError:
 
 def _compare(spec: BridgeSpec, found: Link) -> list[_Difference]:
     differences = []
-    if found.mtu < spec.mtu:
-        differences.append(_difference("mtu", spec.mtu, found.mtu, set_mtu(spec.name, spec.mtu)))
+    # First what a kernel may not be able to do at all.
     if spec.vlan_filtering and not found.vlan_filtering:
         differences.append(_difference("vlan_filtering", 1, 0, _set_vlan_filtering(spec.name)))
+    if found.mtu < spec.mtu:
+        differences.append(_difference("mtu", spec.mtu, found.mtu, set_mtu(spec.name, spec.mtu)))
     if spec.promisc and not found.promisc:
         differences.append(_difference("promisc", "on", "off", set_promisc(spec.name)))
     if not found.flags & IFF_UP:
@@ -168,6 +181,8 @@ def _bring_in_line(nl: Netlink, found: Link, differences: list[_Difference]) -> 
             if difference.attribute == "vlan_filtering" and error.errno == errno.EOPNOTSUPP:
                 raise _no_vlan_filtering(found.name) from error
             raise
+    # The kernel makes a link's IPv6 settings anew when its MTU grows past 1280 bytes.
+    _ignore_router_advertisements(found.name)
 
 
 def _foreign_port(nl: Netlink, bridge: Link) -> Link | None:
@@ -175,20 +190,34 @@ def _foreign_port(nl: Netlink, bridge: Link) -> Link | None:
 
 
 def lower_mtu(nl: Netlink, bridge: Link, mtu: int) -> None:
-    """Lower a bridge that is ours alone to the largest of `mtu` and its ports' MTUs.
+    """Lower a bridge that is ours alone to the largest of `mtu` and its ports' MTUs; keep any other's.
 
     Of two networks on one bridge the larger MTU stays. An ADD of the larger one may be adding
     its port meanwhile: it looks at the bridge after that, and we look at the ports after
     this, so one of the two sees the other.
     """
     ports = list_links(nl, master=bridge.index)
-    wanted = _largest(mtu, ports)
-    if wanted == bridge.mtu or any(port.kind != "veth" for port in ports):
+    foreign = any(port.kind != "veth" for port in ports)
+    wanted = bridge.mtu if foreign else _largest(mtu, ports)
+    if wanted == bridge.mtu:
+        nl.change(*_pin_mtu(bridge, ports))
         return
     nl.change(set_mtu(bridge.name, wanted))
     arrived = _largest(wanted, list_links(nl, master=bridge.index))
     if arrived > wanted:
         nl.change(set_mtu(bridge.name, arrived))
+
+
+def _pin_mtu(bridge: Link, ports: list[Link]) -> list[Change]:
+    """Return the changes that keep a bridge's MTU where it is when a port with a smaller one comes.
+
+    A bridge follows its lowest port until its MTU is set, and setting the value that it has is
+    nothing to the kernel: so one byte aside and back. One with a lower port is pinned already.
+    """
+    if any(port.mtu < bridge.mtu for port in ports):
+        return []
+    aside = bridge.mtu + (1 if bridge.mtu < MAX_MTU else -1)
+    return [set_mtu(bridge.name, aside), set_mtu(bridge.name, bridge.mtu)]
 
 
 def _largest(mtu: int, ports: list[Link]) -> int:

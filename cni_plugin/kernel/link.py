@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 IFF_UP, IFF_PROMISC = 0x1, 0x100
-MAX_ALIAS = 255  # bytes; IFALIASZ less the terminating zero
 _ABSENT = frozenset({errno.ENODEV, errno.ENXIO})
 
 

@@ -104,6 +104,8 @@ class Netlink:
 
         Raises KernelError for the first that was refused, after all answers have been read.
         """
+        if not changes:  # the kernel refuses an empty send
+            return []
         for change in changes:
             log.debug("%s", change.command)
         expected = {self._number(change.message): change for change in changes}

@@ -1,0 +1,129 @@
+"""CHECK passes on what ADD made, in every form, and on what later plugins of a chain changed."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.kernel.networks import FAMILIES, dual_stack, host_end, network, routed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.node import Node, Pod
+
+    Config = Callable[[Node], dict[str, Any]]
+
+FORMS: dict[str, Config] = {
+    **{
+        name: lambda node, sets=sets: network(node, *sets, isDefaultGateway=True)
+        for name, sets in FAMILIES.items()
+    },
+    "layer-2": network,
+    "no-gateway": lambda node: dual_stack(node, isDefaultGateway=False),
+    "all-keys": lambda node: dual_stack(node, mtu=1400, hairpinMode=True, portIsolation=True, enabledad=True),
+    "promisc": lambda node: dual_stack(node, promiscMode=True),
+    "routes": lambda node: routed(
+        node, {"dst": "192.0.2.0/24", "mtu": 1400}, {"dst": "2001:db8::/32", "table": 100, "priority": 5}
+    ),
+}
+
+
+@pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
+@pytest.mark.parametrize("form", FORMS)
+def test_check_passes_after_add(node: Node, form: str, version: str) -> None:
+    if form == "all-keys" and version != "1.1.0":
+        form = "v4"  # duplicate address detection takes its seconds once
+    pod = node.pod()
+    config = FORMS[form](node) | {"cniVersion": version}
+    result = node.add(config, pod)
+    answer = node.check(config, result, pod)
+    assert (answer.status, answer.stdout) == (0, "")
+
+
+def test_mac_and_mtu_that_tuning_reported_are_the_ones_wanted(node: Node) -> None:
+    pod = node.pod()
+    config = dual_stack(node, mtu=1500)
+    result = node.add(config, pod)
+    pod.run("ip", "link", "set", "eth0", "address", "02:00:5e:10:00:09", "mtu", "1400")
+    result["interfaces"][2] |= {"mac": "02:00:5E:10:00:09", "mtu": 1400}
+    assert node.check(config, result, pod).status == 0
+
+
+@pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
+def test_mtu_that_tuning_changed_is_fine_where_results_have_no_mtu(node: Node, version: str) -> None:
+    pod = node.pod()
+    config = dual_stack(node, mtu=1500, version=version)
+    result = node.add(config, pod)
+    pod.run("ip", "link", "set", "eth0", "mtu", "1400")
+    assert node.check(config, result, pod).status == 0
+
+
+def test_routes_in_another_table_are_fine_as_sbr_moves_them_there(node: Node) -> None:
+    pod = node.pod()
+    config = dual_stack(node)
+    result = node.add(config, pod)
+    for family, gateway, prefix in (
+        ("-4", "10.22.0.1", "10.22.0.0/24"),
+        ("-6", "fd00:22::1", "fd00:22::/64"),
+    ):
+        pod.run("ip", family, "route", "add", prefix, "dev", "eth0", "table", "100")
+        pod.run("ip", family, "route", "add", "default", "via", gateway, "dev", "eth0", "table", "100")
+        pod.run("ip", family, "route", "del", "default")
+        pod.run("ip", family, "route", "del", prefix, "dev", "eth0")
+    answer = node.check(config, result, pod)
+    assert answer.status == 0, answer.stdout
+
+
+def add_foreign_interfaces(result: dict[str, Any], pod: Pod) -> dict[str, Any]:
+    """Return the result as a chain leaves it: another plugin's interfaces before and after ours."""
+    merged = copy.deepcopy(result)
+    before = [{"name": "lo", "mac": "00:00:00:00:00:00", "sandbox": pod.path}, {"name": "dummy7"}]
+    after = [{"name": "bwp0", "mac": "02:00:00:00:00:07"}, {"name": "tap9", "sandbox": "/elsewhere"}]
+    merged["interfaces"] = before + merged["interfaces"] + after
+    for ip in merged["ips"]:
+        ip["interface"] += len(before)
+    merged["ips"] = [
+        {"address": "127.0.0.1/8", "interface": 0},
+        *merged["ips"],
+        {"address": "192.0.2.9/24", "interface": 6},
+    ]
+    return merged
+
+
+def test_interfaces_of_other_plugins_in_prev_result_do_not_matter(node: Node) -> None:
+    pod = node.pod()
+    config = dual_stack(node)
+    result = add_foreign_interfaces(node.add(config, pod), pod)
+    answer = node.check(config, result, pod)
+    assert answer.status == 0, answer.stdout
+
+
+def test_add_keeps_what_earlier_plugins_of_the_chain_made(node: Node) -> None:
+    pod = node.pod()
+    earlier = {
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "other0", "sandbox": pod.path}],
+        "ips": [{"address": "192.0.2.9/24", "interface": 0}],
+    }
+    config = dual_stack(node)
+    result = node.add(config | {"prevResult": earlier}, pod)
+    assert [interface["name"] for interface in result["interfaces"]] == [
+        "other0",
+        "cni0",
+        result["interfaces"][2]["name"],
+        "eth0",
+    ]
+    assert [ip["interface"] for ip in result["ips"]] == [0, 3, 3]
+    assert node.check(config, result, pod).status == 0
+
+
+def test_second_interface_of_a_container_is_checked_by_itself(node: Node) -> None:
+    pod = node.pod()
+    config = dual_stack(node)
+    results = {name: node.add(config, pod, environ={"CNI_IFNAME": name}) for name in ("eth0", "net1")}
+    for name, result in results.items():
+        assert node.check(config, result, pod, environ={"CNI_IFNAME": name}).status == 0
+    assert host_end(results["eth0"]) != host_end(results["net1"])
