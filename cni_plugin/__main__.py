@@ -14,13 +14,12 @@ from typing import NoReturn
 from cni_plugin import __version__
 from cni_plugin.contract.dispatch import about, serve
 from cni_plugin.contract.errors import CNIError, Code
-from cni_plugin.plugins import PLUGINS
+from cni_plugin.plugins import PLUGINS, type_of
 
 
 def main() -> int:
     """Serve one call and return the exit status."""
-    name = os.path.basename(sys.argv[0])
-    plugin_type = name if name in PLUGINS else "podwire"
+    plugin_type = type_of(sys.argv[0])
     if os.environ.get("CNI_COMMAND"):
         # A runtime that loses patience gets its undo, too.
         signal.signal(signal.SIGTERM, _terminated)

@@ -48,6 +48,8 @@ class Attachment:
     container_id: str
     ifname: str
     netns: str
+    netns_fd: int | None = None
+    """As in `Request`."""
     allow_host_netns: bool = False
 
     @property
@@ -72,6 +74,7 @@ def parse_attachment(request: Request) -> Attachment:
         container_id=request.container_id,
         ifname=request.ifname,
         netns=request.netns,
+        netns_fd=request.netns_fd,
         allow_host_netns=request.environ.get("CNI_NETNS_OVERRIDE", "").lower() in {"1", "true"},
     )
 

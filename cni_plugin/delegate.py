@@ -199,7 +199,7 @@ class Foreign:
         timeout = self._timeout()
         environ = dict(self.request.environ) | {"CNI_COMMAND": command}
         try:
-            status, stdout = _execute(self.path, environ, self.request.stdin, timeout)
+            status, stdout, stderr = _execute(self.path, environ, self.request.stdin, timeout)
         except subprocess.TimeoutExpired as error:
             raise CNIError(
                 Code.TRY_AGAIN_LATER,
@@ -207,6 +207,8 @@ class Foreign:
             ) from error
         except OSError as error:
             raise CNIError(Code.IO_FAILURE, f"IPAM plugin {self.path}: {error.strerror}") from error
+        if stderr:
+            log.warning("IPAM plugin %s: %s", self.kind, stderr.decode(errors="replace").rstrip())
         if status != 0:
             raise self._failure(command, status, stdout)
         return stdout
@@ -246,14 +248,15 @@ class Foreign:
         )
 
 
-def _execute(path: str, environ: dict[str, str], stdin: bytes, timeout: float) -> tuple[int, bytes]:
+def _execute(path: str, environ: dict[str, str], stdin: bytes, timeout: float) -> tuple[int, bytes, bytes]:
     """Run a plugin; when the time (seconds) is up end it with everything it started."""
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        [path], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        [path], env=environ, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
     ) as process:
         try:
-            stdout, _ = process.communicate(stdin, timeout=timeout)
+            stdout, stderr = process.communicate(stdin, timeout=timeout)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-        return process.returncode, stdout
+        return process.returncode, stdout, stderr

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import sys
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cni_plugin.contract.result import Result
+
+
+log = logging.getLogger("podwire")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,7 @@ def serve(load: Callable[[], Plugin]) -> int:
     try:
         reply = answer(os.environ, _read_stdin(), load)
     except CNIError as error:
-        reply = _failure(error, b"")
+        reply = failure(error)
     sys.stdout.buffer.write(reply.stdout)
     sys.stdout.flush()
     return reply.status
@@ -63,22 +65,30 @@ def about(plugin_type: str, plugin_version: str) -> int:
     return 0
 
 
-def answer(environ: Mapping[str, str], stdin: bytes, load: Callable[[], Plugin]) -> Answer:
-    """Return the answer to one call; never raises. `load` imports the plugin when it is needed."""
+def answer(
+    environ: Mapping[str, str], stdin: bytes, load: Callable[[], Plugin], netns_fd: int | None = None
+) -> Answer:
+    """Return the answer to one call; never raises. `load` imports the plugin when it is needed.
+
+    `netns_fd` is what the agent has of CNI_NETNS, see `Request`.
+    """
     try:
-        rendered = _run(environ, stdin, load)
+        rendered = _run(environ, stdin, load, netns_fd)
     except CNIError as error:
-        return _failure(error, stdin)
-    except Exception as error:  # noqa: BLE001 - the runtime must get an answer whatever happened
-        traceback.print_exc(file=sys.stderr)
-        return _failure(CNIError(Code.INTERNAL, f"{type(error).__name__}: {error}"), stdin)
+        return failure(error, stdin)
+    except Exception as error:
+        # The runtime must get an answer whatever happened.
+        log.exception("unexpected")
+        return failure(CNIError(Code.INTERNAL, f"{type(error).__name__}: {error}"), stdin)
     return Answer(status=0, stdout=_encode(rendered) if rendered else b"")
 
 
-def _run(environ: Mapping[str, str], stdin: bytes, load: Callable[[], Plugin]) -> dict[str, object] | None:
+def _run(
+    environ: Mapping[str, str], stdin: bytes, load: Callable[[], Plugin], netns_fd: int | None
+) -> dict[str, object] | None:
     if parse_command(environ) == "VERSION":
         return _version(stdin)
-    request = parse_request(environ, stdin)
+    request = parse_request(environ, stdin, netns_fd)
     _logger(request).debug("%s", request.command)
     plugin = load()
     if request.command == "ADD":
@@ -102,7 +112,8 @@ def _stated_version(stdin: bytes) -> str:
         return ""
 
 
-def _failure(error: CNIError, stdin: bytes) -> Answer:
+def failure(error: CNIError, stdin: bytes = b"") -> Answer:
+    """Return the answer that carries `error`, in the version that stdin states."""
     stated = _stated_version(stdin)
     return Answer(
         status=1, stdout=_encode(error.render(stated if stated in versions.SUPPORTED else versions.NEWEST))
@@ -123,10 +134,28 @@ def _read_stdin() -> bytes:
         raise CNIError(Code.IO_FAILURE, f"stdin: {error.strerror}") from error
 
 
+class CallFormatter(logging.Formatter):
+    """Begins every line with whom the call is about."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        """Read container id and ifname from the call's environment."""
+        super().__init__()
+        self._head = f"podwire {environ.get('CNI_CONTAINERID', '-')} {environ.get('CNI_IFNAME', '-')}: "
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line, with a traceback below it when the record carries one."""
+        return self._head + super().format(record)
+
+
+def log_level(environ: Mapping[str, str]) -> int:
+    """Return the level from which on the call's caller wants to see lines."""
+    return logging.DEBUG if environ.get("PODWIRE_LOG") == "debug" else logging.WARNING
+
+
 def _start_logging(environ: Mapping[str, str]) -> None:
-    level = logging.DEBUG if environ.get("PODWIRE_LOG") == "debug" else logging.WARNING
-    who = f"{environ.get('CNI_CONTAINERID', '-')} {environ.get('CNI_IFNAME', '-')}"
-    logging.basicConfig(level=level, stream=sys.stderr, format=f"podwire {who}: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(CallFormatter(environ))
+    logging.basicConfig(level=log_level(environ), handlers=[handler])
 
 
 def _logger(request: Request) -> logging.Logger:

@@ -52,9 +52,14 @@ class Request:
     config: Fields
     environ: Mapping[str, str]
     stdin: bytes
+    netns_fd: int | None = None
+    """CNI_NETNS as the agent's caller opened it: a descriptor, or minus the errno it got instead.
+
+    None in a process of the call's own, which opens the path itself.
+    """
 
 
-def parse_request(environ: Mapping[str, str], stdin: bytes) -> Request:
+def parse_request(environ: Mapping[str, str], stdin: bytes, netns_fd: int | None = None) -> Request:
     """Return the call that `environ` and `stdin` describe, or raise CNIError 1, 4, 6 or 7."""
     command = parse_command(environ)
     _check_environment(command, environ)
@@ -74,6 +79,7 @@ def parse_request(environ: Mapping[str, str], stdin: bytes) -> Request:
         config=config,
         environ=environ,
         stdin=stdin,
+        netns_fd=netns_fd,
     )
 
 

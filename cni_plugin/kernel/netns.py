@@ -17,18 +17,23 @@ from cni_plugin.kernel.netlink import Netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+    from socket import socket
 
 _CLONE_NEWNET = 0x40000000
+# linux/nsfs.h, linux/sockios.h
 _NS_GET_NSTYPE = 0xB703
+_SIOCGSKNS = 0x894C
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
     """A network namespace that stays in existence while this object is open."""
 
-    def __init__(self, fd: int) -> None:
-        """Take over `fd`, a descriptor of a network namespace."""
+    def __init__(self, fd: int, path: str = "") -> None:
+        """Take over `fd`, a descriptor of a network namespace; `path` leads to it."""
         self.fd = fd
+        self._path = path
         self.netlink: Netlink
         try:
             with self.entered():
@@ -46,25 +51,27 @@ class Namespace:
         self.netlink.close()
         os.close(self.fd)
 
-    @contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> AbstractContextManager[None]:
         """Run a block with the calling thread inside this namespace."""
-        outside = current_namespace()
-        try:
-            _setns(self.fd)
-            try:
-                yield
-            finally:
-                _setns(outside)
-        finally:
-            os.close(outside)
+        return inside(self.fd)
 
-    def is_at(self, path: str) -> bool:
-        """Tell whether `path` still leads to this namespace."""
+    def has_vanished(self) -> bool:
+        """Tell whether the path that led to this namespace no longer does."""
+        return bool(self._path) and not _leads_to(self._path, self.fd)
+
+
+@contextmanager
+def inside(fd: int) -> Iterator[None]:
+    """Run a block with the calling thread inside the namespace that `fd` describes."""
+    outside = current_namespace()
+    try:
+        _setns(fd)
         try:
-            return os.path.samestat(os.stat(path), os.fstat(self.fd))
-        except FileNotFoundError:
-            return False
+            yield
+        finally:
+            _setns(outside)
+    finally:
+        os.close(outside)
 
 
 def _setns(fd: int) -> None:
@@ -83,14 +90,24 @@ def open_host() -> Namespace:
     return Namespace(current_namespace())
 
 
-def open_pod(path: str, *, allow_host: bool = False) -> Namespace:
+def open_caller(connection: socket) -> int:
+    """Return a descriptor of the namespace that the peer of a Unix socket connected from.
+
+    A socket made by connect(2) belongs to the connecting side's namespace (unix_stream_connect
+    in net/unix/af_unix.c), so no process id has to be trusted.
+    """
+    return fcntl.ioctl(connection.fileno(), _SIOCGSKNS)
+
+
+def open_pod(path: str, *, opened: int | None = None, allow_host: bool = False) -> Namespace:
     """Return the namespace at `path`; CNIError 4 when it is none, 8 when it is the host's own.
 
-    The check against the host comes before anything is touched. `allow_host` is the
-    reference library's CNI_NETNS_OVERRIDE.
+    `opened` is the same as somebody else opened it, see `Request.netns_fd`. The check against
+    the host comes before anything is touched. `allow_host` is the reference library's
+    CNI_NETNS_OVERRIDE.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = _open(path) if opened is None else _duplicate(opened)
     except OSError as error:
         raise CNIError(Code.INVALID_ENVIRONMENT, f"CNI_NETNS {path}: {error.strerror}") from error
     if not _is_network_namespace(fd):
@@ -101,15 +118,34 @@ def open_pod(path: str, *, allow_host: bool = False) -> Namespace:
         raise CNIError(
             Code.INVALID_NETNS, f"CNI_NETNS {path}: wanted the container's namespace, found the host's own"
         )
-    return Namespace(fd)
+    # The agent may not see the path that its caller opened, and then cannot see it vanish either.
+    visible = opened is None or _leads_to(path, fd)
+    return Namespace(fd, path if visible else "")
 
 
-def find_pod(path: str, *, allow_host: bool = False) -> Namespace | None:
+def _leads_to(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except OSError:
+        return False
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def _duplicate(opened: int) -> int:
+    if opened < 0:
+        raise OSError(-opened, os.strerror(-opened))
+    return os.dup(opened)
+
+
+def find_pod(path: str, *, opened: int | None = None, allow_host: bool = False) -> Namespace | None:
     """Return the namespace at `path`, None when there is no namespace left there."""
     if not path:
         return None
     try:
-        return open_pod(path, allow_host=allow_host)
+        return open_pod(path, opened=opened, allow_host=allow_host)
     except CNIError as error:
         if error.code == Code.INVALID_ENVIRONMENT:
             return None

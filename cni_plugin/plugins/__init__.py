@@ -5,6 +5,7 @@ Each entry imports its module when it is asked for, because a call needs one of 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,3 +33,9 @@ PLUGINS: dict[str, Callable[[], Plugin]] = {
     "bridge": _podwire,
     "host-local": _ipam,
 }
+
+
+def type_of(program: str) -> str:
+    """Return the plugin type that an executable of this name is; any other name is `podwire`."""
+    name = os.path.basename(program)
+    return name if name in PLUGINS else "podwire"

@@ -39,13 +39,13 @@ def add(request: Request) -> Result:
     plan = mode.plan(network, delegate.addressing())
     with (
         open_host() as host,
-        open_pod(attachment.netns, allow_host=attachment.allow_host_netns) as pod,
+        _open_pod(attachment) as pod,
         ExitStack() as undo,
     ):
         wire = mode.connect(plan, host, pod, undo)
         addresses = delegate.allocate(undo)
         result = mode.configure(plan, wire, host, pod, addresses)
-        _require_unmoved(pod, attachment)
+        _require_present(pod, attachment)
         undo.pop_all()
     return result.after(network.prev_result)
 
@@ -56,8 +56,12 @@ def _mode(network: Network) -> Mode:
     return MODES[network.mode]
 
 
-def _require_unmoved(pod: Namespace, attachment: Attachment) -> None:
-    if not pod.is_at(attachment.netns):
+def _open_pod(attachment: Attachment) -> Namespace:
+    return open_pod(attachment.netns, opened=attachment.netns_fd, allow_host=attachment.allow_host_netns)
+
+
+def _require_present(pod: Namespace, attachment: Attachment) -> None:
+    if pod.has_vanished():
         raise CNIError(
             Code.INVALID_ENVIRONMENT,
             f"CNI_NETNS {attachment.netns}: it vanished while the pod was being attached",
@@ -69,7 +73,7 @@ def delete(request: Request) -> None:
     attachment = parse_attachment(request)
     with open_host() as host:
         # First of all: a namespace that is the host's own must stop us before anything is touched.
-        pod = find_pod(attachment.netns, allow_host=attachment.allow_host_netns)
+        pod = find_pod(attachment.netns, opened=attachment.netns_fd, allow_host=attachment.allow_host_netns)
         with ExitStack() as opened:
             if pod is not None:
                 opened.enter_context(pod)
@@ -110,7 +114,7 @@ def check(request: Request) -> None:
     delegate = find_delegate(request)
     plan = _mode(network).plan(network, delegate.addressing())
     attachment = network.attachment
-    with open_host() as host, open_pod(attachment.netns, allow_host=attachment.allow_host_netns) as pod:
+    with open_host() as host, _open_pod(attachment) as pod:
         delegate.check()
         _mode(network).check(plan, host, pod, network.prev_result)
 
