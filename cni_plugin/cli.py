@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import ipam
 from cni_plugin import __version__, report
 from cni_plugin.addresses import DEFAULT_DATA_DIR
+from cni_plugin.agent import server
 from cni_plugin.config import Attachment
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.inet import parse_ip
@@ -44,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True)
     _add_status(commands)
     _add_ipam(commands)
+    _add_agent(commands)
     return parser
 
 
@@ -70,6 +73,35 @@ def _add_ipam(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         verb.add_argument(
             "--data-dir", default=DEFAULT_DATA_DIR, help=f"the store (default {DEFAULT_DATA_DIR})"
         )
+
+
+def _add_agent(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    agent = commands.add_parser("agent", help="serve the executables' calls from one warm process")
+    workers = 2 * (os.cpu_count() or 1)
+    agent.add_argument("--socket", default=server.DEFAULT_SOCKET, help=f"default {server.DEFAULT_SOCKET}")
+    agent.add_argument(
+        "--workers", type=_count, default=workers, help=f"calls at once (default twice the cores: {workers})"
+    )
+    agent.add_argument(
+        "--queue",
+        type=_count,
+        default=server.DEFAULT_QUEUE,
+        help=f"calls that may wait; further ones are told to try again (default {server.DEFAULT_QUEUE})",
+    )
+    agent.set_defaults(run=_agent)
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def _agent(arguments: argparse.Namespace) -> int:
+    settings = server.Settings(
+        socket=os.path.abspath(arguments.socket), workers=arguments.workers, queue=arguments.queue
+    )
+    return server.run(settings)
 
 
 def _status(arguments: argparse.Namespace) -> int:

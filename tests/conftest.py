@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
+from tests.agents import start_agent
 from tests.node import Node, make_node
 
 if TYPE_CHECKING:
@@ -20,20 +21,47 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the executables once for all workers, from this checkout and this interpreter."""
+    """Install the executables once for all workers, from this checkout and this interpreter.
+
+    No agent ever listens where they look for one.
+    """
     shared = tmp_path_factory.getbasetemp().parent / "podwire-bin"
     with FileLock(f"{shared}.lock"):
         if not shared.exists():
             staged = shared.with_suffix(".new")
-            install = [str(ROOT / "scripts/install"), "--bin-dir", str(staged), "--python", sys.executable]
-            subprocess.run(install, check=True, capture_output=True)
+            install(staged, shared / "none.sock")
             staged.rename(shared)
     return shared
 
 
+@pytest.fixture(scope="session")
+def agent_bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Install executables that find a running agent; it works in the namespace of who calls it."""
+    made = tmp_path_factory.mktemp("agent")
+    install(made / "bin", made / "agent.sock")
+    with start_agent(made / "agent.sock") as agent:
+        yield made / "bin"
+        assert agent.stop() == 0, agent.log.read_text()
+
+
+def install(bin_dir: Path, socket: Path, *options: str) -> None:
+    """Run scripts/install with this checkout and this interpreter."""
+    places = ["--bin-dir", str(bin_dir), "--python", sys.executable, "--socket", str(socket)]
+    subprocess.run([str(ROOT / "scripts/install"), *places, *options], check=True, capture_output=True)
+
+
+@pytest.fixture(params=["process", "agent"])
+def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
+    """Return a node that is a network namespace of this test's own, without an agent and with one."""
+    way = {"process": "bin_dir", "agent": "agent_bin_dir"}[request.param]
+    made = make_node(tmp_path, request.getfixturevalue(way))
+    yield made
+    made.remove()
+
+
 @pytest.fixture
-def node(tmp_path: Path, bin_dir: Path) -> Iterator[Node]:
-    """Return a node that is a network namespace of this test's own."""
+def plain_node(tmp_path: Path, bin_dir: Path) -> Iterator[Node]:
+    """Return a node whose executables do the work themselves; a test may start an agent of its own."""
     made = make_node(tmp_path, bin_dir)
     yield made
     made.remove()

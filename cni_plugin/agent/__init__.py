@@ -1,0 +1,6 @@
+"""The agent: the same verbs, kept warm in one process for all pods of a node.
+
+`shim` is the executable and hands a call over, `wire` is what passes between the two, `server`
+accepts and refuses, `calls` runs one call exactly as the executable would, `journal` keeps
+every call's log lines apart, `systemd` is what a service manager is told. docs/wire.md.
+"""

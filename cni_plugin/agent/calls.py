@@ -1,0 +1,169 @@
+"""One call in the agent: exactly what the executable would do, in the caller's network namespace.
+
+Calls about one attachment take turns in the order of their arrival: a runtime that gives up on
+an ADD sends its DEL while that ADD still runs here. How many calls run at once is bounded; a
+call whose caller has left before it began is not begun.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cni_plugin.agent import wire
+from cni_plugin.agent.journal import own, render_pairs
+from cni_plugin.contract.dispatch import answer, failure
+from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.kernel.netns import inside, open_caller
+from cni_plugin.plugins import PLUGINS, type_of
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from cni_plugin.agent.journal import Journal
+    from cni_plugin.agent.wire import Call, Reply
+    from cni_plugin.contract.dispatch import Answer
+
+_REQUEST_TIMEOUT = 10.0  # seconds until a request must be whole
+_REPLY_TIMEOUT = 10.0  # seconds until a reply must be taken
+# A deletion waits in the kernel (RCU grace periods) and needs next to no processor.
+_DELETIONS_PER_WORKER = 16
+
+
+@dataclass(slots=True)
+class _Turn:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    waiting: int = 0
+
+
+class Turns:
+    """One holder per key at a time; keys are forgotten when nobody waits for them."""
+
+    def __init__(self) -> None:
+        """Start with no keys."""
+        self._guard = threading.Lock()
+        self._turns: dict[object, _Turn] = {}
+
+    @contextmanager
+    def taken(self, key: object) -> Iterator[None]:
+        """Run the block when no other block with this key runs."""
+        with self._guard:
+            turn = self._turns.setdefault(key, _Turn())
+            turn.waiting += 1
+        try:
+            with turn.lock:
+                yield
+        finally:
+            with self._guard:
+                turn.waiting -= 1
+                if not turn.waiting:
+                    del self._turns[key]
+
+
+class Calls:
+    """Runs calls, at most `workers` of them at once and some more deletions."""
+
+    def __init__(self, workers: int, journal: Journal) -> None:
+        """Start with nothing running."""
+        self._journal = journal
+        self._turns = Turns()
+        self._workers = threading.BoundedSemaphore(workers)
+        self._deletions = threading.BoundedSemaphore(workers * _DELETIONS_PER_WORKER)
+
+    def serve(self, connection: socket.socket) -> None:
+        """Read one request and answer it; the peer may be gone at any point."""
+        try:
+            call = wire.receive_call(connection, _REQUEST_TIMEOUT)
+        except wire.VersionError as error:
+            send(connection, failure(CNIError(Code.TRY_AGAIN_LATER, f"podwire agent: {error}")))
+        except (wire.WireError, OSError) as error:
+            own.warning(render_pairs(refused=str(error) or type(error).__name__))
+            send(connection, failure(CNIError(Code.DECODING_FAILURE, f"podwire agent: {error}")))
+        else:
+            if call is not None:
+                self._serve_call(connection, call)
+
+    def _serve_call(self, connection: socket.socket, call: Call) -> None:
+        started = time.monotonic()
+        try:
+            with self._turn(call), self._slot(call):
+                if wire.has_left(connection):
+                    _log(call, "left before its turn", started)
+                    return
+                reply = self._run(connection, call)
+        finally:
+            if call.netns_fd >= 0:
+                os.close(call.netns_fd)
+        _log(call, _outcome(reply), started)
+        wire.send_reply(connection, reply, _REPLY_TIMEOUT)
+
+    def _turn(self, call: Call) -> AbstractContextManager[None]:
+        container_id = call.environ.get("CNI_CONTAINERID")
+        if not container_id:
+            return nullcontext()
+        # The type, so that a foreign delegate that calls us in its turn does not wait for its caller.
+        return self._turns.taken((type_of(call.program), container_id, call.environ.get("CNI_IFNAME")))
+
+    def _slot(self, call: Call) -> threading.Semaphore:
+        return self._deletions if call.environ.get("CNI_COMMAND") == "DEL" else self._workers
+
+    def _run(self, connection: socket.socket, call: Call) -> Reply:
+        load = PLUGINS[type_of(call.program)]
+        with self._journal.of_call(call.environ) as lines, _caller_namespace(connection):
+            made = answer(call.environ, call.stdin, load, call.netns_fd)
+        return wire.Reply(status=made.status, stdout=made.stdout, stderr="".join(lines).encode())
+
+
+@contextmanager
+def _caller_namespace(connection: socket.socket) -> Iterator[None]:
+    """Work where the caller is: for the executable, the node is the namespace that it runs in."""
+    fd = open_caller(connection)
+    try:
+        with inside(fd):
+            yield
+    finally:
+        os.close(fd)
+
+
+def send(connection: socket.socket, made: Answer) -> None:
+    """Send an answer that no verb has run for; a peer that is gone does not need it."""
+    reply = wire.Reply(status=made.status, stdout=made.stdout, stderr=b"")
+    try:
+        wire.send_reply(connection, reply, _REPLY_TIMEOUT)
+    except OSError as error:
+        own.info(render_pairs(unsent=str(error)))
+
+
+def _log(call: Call, outcome: str, started: float) -> None:
+    environ = call.environ
+    pairs = render_pairs(
+        container_id=environ.get("CNI_CONTAINERID", ""),
+        ifname=environ.get("CNI_IFNAME", ""),
+        network=_network(call.stdin),
+        verb=environ.get("CNI_COMMAND", ""),
+        type=type_of(call.program),
+        duration=f"{time.monotonic() - started:.4f}",
+        outcome=outcome,
+    )
+    own.info(pairs)
+
+
+def _network(stdin: bytes) -> object:
+    try:
+        return json.loads(stdin).get("name", "")
+    except (ValueError, AttributeError, RecursionError):
+        return ""
+
+
+def _outcome(reply: Reply) -> str:
+    if reply.status == 0:
+        return "done"
+    error = json.loads(reply.stdout)
+    return f"error {error['code']}: {error['msg']}"

@@ -1,0 +1,210 @@
+"""The agent's socket: one agent per path, a thread per call, and a limit on how many wait.
+
+The socket appears by rename(2), listening and with its mode in place, so a shim either finds an
+agent or none. SIGTERM takes the name away, serves who had connected by then, and ends. What a
+killed agent leaves is the name, which answers nobody and is replaced by the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_plugin.agent.calls import Calls, send
+from cni_plugin.agent.journal import Journal, own, render_pairs
+from cni_plugin.agent.systemd import Notifier, take_listener
+from cni_plugin.contract.dispatch import failure
+from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.plugins import PLUGINS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEFAULT_SOCKET = "/run/podwire/podwire.sock"
+DEFAULT_QUEUE = 256
+# Clients that connect are not refused by the kernel but by us, in words.
+_BACKLOG = 1024
+_ACCEPT_PAUSE = 0.05  # seconds
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the agent is to run: `workers` calls at once, `queue` more that wait."""
+
+    socket: str
+    workers: int
+    queue: int
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status. CNIError when it cannot begin."""
+    journal = Journal()
+    journal.install()
+    notifier = Notifier()
+    with _listening(settings.socket) as listener, _termination() as terminated:
+        door = Door(settings, Calls(settings.workers, journal))
+        for load in PLUGINS.values():
+            load()
+        _say(socket=listener.path, state="ready")
+        notifier.tell("READY=1")
+        _accept_until(terminated, listener.socket, door)
+        notifier.tell("STOPPING=1")
+        listener.leave(door)
+    door.wait()
+    _say(state="stopped")
+    return 0
+
+
+def _say(**pairs: object) -> None:
+    own.info(render_pairs(node=os.uname().nodename, **pairs))
+
+
+@contextmanager
+def _termination() -> Iterator[int]:
+    """Yield a descriptor that becomes readable when we are asked to end."""
+    ours, pythons = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(pythons)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        yield ours
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(ours)
+        os.close(pythons)
+
+
+def _accept_until(terminated: int, listener: socket.socket, door: Door) -> None:
+    poll = select.poll()
+    poll.register(terminated, select.POLLIN)
+    poll.register(listener, select.POLLIN)
+    while terminated not in dict(poll.poll()):
+        _accept_one(listener, door)
+
+
+def _accept_one(listener: socket.socket, door: Door) -> bool:
+    """Let one client in; False when none waits."""
+    try:
+        connection, _ = listener.accept()
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # Out of descriptors or memory: those inside will give some back.
+        own.warning(render_pairs(accept=str(error)))
+        time.sleep(_ACCEPT_PAUSE)
+    else:
+        door.admit(connection)
+    return True
+
+
+class Door:
+    """Lets clients in as long as there are places, and says at once when there is none."""
+
+    def __init__(self, settings: Settings, calls: Calls) -> None:
+        """Open with every place free."""
+        self._calls = calls
+        self._count = settings.workers + settings.queue
+        self._places = threading.BoundedSemaphore(self._count)
+
+    def admit(self, connection: socket.socket) -> None:
+        """Give the client a thread, or refuse it."""
+        uid = _peer_uid(connection)
+        if uid != os.geteuid():
+            own.warning(render_pairs(refused=f"a client of uid {uid}"))
+            connection.close()
+        elif self._places.acquire(blocking=False):
+            threading.Thread(target=self._serve, args=(connection,)).start()
+        else:
+            _refuse(connection, f"wanted a free place, found all {self._count} taken")
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                self._calls.serve(connection)
+        except OSError as error:
+            own.warning(render_pairs(unanswered=str(error)))
+        finally:
+            self._places.release()
+
+    def wait(self) -> None:
+        """Return when everybody has left; nobody is admitted any more."""
+        for _ in range(self._count):
+            self._places.acquire()
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(raw)
+    return int(uid)
+
+
+def _refuse(connection: socket.socket, why: str) -> None:
+    own.warning(render_pairs(refused=why))
+    with connection:
+        send(connection, failure(CNIError(Code.TRY_AGAIN_LATER, f"podwire agent: {why}")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """The listening socket; `lent` when a service manager keeps it for the agent after us."""
+
+    socket: socket.socket
+    path: str
+    lent: bool
+
+    def leave(self, door: Door) -> None:
+        """Take the name away and let in who had connected by then; a lent socket keeps both."""
+        if self.lent:
+            return
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
+        while _accept_one(self.socket, door):
+            pass
+
+
+@contextmanager
+def _listening(path: str) -> Iterator[Listener]:
+    """Listen at `path`, or on what the service manager opened; CNIError when another agent does."""
+    lent = take_listener()
+    if lent is not None:
+        path = os.fsdecode(lent.getsockname())
+    with _only_agent(path), lent or _listen(path) as listening:
+        listening.setblocking(False)
+        yield Listener(socket=listening, path=path, lent=lent is not None)
+
+
+@contextmanager
+def _only_agent(path: str) -> Iterator[None]:
+    """Hold the lock beside the socket; it ends with the process, however that ends."""
+    os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
+    with open(f"{path}.lock", "w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CNIError(
+                Code.TRY_AGAIN_LATER, f"{path}: wanted to be the only agent, found another running"
+            ) from error
+        yield
+
+
+def _listen(path: str) -> socket.socket:
+    """Return a socket that listens at `path`, for root alone from the first moment."""
+    staged = f"{path}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(staged)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listening.bind(staged)
+    os.chmod(staged, 0o600)
+    listening.listen(_BACKLOG)
+    os.rename(staged, path)
+    return listening
