@@ -35,12 +35,14 @@ def bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def agent_bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Install executables that find a running agent; it works in the namespace of who calls it."""
+def agent_bin_dirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Install both shims for a running agent, which works in the namespace of who calls it."""
     made = tmp_path_factory.mktemp("agent")
-    install(made / "bin", made / "agent.sock")
-    with start_agent(made / "agent.sock") as agent:
-        yield made / "bin"
+    bin_dirs = {"agent": made / "bin", "shim": made / "shim"}
+    install(bin_dirs["agent"], made / "a.sock")
+    install(bin_dirs["shim"], made / "a.sock", "--shim")
+    with start_agent(made / "a.sock") as agent:
+        yield bin_dirs
         assert agent.stop() == 0, agent.log.read_text()
 
 
@@ -50,11 +52,18 @@ def install(bin_dir: Path, socket: Path, *options: str) -> None:
     subprocess.run([str(ROOT / "scripts/install"), *places, *options], check=True, capture_output=True)
 
 
-@pytest.fixture(params=["process", "agent"])
+@pytest.fixture(params=["process", "agent", "shim"])
 def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
-    """Return a node that is a network namespace of this test's own, without an agent and with one."""
-    way = {"process": "bin_dir", "agent": "agent_bin_dir"}[request.param]
-    made = make_node(tmp_path, request.getfixturevalue(way))
+    """Return a node that is a network namespace of this test's own.
+
+    In three ways that a runtime must not tell apart: the executable does the work itself, it
+    finds an agent, and it is the C shim.
+    """
+    if request.param == "process":
+        bin_dir = request.getfixturevalue("bin_dir")
+    else:
+        bin_dir = request.getfixturevalue("agent_bin_dirs")[request.param]
+    made = make_node(tmp_path, bin_dir)
     yield made
     made.remove()
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 POD_ARGS = {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"}
 
+# The operator's command line is the program itself, with or without an agent.
+pytestmark = pytest.mark.parametrize("node", ["process"], indirect=True)
+
 
 def run(node: Node, *words: str) -> subprocess.CompletedProcess[str]:
     return node.run(str(node.bin_dir / "podwire"), *words, check=False)

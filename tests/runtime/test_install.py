@@ -83,8 +83,9 @@ def test_replacing_an_executable_under_load_fails_no_call(target: Path) -> None:
     assert upgrade.returncode == 0
 
 
-def test_an_installation_of_its_own_works_without_the_checkout(node: Node) -> None:
+def test_an_installation_of_its_own_works_without_the_checkout(plain_node: Node) -> None:
     """Install as on a node: with an environment under a prefix."""
+    node = plain_node
     target, prefix = node.tmp / "own-bin", node.tmp / "lib"
     done = install("--bin-dir", target, "--prefix", prefix, "--drop-in")
     assert done.returncode == 0, done.stderr
@@ -98,8 +99,9 @@ def test_an_installation_of_its_own_works_without_the_checkout(node: Node) -> No
     assert not prefix.exists()
 
 
-def test_under_the_reference_names_a_go_configuration_works_unchanged(node: Node) -> None:
+def test_under_the_reference_names_a_go_configuration_works_unchanged(plain_node: Node) -> None:
     """The type stays `bridge`, the IPAM type `host-local`: the executable is ours."""
+    node = plain_node
     node.bin_dir = node.tmp / "drop-in"
     done = install("--bin-dir", node.bin_dir, "--drop-in", "--python", sys.executable)
     assert done.returncode == 0, done.stderr
@@ -123,3 +125,30 @@ def test_the_quickstart_shows_two_pods_and_leaves_nothing() -> None:
     assert after == before
     spaces = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
     assert "podwire-quickstart" not in spaces
+
+
+def test_the_agent_comes_with_units_that_systemd_accepts(target: Path) -> None:
+    units, socket = target.parent / "units", target.parent / "a.sock"
+    places = ("--bin-dir", target, "--unit-dir", units)
+    done = install(*places, "--agent", "--shim", "--python", sys.executable, "--socket", socket)
+    assert done.returncode == 0, done.stderr
+    paths = sorted(units.iterdir())
+    assert [path.name for path in paths] == ["podwire.service", "podwire.socket"]
+    subprocess.run(["systemd-analyze", "verify", *paths], check=True, capture_output=True)
+    assert "podwire-cni-executable" in (target / "podwire").read_bytes().decode(errors="replace")
+    done = install("--uninstall", *places, "--prefix", target.parent / "none")
+    assert done.returncode == 0, done.stderr
+    assert list(units.iterdir()) == []
+    assert list(target.iterdir()) == []
+
+
+def test_the_shim_alone_needs_no_python(target: Path) -> None:
+    prefix = target.parent / "lib"
+    assert install("--bin-dir", target, "--prefix", prefix, "--shim").returncode == 0
+    assert not prefix.exists()
+
+
+def test_a_socket_path_that_needs_quoting_is_refused(target: Path) -> None:
+    done = install("--bin-dir", target, "--socket", '/run/"x".sock', "--python", sys.executable)
+    assert done.returncode == 1
+    assert not target.exists()

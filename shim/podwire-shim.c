@@ -1,0 +1,146 @@
+/*
+ * The executable of a node that has no Python: it hands the call to the agent and does what the
+ * answer says. No policy, and no work of its own. docs/wire.md describes what it speaks, and
+ * scripts/install --shim builds it:
+ *
+ *     musl-gcc -static -Os -s -DSOCKET='"/run/podwire/podwire.sock"' podwire-shim.c
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#ifndef SOCKET
+#define SOCKET "/run/podwire/podwire.sock"
+#endif
+#define MAX_STDIN (4 * 1024 * 1024 + 1) /* one byte past what a configuration may have */
+#define HEAD 20                         /* magic, version, number, two sizes */
+
+/* By this the program knows its own executables, and runs their work in process. */
+__attribute__((used)) static const char marker[] = "podwire-cni-executable";
+
+extern char **environ;
+
+static void write_all(int fd, const char *text, size_t size)
+{
+	for (ssize_t done; size > 0 && (done = write(fd, text, size)) > 0; size -= done)
+		text += done;
+}
+
+/* Answer as a plugin that cannot work now: try again later, or for STATUS not available. */
+static int fail(const char *found)
+{
+	const char *command = getenv("CNI_COMMAND");
+	int code = command && strcmp(command, "STATUS") == 0 ? 50 : 11;
+
+	dprintf(1,
+		"{\n    \"cniVersion\": \"1.1.0\",\n    \"code\": %d,\n"
+		"    \"msg\": \"podwire agent at " SOCKET ": wanted an answer, found %s\"\n}\n",
+		code, found);
+	return 1;
+}
+
+static void put(char *at, unsigned number)
+{
+	unsigned ordered = htonl(number);
+	memcpy(at, &ordered, sizeof ordered);
+}
+
+static unsigned get(const char *at)
+{
+	unsigned ordered;
+	memcpy(&ordered, at, sizeof ordered);
+	return ntohl(ordered);
+}
+
+static size_t copy_strings(char *to, const char *program)
+{
+	char *end = stpcpy(to, program);
+
+	for (char **each = environ; *each; each++)
+		end = stpcpy(end + 1, *each);
+	return end - to;
+}
+
+static size_t read_stdin(char *to)
+{
+	size_t size = 0;
+
+	if (isatty(0))
+		return 0; /* it would never end */
+	for (ssize_t done; size < MAX_STDIN && (done = read(0, to + size, MAX_STDIN - size)) > 0;)
+		size += done;
+	return size;
+}
+
+/* Send the request, and with its first byte the descriptor when there is one. An error is left to
+ * the reply: an agent that refuses answers before it has read everything. */
+static void send_request(int agent, char *request, size_t size, int netns)
+{
+	union {
+		struct cmsghdr align;
+		char space[CMSG_SPACE(sizeof netns)];
+	} control = {.align = {.cmsg_len = CMSG_LEN(sizeof netns),
+			       .cmsg_level = SOL_SOCKET,
+			       .cmsg_type = SCM_RIGHTS}};
+	struct iovec whole = {.iov_base = request, .iov_len = size};
+	struct msghdr message = {.msg_iov = &whole, .msg_iovlen = 1};
+
+	if (netns >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = sizeof control.space;
+		memcpy(CMSG_DATA(&control.align), &netns, sizeof netns);
+	}
+	for (ssize_t done; whole.iov_len > 0; message.msg_control = NULL, message.msg_controllen = 0) {
+		done = sendmsg(agent, &message, MSG_NOSIGNAL);
+		if (done < 0)
+			return;
+		whole.iov_base = (char *)whole.iov_base + done;
+		whole.iov_len -= done;
+	}
+}
+
+int main(int argc, char **argv)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};
+	int agent = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	const char *program = argc > 0 ? argv[0] : "podwire";
+	size_t room = HEAD + MAX_STDIN + strlen(program) + 1;
+
+	if (agent < 0 || connect(agent, (struct sockaddr *)&address, sizeof address) < 0)
+		return fail(strerror(errno));
+	for (char **each = environ; *each; each++)
+		room += strlen(*each) + 1;
+	char *request = malloc(room);
+	if (!request)
+		return fail(strerror(errno));
+
+	const char *path = getenv("CNI_NETNS");
+	int netns = open(path ? path : "", O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	int number = netns < 0 ? errno : 0;
+	size_t strings = copy_strings(request + HEAD, program);
+	size_t stdin_size = read_stdin(request + HEAD + strings);
+	memcpy(request, "podw", 4);
+	put(request + 4, 1);
+	put(request + 8, number);
+	put(request + 12, strings);
+	put(request + 16, stdin_size);
+	send_request(agent, request, HEAD + strings + stdin_size, netns);
+
+	char head[HEAD];
+	if (recv(agent, head, HEAD, MSG_WAITALL) != HEAD || memcmp(head, "podw", 4) != 0)
+		return fail("the connection closed; it may have been killed");
+	size_t out = get(head + 12), err = get(head + 16);
+	char *reply = malloc(out + err + 1);
+	if (!reply || recv(agent, reply, out + err, MSG_WAITALL) != (ssize_t)(out + err))
+		return fail("the connection closed; it may have been killed");
+	write_all(1, reply, out);
+	write_all(2, reply + out, err);
+	return get(head + 8);
+}
