@@ -7,10 +7,12 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cni_plugin.config import MARK
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.bridge import set_port
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import Link, VethPair, add_veth, delete_link, get_link
+from cni_plugin.kernel.reaper import delete_veth
 from cni_plugin.kernel.vlan import add_vlan, delete_vlan, list_vlans
 
 if TYPE_CHECKING:
@@ -86,4 +88,7 @@ def _set_vlans(plan: BridgePlan, host: Namespace) -> None:
 def delete_port(attachment: Attachment, host: Namespace) -> bool:
     """Delete the pod's veth by the name of its host end; tell whether there was one."""
     link = get_link(host.netlink, attachment.host_ifname)
-    return link is not None and link.kind == "veth" and delete_link(host.netlink, link.name)
+    if link is None or link.kind != "veth":
+        return False
+    # An alias of ours is what lets it go together with others; without one a crash had left it.
+    return delete_veth(host, link) if link.alias.startswith(MARK) else delete_link(host.netlink, link.name)

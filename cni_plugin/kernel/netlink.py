@@ -140,18 +140,22 @@ class Netlink:
     def dump(
         self, command: str, message: Message, kind: int, keep: Callable[[bytes], bool] | None = None
     ) -> list[Message]:
-        """Return all objects that `message` asks for, again when the table moved under the dump.
+        """Return all objects that `message` asks for, decoded.
 
         `keep` looks at the raw message behind its header: decoding is what costs.
         """
+        found = self.dump_raw(command, message, kind)
+        return [_decode(type(message), raw) for raw in found if keep is None or keep(raw[_HEADER.size :])]
+
+    def dump_raw(self, command: str, message: Message, kind: int) -> list[bytes]:
+        """Return all objects that `message` asks for, again when the table moved under the dump."""
         message["header"]["type"] = kind
         message["header"]["flags"] = NLM_F_REQUEST | NLM_F_DUMP
         for _ in range(_DUMP_TRIES):
             answers = list(self._dump_once(command, message))
             if not any(flags & _NLM_F_DUMP_INTR for _, flags, _ in answers):
                 break
-        kept = (raw for _, _, raw in answers if keep is None or keep(raw[_HEADER.size :]))
-        return [_decode(type(message), raw) for raw in kept]
+        return [raw for _, _, raw in answers]
 
     def _dump_once(self, command: str, message: Message) -> Iterator[Raw]:
         sequence = self._number(message)

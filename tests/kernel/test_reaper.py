@@ -1,0 +1,98 @@
+"""Deletions that are pending together: one request for all, and never a link that is not ours."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cni_plugin.kernel.link import Link, get_link
+from cni_plugin.kernel.netns import Namespace, inside, open_pod
+from cni_plugin.kernel.reaper import delete_together, delete_veth, new_group
+from tests.kernel.networks import dual_stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.node import Node, Pod
+
+
+@pytest.fixture
+def host(plain_node: Node) -> Iterator[Namespace]:
+    with open_pod(plain_node.path) as opened:
+        yield opened
+
+
+def veths(node: Node, host: Namespace, count: int) -> dict[int, Link]:
+    for n in range(count):
+        node.run("ip", "link", "add", f"veth{n}", "type", "veth", "peer", "name", f"p{n}")
+        node.run("ip", "link", "set", f"veth{n}", "alias", f"podwire:{n:016x} test c{n} eth0")
+    found = [get_link(host.netlink, f"veth{n}") for n in range(count)]
+    return {link.index: link for link in found if link is not None}
+
+
+def names(node: Node) -> list[str]:
+    return sorted(name for name in node.links() if name != "lo")
+
+
+def test_links_of_one_batch_are_gone_together(plain_node: Node, host: Namespace) -> None:
+    links = veths(plain_node, host, 5)
+    assert delete_together(host.netlink, links, new_group()) == set(links)
+    assert names(plain_node) == []
+
+
+def test_a_stranger_in_the_group_saves_everybody(plain_node: Node, host: Namespace) -> None:
+    links, group = veths(plain_node, host, 2), new_group()
+    plain_node.run("ip", "link", "add", "stranger", "group", str(group), "type", "bridge")
+    before = names(plain_node)
+    assert delete_together(host.netlink, links, group) == set()
+    assert names(plain_node) == before
+
+
+def test_a_link_that_another_owner_renamed_is_left_alone(plain_node: Node, host: Namespace) -> None:
+    links = veths(plain_node, host, 2)
+    plain_node.run("ip", "link", "set", "veth1", "alias", "somebody's")
+    before = names(plain_node)
+    assert delete_together(host.netlink, links, new_group()) == set()
+    assert names(plain_node) == before
+
+
+def test_one_that_is_gone_already_does_not_keep_the_others(plain_node: Node, host: Namespace) -> None:
+    links = veths(plain_node, host, 3)
+    plain_node.run("ip", "link", "del", "veth1")
+    gone = delete_together(host.netlink, links, new_group())
+    assert [links[index].name for index in sorted(gone)] == ["veth0", "veth2"]
+    assert names(plain_node) == []
+
+
+def test_each_caller_learns_of_its_own_link(plain_node: Node, host: Namespace) -> None:
+    """Twice as many deletions as links, and each link was there for one of its two callers."""
+    links = veths(plain_node, host, 20)
+
+    def delete(link: Link) -> bool:
+        with (
+            Path(plain_node.path).open() as space,
+            inside(space.fileno()),
+            open_pod(plain_node.path, allow_host=True) as own,
+        ):
+            return delete_veth(own, link)
+
+    with ThreadPoolExecutor(40) as pool:
+        existed = list(pool.map(delete, [*links.values()] * 2))
+    assert all(map(any, zip(existed[:20], existed[20:], strict=True)))
+    assert names(plain_node) == []
+
+
+def test_dels_at_once_release_every_address_and_link(node: Node) -> None:
+    config = dual_stack(node)
+    pods = [node.pod() for _ in range(24)]
+    with ThreadPoolExecutor(24) as pool:
+        list(pool.map(lambda pod: node.add(config, pod), pods))
+        survivor: Pod = pods.pop()
+        list(pool.map(lambda pod: node.delete(config, pod), [*pods, *pods]))
+    assert len(node.held()) == 2
+    assert len([name for name in node.links() if name.startswith("veth")]) == 1
+    assert survivor.ping("10.22.0.1")
+    assert node.links()["cni0"]["operstate"] == "UP"
