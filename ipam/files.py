@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CHUNK: Final = 512
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_OVER: Final = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # O_NONBLOCK: a FIFO that somebody left behind must not stop an ADD.
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -109,6 +110,20 @@ def _create(path: str) -> int:
 def _write(fd: int, content: bytes) -> None:
     if os.write(fd, content) != len(content):
         raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+
+def overwrite(path: str, content: bytes) -> None:
+    """Make the content the file's, in place; a crash may leave a mixture of both.
+
+    For what is only a hint: ext4 starts writing to the disk when a file is replaced by rename or
+    truncated to nothing (auto_da_alloc), which costs each time more than everything else here.
+    """
+    fd = os.open(path, _OVER, 0o600)
+    try:
+        _write(fd, content)
+        os.ftruncate(fd, len(content))
+    finally:
+        os.close(fd)
 
 
 def link(existing: str, path: str) -> bool:

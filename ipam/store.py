@@ -11,7 +11,7 @@ its content (link(2)), so under the lock an empty one is debris of a crash. Read
 lock nor write access. An operator reads it with `ls` and `cat` and repairs it with `rm`.
 """
 # Plain os calls, as in files.py.
-# ruff: noqa: PTH104, PTH108, PTH120
+# ruff: noqa: PTH108, PTH120
 
 from __future__ import annotations
 
@@ -159,9 +159,8 @@ class Store:
     def set_last_reserved(self, set_index: int, address: IPAddress) -> None:
         """Remember where range set `set_index` goes on; without newline, as Go requires."""
         path = self._pointer(set_index)
-        content = render_address(address).encode()
-        with _failing_as("write", path), files.written(self.temporary, content) as new:
-            os.rename(new, path)
+        with _failing_as("write", path):
+            files.overwrite(path, render_address(address).encode())
 
     # Readers: with or without the lock.
 
