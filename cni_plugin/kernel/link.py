@@ -8,17 +8,27 @@ kernel answers ENOTCONN); it is brought up afterwards.
 from __future__ import annotations
 
 import errno
+import struct
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.netlink import Change, Message, Netlink, ifinfmsg
+from cni_plugin.kernel.netlink import Change, Message, Netlink, ifinfmsg, parse_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 IFF_UP, IFF_PROMISC = 0x1, 0x100
+# linux/if_link.h, linux/if.h
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
+_IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS = 16, 18, 20
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+_IFLA_BR_VLAN_FILTERING = 7
+_IFLA_BRPORT_STATE, _IFLA_BRPORT_MODE, _IFLA_BRPORT_ISOLATED = 1, 4, 33
+_IF_OPER_UNKNOWN, _IF_OPER_UP = 0, 6
+_IFINFOMSG = struct.Struct("=16x4xiI4x")  # nlmsghdr, then of ifinfomsg index and flags
 _ABSENT = frozenset({errno.ENODEV, errno.ENXIO})
 
 
@@ -67,7 +77,7 @@ def get_link_by_index(nl: Netlink, index: int) -> Link | None:
 
 def _get(nl: Netlink, command: str, message: Message) -> Link | None:
     try:
-        return _parse(nl.get(command, message, netlink.RTM_GETLINK))
+        return _parse(nl.get_raw(command, message, netlink.RTM_GETLINK))
     except KernelError as error:
         if error.errno in _ABSENT:
             return None
@@ -79,8 +89,8 @@ def list_links(nl: Netlink, *, master: int = 0, kind: str = "") -> list[Link]:
     attrs: list[tuple[str, object]] = [("IFLA_MASTER", master)] if master else []
     if kind:
         attrs.append(("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind)]}))
-    found = nl.dump("ip link show", ifinfmsg_of(attrs=attrs), netlink.RTM_GETLINK)
-    return [_parse(message) for message in found]
+    found = nl.dump_raw("ip link show", ifinfmsg_of(attrs=attrs), netlink.RTM_GETLINK)
+    return [_parse(raw) for raw in found]
 
 
 def ifinfmsg_of(
@@ -95,42 +105,46 @@ def ifinfmsg_of(
     return message
 
 
-def _parse(message: Message) -> Link:
-    info = message.get_attr("IFLA_LINKINFO")
+def _parse(raw: bytes) -> Link:
+    index, flags = _IFINFOMSG.unpack_from(raw)
+    attributes = parse_attributes(raw, _IFINFOMSG.size)
+    info = parse_attributes(attributes.get(_IFLA_LINKINFO, b""))
+    kind = _text(info.get(_IFLA_INFO_KIND))
+    settings = parse_attributes(info.get(_IFLA_INFO_DATA, b"")) if kind == "bridge" else {}
     return Link(
-        index=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
-        kind=(info.get_attr("IFLA_INFO_KIND") if info else None) or "",
-        mac=message.get_attr("IFLA_ADDRESS") or "",
-        mtu=message.get_attr("IFLA_MTU") or 0,
-        flags=message["flags"],
-        carrier_seen=message.get_attr("IFLA_OPERSTATE") in {"UP", "UNKNOWN"},
-        master=message.get_attr("IFLA_MASTER") or 0,
-        peer=message.get_attr("IFLA_LINK") or 0,
-        alias=message.get_attr("IFLA_IFALIAS") or "",
-        vlan_filtering=_bridge_attribute(info, "IFLA_BR_VLAN_FILTERING"),
+        index=index,
+        name=_text(attributes.get(_IFLA_IFNAME)),
+        kind=kind,
+        mac=attributes.get(_IFLA_ADDRESS, b"").hex(":"),
+        mtu=_number(attributes.get(_IFLA_MTU)),
+        flags=flags,
+        carrier_seen=_number(attributes.get(_IFLA_OPERSTATE)) in {_IF_OPER_UNKNOWN, _IF_OPER_UP},
+        master=_number(attributes.get(_IFLA_MASTER)),
+        peer=_number(attributes.get(_IFLA_LINK)),
+        alias=_text(attributes.get(_IFLA_IFALIAS)),
+        vlan_filtering=bool(_number(settings.get(_IFLA_BR_VLAN_FILTERING))),
         port=_parse_port(info),
     )
 
 
-def _bridge_attribute(info: Message, name: str) -> bool:
-    """Return a switch of a bridge; other kinds of links have none."""
-    if not info or info.get_attr("IFLA_INFO_KIND") != "bridge":
-        return False
-    settings = info.get_attr("IFLA_INFO_DATA")
-    return bool(settings and settings.get_attr(name))
+def _text(value: bytes | None) -> str:
+    return (value or b"").rstrip(b"\0").decode(errors="replace")
 
 
-def _parse_port(info: Message) -> Port | None:
-    if not info or info.get_attr("IFLA_INFO_SLAVE_KIND") != "bridge":
+def _number(value: bytes | None) -> int:
+    return int.from_bytes(value or b"", sys.byteorder)
+
+
+def _parse_port(info: dict[int, bytes]) -> Port | None:
+    if _text(info.get(_IFLA_INFO_SLAVE_KIND)) != "bridge":
         return None
-    settings = info.get_attr("IFLA_INFO_SLAVE_DATA")
-    state = settings.get_attr("IFLA_BRPORT_STATE")
+    settings = parse_attributes(info.get(_IFLA_INFO_SLAVE_DATA, b""))
+    state = _number(settings.get(_IFLA_BRPORT_STATE))
     return Port(
         forwarding=state == 3,  # BR_STATE_FORWARDING, linux/if_bridge.h
         blocked_by_stp=state in {1, 2, 4},  # listening, learning, blocking
-        hairpin=bool(settings.get_attr("IFLA_BRPORT_MODE")),
-        isolated=bool(settings.get_attr("IFLA_BRPORT_ISOLATED")),
+        hairpin=bool(_number(settings.get(_IFLA_BRPORT_MODE))),
+        isolated=bool(_number(settings.get(_IFLA_BRPORT_ISOLATED))),
     )
 
 
