@@ -16,7 +16,7 @@ from cni_plugin.attach.port import host_mac
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.inet import default_route, width
 from cni_plugin.contract.result import Route
-from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses
+from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses, wait_until_resolvable
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import VethPair, add_veth, get_link, get_link_by_index, set_up
 from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl, get_sysctl
@@ -93,6 +93,7 @@ def _ensure_gateway_address(plan: BridgePlan, holder: Link, wanted: IPNetwork, h
             )
         delete_address(host.netlink, holder.index, other)
     ensure_address(host.netlink, holder.index, wanted)
+    wait_until_resolvable(holder.name, [wanted.ip])
 
 
 def _conflicts(wanted: IPNetwork, present: list[IPNetwork]) -> list[IPNetwork]:

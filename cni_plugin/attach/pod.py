@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.inet import width
-from cni_plugin.kernel.addr import add_address, list_addresses, list_unsettled
-from cni_plugin.kernel.announce import announce
-from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_up
+from cni_plugin.kernel.addr import add_address, list_addresses, list_unsettled, wait_until_resolvable
+from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_mac, set_up
 from cni_plugin.kernel.route import RouteSpec, add_route, list_routes
 from cni_plugin.kernel.sysctl import ensure_sysctl
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from cni_plugin.kernel.netns import Namespace
 
 MIN_IPV6_MTU = 1280  # bytes, RFC 8200 section 5
+_NOTIFY = {4: "arp_notify", 6: "ndisc_notify"}
 _SETTLE_TIMEOUT = 5.0  # seconds; the kernel's own detection takes one to two
 _SETTLE_POLL = 0.02
 
@@ -156,9 +156,17 @@ def _wait_until_settled(pod: Namespace, link: Link) -> None:
 
 
 def announce_addresses(pod: Namespace, link: Link, ips: tuple[IPConfig, ...]) -> None:
-    """Tell the pod's neighbours of its addresses."""
+    """Wait until neighbours can find the pod's addresses, and tell them: ARP and neighbour advertisement.
+
+    The kernel does it for every address when the MAC is set, to the same value too (RFC 5227
+    section 3, RFC 4861 section 7.2.6). At link-up, when it would also do it, the port does not
+    forward yet. A packet socket of our own would cost a grace period (RCU) to close, about 8 ms.
+    """
     with pod.entered():
-        announce(link.name, link.mac, [ip.address.ip for ip in ips])
+        wait_until_resolvable(link.name, [ip.address.ip for ip in ips])
+        for version in sorted({ip.address.version for ip in ips}):
+            ensure_sysctl(f"net/ipv{version}/conf/{link.name}/{_NOTIFY[version]}", 1)
+    pod.netlink.change(set_mac(link.name, link.mac))
 
 
 def check_addresses(pod: Namespace, link: Link, result: Result) -> None:

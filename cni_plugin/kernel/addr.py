@@ -7,18 +7,28 @@ usable at once: a fresh namespace cannot hold a duplicate.
 from __future__ import annotations
 
 import errno
+import time
+from typing import TYPE_CHECKING
 
 from netaddr import IPNetwork
 
+from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.netlink import Change, Message, Netlink, ifaddrmsg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from netaddr import IPAddress
 
 # linux/socket.h and linux/if_addr.h
 AF_INET, AF_INET6 = 2, 10
 FAMILY = {4: AF_INET, 6: AF_INET6}
 _IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x02, 0x08, 0x40
 _RT_SCOPE_LINK = 253
+_JOIN_TIMEOUT = 2.0  # seconds
+_JOIN_POLL = 0.0003
 
 
 def add_address(index: int, address: IPNetwork, *, dad: bool = False) -> Change:
@@ -75,6 +85,32 @@ def list_unsettled(nl: Netlink, index: int) -> list[tuple[IPNetwork, bool]]:
     """Return the addresses still probed for duplicates, and whether one was found."""
     found = [(_parse(m), m.get_attr("IFA_FLAGS") or m["flags"]) for m in _dump(nl, index)]
     return [(a, bool(flags & _IFA_F_DADFAILED)) for a, flags in found if flags & _IFA_F_TENTATIVE]
+
+
+def wait_until_resolvable(ifname: str, addresses: Iterable[IPAddress]) -> None:
+    """Wait until neighbours can resolve the IPv6 ones of `addresses`; CNIError 11 when they cannot.
+
+    The interface is the one in the namespace that the thread is in. The kernel joins the group
+    that an address is solicited at (RFC 4291 section 2.7.1) from a work queue, after the
+    request that added the address was answered (addrconf_dad_begin in net/ipv6/addrconf.c).
+    What is solicited before is lost, and asked for again a second later.
+    """
+    wanted = {f"ff0200000000000000000001ff{a.packed[-3:].hex()}" for a in addresses if a.version == 6}
+    deadline = time.monotonic() + _JOIN_TIMEOUT
+    while missing := wanted - (_joined_groups(ifname) if wanted else set()):
+        if time.monotonic() > deadline:
+            raise CNIError(
+                Code.TRY_AGAIN_LATER,
+                f"{ifname}: wanted {sorted(missing)} joined in {_JOIN_TIMEOUT} s, found other groups only",
+            )
+        time.sleep(_JOIN_POLL)
+
+
+def _joined_groups(ifname: str) -> set[str]:
+    """Return the IPv6 multicast groups of an interface, in hexadecimal."""
+    with open("/proc/thread-self/net/igmp6", encoding="ascii") as file:
+        lines = map(str.split, file)
+        return {group for _, name, group, *_ in lines if name == ifname}
 
 
 def _dump(nl: Netlink, index: int) -> list[Message]:
