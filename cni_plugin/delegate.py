@@ -208,7 +208,7 @@ class Foreign:
         except OSError as error:
             raise CNIError(Code.IO_FAILURE, f"IPAM plugin {self.path}: {error.strerror}") from error
         if stderr:
-            log.warning("IPAM plugin %s: %s", self.kind, stderr.decode(errors="replace").rstrip())
+            log.warning("%s", stderr.decode(errors="replace").removesuffix("\n"), extra={"verbatim": True})
         if status != 0:
             raise self._failure(command, status, stdout)
         return stdout

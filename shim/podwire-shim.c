@@ -21,7 +21,6 @@
 #endif
 #define MAX_STDIN (4 * 1024 * 1024 + 1) /* one byte past what a configuration may have */
 #define HEAD 20                         /* magic, version, number, two sizes */
-
 /* By this the program knows its own executables, and runs their work in process. */
 __attribute__((used)) static const char marker[] = "podwire-cni-executable";
 
@@ -33,17 +32,20 @@ static void write_all(int fd, const char *text, size_t size)
 		text += done;
 }
 
+static int fail(int code, const char *subject, const char *found)
+{
+	dprintf(1, "{\n    \"cniVersion\": \"1.1.0\",\n    \"code\": %d,\n    \"msg\": \"%s%s\"\n}\n",
+		code, subject, found);
+	return 1;
+}
+
 /* Answer as a plugin that cannot work now: try again later, or for STATUS not available. */
-static int fail(const char *found)
+static int lack_agent(const char *found)
 {
 	const char *command = getenv("CNI_COMMAND");
 	int code = command && strcmp(command, "STATUS") == 0 ? 50 : 11;
 
-	dprintf(1,
-		"{\n    \"cniVersion\": \"1.1.0\",\n    \"code\": %d,\n"
-		"    \"msg\": \"podwire agent at " SOCKET ": wanted an answer, found %s\"\n}\n",
-		code, found);
-	return 1;
+	return fail(code, "podwire agent at " SOCKET ": wanted an answer, found ", found);
 }
 
 static void put(char *at, unsigned number)
@@ -68,15 +70,15 @@ static size_t copy_strings(char *to, const char *program)
 	return end - to;
 }
 
-static size_t read_stdin(char *to)
+static ssize_t read_stdin(char *to)
 {
-	size_t size = 0;
+	ssize_t size = 0, done = 0;
 
 	if (isatty(0))
 		return 0; /* it would never end */
-	for (ssize_t done; size < MAX_STDIN && (done = read(0, to + size, MAX_STDIN - size)) > 0;)
+	while (size < MAX_STDIN && (done = read(0, to + size, MAX_STDIN - size)) > 0)
 		size += done;
-	return size;
+	return done < 0 ? -1 : size;
 }
 
 /* Send the request, and with its first byte the descriptor when there is one. An error is left to
@@ -109,23 +111,25 @@ static void send_request(int agent, char *request, size_t size, int netns)
 int main(int argc, char **argv)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = SOCKET};
+	int has_stdin = fcntl(0, F_GETFD) >= 0; /* if not, our own socket may become descriptor 0 */
 	int agent = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	const char *program = argc > 0 ? argv[0] : "podwire";
 	size_t room = HEAD + MAX_STDIN + strlen(program) + 1;
 
 	if (agent < 0 || connect(agent, (struct sockaddr *)&address, sizeof address) < 0)
-		return fail(strerror(errno));
+		return lack_agent(strerror(errno));
 	for (char **each = environ; *each; each++)
 		room += strlen(*each) + 1;
 	char *request = malloc(room);
 	if (!request)
-		return fail(strerror(errno));
-
+		return lack_agent(strerror(errno));
 	const char *path = getenv("CNI_NETNS");
 	int netns = open(path ? path : "", O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	int number = netns < 0 ? errno : 0;
 	size_t strings = copy_strings(request + HEAD, program);
-	size_t stdin_size = read_stdin(request + HEAD + strings);
+	ssize_t stdin_size = has_stdin ? read_stdin(request + HEAD + strings) : 0;
+	if (stdin_size < 0)
+		return fail(5, "stdin: ", strerror(errno));
 	memcpy(request, "podw", 4);
 	put(request + 4, 1);
 	put(request + 8, number);
@@ -135,11 +139,11 @@ int main(int argc, char **argv)
 
 	char head[HEAD];
 	if (recv(agent, head, HEAD, MSG_WAITALL) != HEAD || memcmp(head, "podw", 4) != 0)
-		return fail("the connection closed; it may have been killed");
+		return lack_agent("the connection closed; it may have been killed");
 	size_t out = get(head + 12), err = get(head + 16);
 	char *reply = malloc(out + err + 1);
 	if (!reply || recv(agent, reply, out + err, MSG_WAITALL) != (ssize_t)(out + err))
-		return fail("the connection closed; it may have been killed");
+		return lack_agent("the connection closed; it may have been killed");
 	write_all(1, reply, out);
 	write_all(2, reply + out, err);
 	return get(head + 8);

@@ -68,6 +68,10 @@ def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
     made.remove()
 
 
+# For what looks into the process that does the work: its imports, its signals, its mounts.
+in_process = pytest.mark.parametrize("node", ["process"], indirect=True)
+
+
 @pytest.fixture
 def plain_node(tmp_path: Path, bin_dir: Path) -> Iterator[Node]:
     """Return a node whose executables do the work themselves; a test may start an agent of its own."""

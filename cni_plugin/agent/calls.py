@@ -12,12 +12,13 @@ import os
 import threading
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from cni_plugin import __version__
 from cni_plugin.agent import wire
 from cni_plugin.agent.journal import own, render_pairs
-from cni_plugin.contract.dispatch import answer, failure
+from cni_plugin.contract.dispatch import answer, failure, render_about
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.netns import inside, open_caller
 from cni_plugin.plugins import PLUGINS, type_of
@@ -94,15 +95,25 @@ class Calls:
         started = time.monotonic()
         try:
             with self._turn(call), self._slot(call):
-                if wire.has_left(connection):
-                    _log(call, "left before its turn", started)
-                    return
-                reply = self._run(connection, call)
+                reply, outcome = self._run_for_somebody(connection, call)
         finally:
             if call.netns_fd >= 0:
                 os.close(call.netns_fd)
-        _log(call, _outcome(reply), started)
-        wire.send_reply(connection, reply, _REPLY_TIMEOUT)
+        _log(call, outcome, started)
+        if reply is not None:
+            wire.send_reply(connection, reply, _REPLY_TIMEOUT)
+
+    def _run_for_somebody(self, connection: socket.socket, call: Call) -> tuple[Reply | None, str]:
+        """Run the call and return its reply and how it ended; without a caller nothing shall remain."""
+        if wire.has_left(connection):
+            return None, "not begun: its caller left"
+        reply = self._run(connection, call)
+        added = call.environ.get("CNI_COMMAND") == "ADD" and reply.status == 0
+        if added and wire.has_left(connection):
+            # What the executable does when it is told to end: a runtime may never send the DEL.
+            self._run(connection, replace(call, environ={**call.environ, "CNI_COMMAND": "DEL"}))
+            return None, "undone: its caller left"
+        return reply, _outcome(reply)
 
     def _turn(self, call: Call) -> AbstractContextManager[None]:
         container_id = call.environ.get("CNI_CONTAINERID")
@@ -115,7 +126,11 @@ class Calls:
         return self._deletions if call.environ.get("CNI_COMMAND") == "DEL" else self._workers
 
     def _run(self, connection: socket.socket, call: Call) -> Reply:
-        load = PLUGINS[type_of(call.program)]
+        plugin_type = type_of(call.program)
+        if not call.environ.get("CNI_COMMAND"):
+            # Only a shim that can say nothing by itself asks.
+            return wire.Reply(status=0, stdout=b"", stderr=render_about(plugin_type, __version__).encode())
+        load = PLUGINS[plugin_type]
         with self._journal.of_call(call.environ) as lines, _caller_namespace(connection):
             made = answer(call.environ, call.stdin, load, call.netns_fd)
         return wire.Reply(status=made.status, stdout=made.stdout, stderr="".join(lines).encode())

@@ -26,6 +26,10 @@ def main() -> None:
     """Exit with the agent's answer; return when there is no agent."""
     import _socket
 
+    try:
+        posix.fstat(0)
+    except OSError:
+        return  # without stdin the agent's socket would become it
     agent = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         agent.connect(SOCKET)
@@ -35,7 +39,10 @@ def main() -> None:
     errno, rights = _open_netns()
     strings = sys.argv[0].encode(errors="surrogateescape")
     strings += b"".join(b"\0%b=%b" % pair for pair in posix.environ.items())
-    stdin = _read_stdin()
+    try:
+        stdin = _read_stdin()
+    except OSError:
+        return  # whoever reads it next gets the same error, and has the words for it
     head = b"podw" + b"".join(n.to_bytes(4, "big") for n in (1, errno, len(strings), len(stdin)))
     try:
         agent.sendmsg([head], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else [])

@@ -60,9 +60,14 @@ def serve(load: Callable[[], Plugin]) -> int:
 
 def about(plugin_type: str, plugin_version: str) -> int:
     """Say who we are to a person who ran the plugin by hand; return the exit status."""
-    sys.stderr.write(f"CNI {plugin_type} plugin v{plugin_version}\n")
-    sys.stderr.write(f"CNI protocol versions supported: {', '.join(versions.SUPPORTED)}\n")
+    sys.stderr.write(render_about(plugin_type, plugin_version))
     return 0
+
+
+def render_about(plugin_type: str, plugin_version: str) -> str:
+    """Return who we are, in the reference's words."""
+    supported = ", ".join(versions.SUPPORTED)
+    return f"CNI {plugin_type} plugin v{plugin_version}\nCNI protocol versions supported: {supported}\n"
 
 
 def answer(
@@ -143,8 +148,12 @@ class CallFormatter(logging.Formatter):
         self._head = f"podwire {environ.get('CNI_CONTAINERID', '-')} {environ.get('CNI_IFNAME', '-')}: "
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line, with a traceback below it when the record carries one."""
-        return self._head + super().format(record)
+        """Return one line, with a traceback below it when the record carries one.
+
+        A `verbatim` record is what another program said on its stderr, which would have been ours.
+        """
+        head = "" if getattr(record, "verbatim", False) else self._head
+        return head + super().format(record)
 
 
 def log_level(environ: Mapping[str, str]) -> int:

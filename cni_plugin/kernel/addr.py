@@ -7,6 +7,7 @@ usable at once: a fresh namespace cannot hold a duplicate.
 from __future__ import annotations
 
 import errno
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -108,9 +109,9 @@ def wait_until_resolvable(ifname: str, addresses: Iterable[IPAddress]) -> None:
 
 def _joined_groups(ifname: str) -> set[str]:
     """Return the IPv6 multicast groups of an interface, in hexadecimal."""
-    with open("/proc/thread-self/net/igmp6", encoding="ascii") as file:
-        lines = map(str.split, file)
-        return {group for _, name, group, *_ in lines if name == ifname}
+    with open("/proc/thread-self/net/igmp6", "rb") as file:
+        lines = map(bytes.split, file)
+        return {group.decode() for _, name, group, *_ in lines if name == os.fsencode(ifname)}
 
 
 def _dump(nl: Netlink, index: int) -> list[Message]:

@@ -18,6 +18,7 @@ from cni_plugin.kernel import sysctl
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.netlink import Netlink
 from cni_plugin.plugins import PLUGINS
+from tests.conftest import in_process
 from tests.kernel.networks import (
     V4,
     V6,
@@ -120,7 +121,7 @@ class Faults:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = -1
-        for name in ("change", "get", "dump"):
+        for name in ("change", "get_raw", "dump_raw"):
             monkeypatch.setattr(Netlink, name, self.failing(getattr(Netlink, name)))
 
     def failing(self, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,6 +232,7 @@ def slow(node: Node) -> dict[str, Any]:
     return config
 
 
+@in_process
 def test_sigterm_in_the_middle_rolls_back_and_answers_with_an_error(node: Node) -> None:
     pod = node.pod()
     before = warm(node, dual_stack(node)), state_of(pod)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.conftest import in_process
 from tests.kernel.networks import V4, network
 from tests.protocol.answers import assert_ok, assert_refused, unchanged, warm
 from tests.protocol.foreign import ADDRESS, delegated, foreign, says
@@ -198,6 +199,7 @@ def start(node: Node, config: dict[str, Any], pod: Pod, plugin: Foreign) -> subp
     return process
 
 
+@in_process
 def test_a_runtime_that_loses_patience_gets_the_undo_too(node: Node) -> None:
     plugin, pod = foreign(node, add=HANG), node.pod()
     warm(node)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import in_process
 from tests.kernel.networks import dual_stack
 from tests.protocol.answers import assert_ok
 
@@ -37,6 +38,7 @@ def imported(answer: Completed) -> set[str]:
     return {line.rpartition("|")[2].strip() for line in lines[1:]}
 
 
+@in_process
 def test_a_call_imports_no_more_than_it_needs(node: Node, counted: str) -> None:
     pod, config = node.pod(), dual_stack(node)
     modules = {"VERSION": imported(node.call("VERSION", config, program=counted))}
@@ -51,6 +53,7 @@ def test_a_call_imports_no_more_than_it_needs(node: Node, counted: str) -> None:
     assert over == {}
 
 
+@in_process
 def test_a_refusal_by_the_environment_alone_imports_no_plugin(node: Node, counted: str) -> None:
     answer = node.call("ADD", "{}", program=counted, environ={"CNI_CONTAINERID": "x"})
     assert answer.json["code"] == 4

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import in_process
 from tests.kernel.networks import V4, dual_stack, network
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 POD_ARGS = {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"}
 
 # The operator's command line is the program itself, with or without an agent.
-pytestmark = pytest.mark.parametrize("node", ["process"], indirect=True)
+pytestmark = in_process
 
 
 def run(node: Node, *words: str) -> subprocess.CompletedProcess[str]:

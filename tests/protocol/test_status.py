@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.conftest import in_process
 from tests.kernel.networks import dual_stack, network
 from tests.protocol.answers import assert_ok, assert_refused, unchanged
 from tests.protocol.foreign import delegated, foreign
@@ -49,6 +50,7 @@ def test_an_exhausted_pool_is_50_that_names_it(node: Node) -> None:
     assert_ok(node.call("STATUS", config))
 
 
+@in_process
 def test_a_store_that_cannot_be_written_is_50(node: Node, tmp_path: Path) -> None:
     config = dual_stack(node)
     node.add(config, node.pod())
@@ -59,6 +61,7 @@ def test_a_store_that_cannot_be_written_is_50(node: Node, tmp_path: Path) -> Non
     assert_refused(node.call("STATUS", config, program=full), 50, str(node.data_dir), "No space left")
 
 
+@in_process
 def test_a_kernel_without_ipv6_is_50_when_the_network_needs_it(node: Node, tmp_path: Path) -> None:
     without = within(node, tmp_path, "-t tmpfs none /proc/sys/net/ipv6")
     assert_refused(node.call("STATUS", dual_stack(node), program=without), 50, "IPv6")

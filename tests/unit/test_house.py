@@ -21,7 +21,8 @@ BELOW = {
     "attach": {"contract", "config", "kernel"},
     "plugins": {"contract", "config", "kernel", "addresses", "delegate", "attach"},
     "report": {"contract", "config", "kernel", "addresses", "delegate", "plugins", "ipam"},
-    "cli": {"", "contract", "config", "kernel", "addresses", "report", "ipam"},
+    "agent": {"", "contract", "kernel", "plugins", "__main__"},  # the shim is what starts the program
+    "cli": {"", "contract", "config", "kernel", "addresses", "report", "agent", "ipam"},
     "__main__": {"", "contract", "plugins", "cli"},
     "": set(),
 }
@@ -33,7 +34,14 @@ ONLY_IN = {
     "netaddr": set(BELOW) - {"__main__", "cli", "plugins"},
 }
 # Who may print and exit: the answer to a runtime, the words to a person.
-SPEAKERS = {"cni_plugin.contract.dispatch", "cni_plugin.cli", "cni_plugin.__main__"}
+# The shim is a process of its own, and the agent's journal is what its service manager reads.
+SPEAKERS = {
+    "cni_plugin.contract.dispatch",
+    "cni_plugin.cli",
+    "cni_plugin.__main__",
+    "cni_plugin.agent.shim",
+    "cni_plugin.agent.journal",
+}
 SPEECH = {"print", "exit", "quit", "input", "sys.exit", "os._exit", "sys.stdout", "sys.stderr"}
 
 
