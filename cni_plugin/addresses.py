@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from netaddr import IPNetwork
 
 import ipam
-from cni_plugin.config import KNOWN_ARGS, Addressing
+from cni_plugin.config import KNOWN_ARGS, Addressing, RangeFacts, data_dir
 from cni_plugin.contract import versions
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.fields import Fields, objects
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from cni_plugin.contract.request import Request
 
-DEFAULT_DATA_DIR = "/var/lib/cni/networks"
 _CODES: tuple[tuple[type[ipam.IPAMError], Code], ...] = (
     (ipam.InvalidRange, Code.INVALID_CONFIG),
     (ipam.InvalidNetwork, Code.INVALID_CONFIG),
@@ -130,21 +129,23 @@ def addressing(request: Request) -> Addressing:
     open_store(request)
     ranges = [r for range_set in range_sets for r in range_set.ranges]
     without = next((str(r.subnet) for r in ranges if not r.gateway or r.gateway.version != r.version), "")
-    return Addressing(stated_families=frozenset(s.version for s in range_sets), without_gateway=without)
+    return Addressing(
+        stated_families=frozenset(s.version for s in range_sets),
+        without_gateway=without,
+        ranges=tuple(_facts(r) for r in ranges),
+    )
+
+
+def _facts(found: ipam.Range) -> RangeFacts:
+    whole = ipam.make_range(subnet=str(found.subnet), gateway="none")
+    covers = found.start <= whole.start and found.end >= whole.end and not found.exclude
+    return RangeFacts(subnet=found.subnet, gateway=found.gateway, whole=covers)
 
 
 def open_store(request: Request) -> ipam.Store:
     """Return the network's store; nothing is touched on disk until it is used."""
     with _translated():
-        return ipam.Store(data_dir(request), request.network)
-
-
-def data_dir(request: Request) -> str:
-    """Return the directory that holds one directory per network."""
-    path = _section(request).string("dataDir") or DEFAULT_DATA_DIR
-    if not path.startswith("/"):
-        raise invalid_config(f'"ipam.dataDir" must be an absolute path, found "{path}"')
-    return path
+        return ipam.Store(data_dir(request.config), request.network)
 
 
 def _section(request: Request) -> Fields:

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING
 
 import ipam
 from cni_plugin import __version__, report
-from cni_plugin.addresses import DEFAULT_DATA_DIR
 from cni_plugin.agent import server
-from cni_plugin.config import Attachment
-from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.config import DEFAULT_DATA_DIR, Attachment
+from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.inet import parse_ip
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.netns import open_host
+from cni_plugin.plugins import podwire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from cni_plugin.contract.request import Request
 
 _EPILOG = "Without arguments, and with CNI_COMMAND set, this is a CNI plugin: https://www.cni.dev/docs/spec/"
 
@@ -45,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"podwire {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
     _add_status(commands)
+    _add_networks(commands, "sync", _sync, "make devices, routes and neighbours equal to the configuration")
+    _add_networks(commands, "mtu", _mtu, "explain the MTU of a network's pods")
     _add_ipam(commands)
     _add_agent(commands)
     return parser
@@ -52,10 +56,26 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = commands.add_parser("status", help="networks, pools, attachments, and what is wrong")
-    status.add_argument("--conf-dir", default="/etc/cni/net.d", help="the runtime's network configurations")
-    status.add_argument("--bin-dir", default="/opt/cni/bin", help="the runtime's plugins")
+    _add_directories(status)
     status.add_argument("--json", action="store_true", help="for scripts")
     status.set_defaults(run=_status)
+
+
+def _add_networks(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    purpose: str,
+) -> None:
+    parser = commands.add_parser(name, help=purpose)
+    parser.add_argument("network", nargs="?", help="one network only")
+    _add_directories(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_directories(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--conf-dir", default="/etc/cni/net.d", help="the runtime's network configurations")
+    parser.add_argument("--bin-dir", default="/opt/cni/bin", help="the runtime's plugins")
 
 
 def _add_ipam(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -111,6 +131,28 @@ def _status(arguments: argparse.Namespace) -> int:
     else:
         _write(*_render_status(seen, arguments.conf_dir))
     return 1 if seen.problems else 0
+
+
+def _sync(arguments: argparse.Namespace) -> int:
+    for request in _chosen(arguments):
+        _write(f"network {request.network}: {podwire.synchronize(request)} changes")
+    return 0
+
+
+def _mtu(arguments: argparse.Namespace) -> int:
+    for request in _chosen(arguments):
+        _write(f"network {request.network}:", *(f"  {line}" for line in podwire.explain_mtu(request)))
+    return 0
+
+
+def _chosen(arguments: argparse.Namespace) -> list[Request]:
+    """Return the networks that a command is about; CNIError when there is none."""
+    requests = report.list_requests(arguments.conf_dir, arguments.bin_dir)
+    chosen = [r for r in requests if arguments.network in (None, r.network)]
+    if not chosen:
+        named = arguments.network or "a network"
+        raise invalid_config(f"{arguments.conf_dir}: wanted {named} of podwire's, found none")
+    return chosen
 
 
 def _render_status(seen: report.NodeReport, conf_dir: str) -> Iterable[str]:

@@ -17,6 +17,8 @@ from cni_plugin.contract.request import parse_args
 from cni_plugin.contract.result import DNS, Result, parse_dns, parse_prev_result
 
 if TYPE_CHECKING:
+    from netaddr import IPAddress, IPNetwork
+
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.request import Request
 
@@ -32,6 +34,7 @@ KNOWN_ARGS = frozenset(
         "K8S_POD_UID",
     }
 )
+DEFAULT_DATA_DIR = "/var/lib/cni/networks"
 MARK = "podwire:"
 _IDENTITY_DIGITS = 16
 _MAX_ALIAS = 254  # bytes; IFALIASZ less the terminating zero, which we send and the kernel counts
@@ -93,18 +96,33 @@ def alias_prefix(identity: str, network: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """What all modes share. `mtu` in bytes, 0 for automatic; `mac` empty for a random one."""
+    """What all modes share. `mtu` in bytes, 0 for automatic, which leaves room for `mtu_overhead`.
+
+    `mac` is empty for a random one. `state_dir` holds what neither kernel nor store can.
+    """
 
     attachment: Attachment
     cni_version: str
     mode: str
     fields: Fields
     mtu: int
+    mtu_overhead: int
     mac: str
     pod: str
+    state_dir: str
     ipam_type: str
     dns: DNS
     prev_result: Result | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RangeFacts:
+    """One range that addresses come from."""
+
+    subnet: IPNetwork
+    gateway: IPAddress | None
+    whole: bool
+    """It covers all that its subnet has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +135,7 @@ class Addressing:
     """A range that has no gateway of its family."""
     layer2: bool = False
     """No addresses at all."""
+    ranges: tuple[RangeFacts, ...] = ()
 
     @property
     def families(self) -> frozenset[int]:
@@ -137,8 +156,10 @@ def parse_network(request: Request) -> Network:
         mode=fields.string("mode") or "bridge",
         fields=fields,
         mtu=_parse_mtu(fields),
+        mtu_overhead=fields.integer("mtuOverhead", 0, 1000) or 0,
         mac=_parse_mac(fields, args),
         pod="/".join(filter(None, (args.get("K8S_POD_NAMESPACE"), args.get("K8S_POD_NAME")))),
+        state_dir=f"{data_dir(fields)}/.podwire",
         ipam_type=ipam_type(fields),
         dns=_parse_dns(fields),
         prev_result=parse_prev_result(fields, request.cni_version),
@@ -149,6 +170,15 @@ def parse_network(request: Request) -> Network:
             'name an IPAM plugin or set "cniVersion" to 0.3.0 or newer'
         )
     return network
+
+
+def data_dir(fields: Fields) -> str:
+    """Return the directory that holds one directory of addresses per network."""
+    section = fields.section("ipam")
+    path = (section.string("dataDir") if section else "") or DEFAULT_DATA_DIR
+    if not path.startswith("/"):
+        raise invalid_config(f'"ipam.dataDir" must be an absolute path, found "{path}"')
+    return path
 
 
 def ipam_type(fields: Fields) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import ipam
 from cni_plugin import addresses
-from cni_plugin.config import MARK, parse_network
+from cni_plugin.config import MARK, data_dir, parse_network
 from cni_plugin.contract import versions
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.contract.fields import Fields
@@ -115,9 +115,19 @@ def _read_plugins(path: str) -> list[dict[str, object]]:
     return [member | common for member in ours]
 
 
-def _read_network(path: str, plugin: dict[str, object], bin_dir: str, problems: list[str]) -> NetworkReport:
+def list_requests(conf_dir: str, bin_dir: str) -> list[Request]:
+    """Return what a runtime would ask of each network that the files in `conf_dir` define."""
+    paths = _list_files(conf_dir)
+    return [_request(plugin, bin_dir) for path in paths for plugin in _read_plugins(path)]
+
+
+def _request(plugin: dict[str, object], bin_dir: str) -> Request:
     environ = {"CNI_COMMAND": "STATUS", "CNI_PATH": bin_dir}
-    request = parse_request(environ, json.dumps(plugin).encode())
+    return parse_request(environ, json.dumps(plugin).encode())
+
+
+def _read_network(path: str, plugin: dict[str, object], bin_dir: str, problems: list[str]) -> NetworkReport:
+    request = _request(plugin, bin_dir)
     network = parse_network(request)
     ours = network.ipam_type in OWN_NAMES
     if ours or not network.ipam_type:
@@ -128,7 +138,7 @@ def _read_network(path: str, plugin: dict[str, object], bin_dir: str, problems: 
         type=request.config.string("type"),
         mode=network.mode,
         ipam=network.ipam_type or "none",
-        data_dir=addresses.data_dir(request) if ours else "",
+        data_dir=data_dir(request.config) if ours else "",
         pools=tuple(_read_pools(request)) if ours else (),
     )
 

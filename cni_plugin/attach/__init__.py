@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_plugin.attach import bridge
+from cni_plugin.attach import bridge, routed, vxlan
 
 if TYPE_CHECKING:
     from cni_plugin.attach.mode import Mode
 
 MODES: dict[str, Mode] = {
     "bridge": bridge.MODE,
+    "vxlan": vxlan.MODE,
+    "routed": routed.MODE,
 }

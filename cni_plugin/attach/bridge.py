@@ -36,13 +36,50 @@ _FORWARDING_POLL = 0.0003
 def connect(plan: BridgePlan, host: Namespace, pod: Namespace, undo: ExitStack) -> BridgeWire:
     """Ensure the bridge and make the pod's veth on it."""
     pod_side.refuse_existing(pod, plan.attachment)
-    mtu = plan.mtu or automatic_mtu(host.netlink, plan.addressing.families)
-    pod_side.refuse_small_mtu(mtu, plan.addressing.stated_families)
-    spec = BridgeSpec(name=plan.bridge, mtu=mtu, promisc=plan.promisc, vlan_filtering=bool(plan.vlans))
-    bridge = ensure_bridge(host.netlink, spec)
-    wire = BridgeWire(bridge=bridge, mtu=mtu)
+    wire = ensure_shared(plan, host)
     port.add_port(plan, wire, host, pod, undo)
     return wire
+
+
+def ensure_shared(plan: BridgePlan, host: Namespace) -> BridgeWire:
+    """Ensure the bridge that all pods of the network are on."""
+    mtu = plan.mtu or _automatic_mtu(plan, host)
+    pod_side.refuse_small_mtu(mtu, plan.addressing.stated_families)
+    spec = BridgeSpec(
+        name=plan.bridge,
+        mtu=mtu,
+        promisc=plan.promisc,
+        vlan_filtering=bool(plan.vlans),
+        mac=plan.bridge_mac,
+    )
+    return BridgeWire(bridge=ensure_bridge(host.netlink, spec), mtu=mtu)
+
+
+def _automatic_mtu(plan: BridgePlan, host: Namespace) -> int:
+    uplink = automatic_mtu(host.netlink, plan.addressing.families)
+    return uplink - plan.mtu_overhead
+
+
+def synchronize(plan: BridgePlan, host: Namespace) -> int:
+    """Bring the bridge in line; it has no peers, so there is no change to count."""
+    ensure_shared(plan, host)
+    return 0
+
+
+def explain_mtu(plan: BridgePlan, host: Namespace) -> list[str]:
+    """Return the computation of the MTU, a step a line."""
+    if plan.mtu:
+        return [f"pods get {plan.mtu}, as configured", f"automatic would be {_automatic_mtu(plan, host)}"]
+    families = sorted(plan.addressing.families)
+    uplinks = [automatic_mtu(host.netlink, frozenset({v})) for v in families]
+    return [
+        *(
+            f"IPv{v}: the default route's interface carries {mtu}"
+            for v, mtu in zip(families, uplinks, strict=True)
+        ),
+        f"mtuOverhead takes {plan.mtu_overhead}",
+        f"pods get {_automatic_mtu(plan, host)}",
+    ]
 
 
 def configure(
@@ -134,6 +171,7 @@ MODE = Mode(
     connect=connect,
     configure=configure,
     check=check,
-    disconnect=port.delete_port,
     ready=ready,
+    synchronize=synchronize,
+    explain_mtu=explain_mtu,
 )

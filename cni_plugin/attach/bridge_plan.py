@@ -49,6 +49,9 @@ class BridgePlan:
     dad: bool
     container_interface_up: bool
     dns: DNS
+    mtu_overhead: int
+    bridge_mac: str = ""
+    """Empty for one of the bridge's own."""
 
     @property
     def gateway_ifname(self) -> str:
@@ -80,6 +83,7 @@ def plan(network: Network, addressing: Addressing) -> BridgePlan:
         dad=fields.boolean("enabledad"),
         container_interface_up=not fields.boolean("disableContainerInterface"),
         dns=network.dns,
+        mtu_overhead=network.mtu_overhead,
     )
     _refuse_contradictions(made, network, addressing)
     return made

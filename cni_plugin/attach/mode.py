@@ -2,7 +2,8 @@
 
 `plan` reads the mode's keys and finds every configuration error before anything is made.
 `connect` makes the link between pod and network, `configure` gives it its addresses, `check`
-compares, `disconnect` removes the link with nothing but the attachment.
+compares. What the pods share is made again by `synchronize`. Removing a pod's link takes no mode:
+it is known by its name (attach/port.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import ExitStack
 
-    from cni_plugin.config import Addressing, Attachment, Network
+    from cni_plugin.config import Addressing, Network
     from cni_plugin.contract.result import Result
     from cni_plugin.kernel.netns import Namespace
 
@@ -34,7 +35,9 @@ class Mode:
     """Host, pod and the delegate's result: addresses, routes, and the attachment's result."""
     check: Callable[[Plan, Namespace, Namespace, Result], None]
     """Host, pod and prevResult: raise CNIError for the first thing that is not as ADD left it."""
-    disconnect: Callable[[Attachment, Namespace], bool]
-    """Remove the link from the host's side; tell whether there was one."""
     ready: Callable[[Plan, Namespace], None]
     """Raise CNIError 50 when the kernel lacks what this mode needs."""
+    synchronize: Callable[[Plan, Namespace], int]
+    """Make what the pods share equal to what is wanted; return the number of changes to peers."""
+    explain_mtu: Callable[[Plan, Namespace], list[str]]
+    """The computation of the pods' MTU, a step a line."""

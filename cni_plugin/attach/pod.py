@@ -135,7 +135,8 @@ def first_gateway(ips: tuple[IPConfig, ...], version: int) -> IPAddress | None:
 
 def _is_reachable(gateway: IPAddress, ips: tuple[IPConfig, ...]) -> bool:
     """Tell whether the kernel knows the gateway as a neighbour without being told so."""
-    return gateway.is_link_local() or any(gateway in ip.address for ip in ips)
+    every_link = gateway.version == 6 and gateway.is_link_local()
+    return every_link or any(gateway in ip.address for ip in ips)
 
 
 def _wait_until_settled(pod: Namespace, link: Link) -> None:

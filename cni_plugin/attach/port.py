@@ -1,17 +1,17 @@
-"""The pod's veth as a port of a bridge: its name, alias, flags and VLANs."""
+"""The pod's veth: its name and alias, and as a port of a bridge its flags and VLANs."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cni_plugin.config import MARK
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.bridge import set_port
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import Link, VethPair, add_veth, delete_link, get_link
+from cni_plugin.kernel.link import Link, VethPair, add_veth, delete_link, get_link, set_alias
 from cni_plugin.kernel.reaper import delete_veth
 from cni_plugin.kernel.vlan import add_vlan, delete_vlan, list_vlans
 
@@ -31,29 +31,57 @@ class BridgeWire:
     mtu: int
 
 
+class Pluggable(Protocol):
+    """What a mode's plan says of the pod's veth."""
+
+    @property
+    def attachment(self) -> Attachment:
+        """Whose it is."""
+
+    @property
+    def alias(self) -> str:
+        """What its host end says of it."""
+
+    @property
+    def mac(self) -> str:
+        """The pod's MAC."""
+
+
 def add_port(plan: BridgePlan, wire: BridgeWire, host: Namespace, pod: Namespace, undo: ExitStack) -> None:
     """Make the pod's veth with its host end in the bridge."""
+    _add_veth(plan, _pair(plan, wire.mtu, pod, master=wire.bridge.index), host, undo)
     name = plan.attachment.host_ifname
-    pair = VethPair(
-        name=name,
+    host.netlink.change(set_port(name, alias=plan.alias, hairpin=plan.hairpin, isolated=plan.isolated))
+    if plan.vlans:
+        _set_vlans(plan, host)
+
+
+def add_plain_veth(plan: Pluggable, mtu: int, host: Namespace, pod: Namespace, undo: ExitStack) -> None:
+    """Make the pod's veth with a host end that stands alone."""
+    _add_veth(plan, _pair(plan, mtu, pod), host, undo)
+    host.netlink.change(set_alias(plan.attachment.host_ifname, plan.alias))
+
+
+def _pair(plan: Pluggable, mtu: int, pod: Namespace, *, master: int = 0) -> VethPair:
+    return VethPair(
+        name=plan.attachment.host_ifname,
         mac=host_mac(plan.attachment.identity),
-        master=wire.bridge.index,
-        mtu=wire.mtu,
+        master=master,
+        mtu=mtu,
         peer_name=plan.attachment.ifname,
         peer_mac=plan.mac,
         peer_netns=pod.fd,
     )
+
+
+def _add_veth(plan: Pluggable, pair: VethPair, host: Namespace, undo: ExitStack) -> None:
     try:
         add_veth(host.netlink, pair)
     except KernelError as error:
         if error.errno == errno.EEXIST:
             raise _already_attached(plan.attachment) from error
         raise
-    undo.callback(delete_link, host.netlink, name)
-    flags = set_port(name, alias=plan.alias, hairpin=plan.hairpin, isolated=plan.isolated)
-    host.netlink.change(flags)
-    if plan.vlans:
-        _set_vlans(plan, host)
+    undo.callback(delete_link, host.netlink, pair.name)
 
 
 def _already_attached(attachment: Attachment) -> CNIError:

@@ -77,8 +77,8 @@ def delete_address(nl: Netlink, index: int, address: IPNetwork) -> None:
             raise
 
 
-def list_addresses(nl: Netlink, index: int) -> list[IPNetwork]:
-    """Return the addresses of the link with this index, link-local IPv6 left out."""
+def list_addresses(nl: Netlink, index: int = 0) -> list[IPNetwork]:
+    """Return the addresses of the link with this index (0 for all), link-local IPv6 left out."""
     return [_parse(m) for m in _dump(nl, index) if m["scope"] != _RT_SCOPE_LINK or m["family"] == AF_INET]
 
 

@@ -21,6 +21,7 @@ from cni_plugin.kernel.link import (
     get_link,
     ifinfmsg_of,
     list_links,
+    set_alias,
     set_mac,
     set_mtu,
     set_promisc,
@@ -29,7 +30,8 @@ from cni_plugin.kernel.link import (
 from cni_plugin.kernel.netlink import Change, Netlink
 from cni_plugin.kernel.sysctl import ensure_sysctl
 
-ALIAS = "podwire: bridge"
+_OURS = "podwire:"
+ALIAS = f"{_OURS} bridge"
 MAX_MTU = 65535  # bytes, ETH_MAX_MTU
 _NO_MAC = "00:00:00:00:00:00"
 
@@ -42,6 +44,8 @@ class BridgeSpec:
     mtu: int
     promisc: bool = False
     vlan_filtering: bool = False
+    mac: str = ""
+    """Empty for one of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +85,12 @@ def _adopt(nl: Netlink, found: Link) -> None:
     """Pin the MAC of a bridge that somebody else made for pods; it may still follow its ports'."""
     # One whose last port left it without having a MAC set shows zeros.
     mac = random_mac() if found.mac == _NO_MAC else found.mac
-    nl.change(set_mac(found.name, mac), *([] if found.alias else [_set_alias(found.name)]))
+    nl.change(set_mac(found.name, mac), *([] if found.alias else [set_alias(found.name, ALIAS)]))
 
 
 def _add_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
     """Make the bridge; of two processes that try at once, one makes it and both go on."""
-    mac = random_mac()
+    mac = spec.mac or random_mac()
     settings: list[tuple[str, object]] = [("IFLA_BR_VLAN_FILTERING", 1)] if spec.vlan_filtering else []
     info = {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", {"attrs": settings})]}
     attrs = [
@@ -116,7 +120,7 @@ def _add_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
 def _dress(nl: Netlink, name: str) -> None:
     """Give a bridge that we made its alias, and keep routers on the segment from configuring it."""
     _ignore_router_advertisements(name)
-    nl.change(_set_alias(name), set_up(name))
+    nl.change(set_alias(name, ALIAS), set_up(name))
 
 
 def _ignore_router_advertisements(name: str) -> None:
@@ -126,11 +130,6 @@ def _ignore_router_advertisements(name: str) -> None:
         # A link below 1280 bytes has no IPv6, nor has any where the kernel has it switched off.
         if error.errno != errno.ENOENT:
             raise
-
-
-def _set_alias(name: str) -> Change:
-    message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name), ("IFLA_IFALIAS", ALIAS)])
-    return Change(f'ip link set {name} alias "{ALIAS}"', message, netlink.RTM_NEWLINK)
 
 
 def _no_vlan_filtering(name: str) -> KernelError:
@@ -150,6 +149,8 @@ def _compare(spec: BridgeSpec, found: Link) -> list[_Difference]:
         differences.append(_difference("mtu", spec.mtu, found.mtu, set_mtu(spec.name, spec.mtu)))
     if spec.promisc and not found.promisc:
         differences.append(_difference("promisc", "on", "off", set_promisc(spec.name)))
+    if spec.mac and found.mac != spec.mac:
+        differences.append(_difference("mac", spec.mac, found.mac, set_mac(spec.name, spec.mac)))
     if not found.flags & IFF_UP:
         differences.append(_difference("state", "up", "down", set_up(spec.name)))
     return differences
@@ -186,7 +187,12 @@ def _bring_in_line(nl: Netlink, found: Link, differences: list[_Difference]) -> 
 
 
 def _foreign_port(nl: Netlink, bridge: Link) -> Link | None:
-    return next((port for port in list_links(nl, master=bridge.index) if port.kind != "veth"), None)
+    return next(filter(_is_foreign, list_links(nl, master=bridge.index)), None)
+
+
+def _is_foreign(port: Link) -> bool:
+    """Tell whether a port is neither the end of a veth nor a device that podwire made."""
+    return port.kind != "veth" and not port.alias.startswith(_OURS)
 
 
 def lower_mtu(nl: Netlink, bridge: Link, mtu: int) -> None:
@@ -197,7 +203,7 @@ def lower_mtu(nl: Netlink, bridge: Link, mtu: int) -> None:
     this, so one of the two sees the other.
     """
     ports = list_links(nl, master=bridge.index)
-    foreign = any(port.kind != "veth" for port in ports)
+    foreign = any(map(_is_foreign, ports))
     wanted = bridge.mtu if foreign else _largest(mtu, ports)
     if wanted == bridge.mtu:
         nl.change(*_pin_mtu(bridge, ports))

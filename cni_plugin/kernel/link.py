@@ -223,3 +223,9 @@ def set_mac(name: str, mac: str) -> Change:
     """Return the change that sets a link's MAC; on a bridge this also pins it."""
     message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name), ("IFLA_ADDRESS", mac)])
     return Change(f"ip link set {name} address {mac}", message, netlink.RTM_NEWLINK)
+
+
+def set_alias(name: str, alias: str) -> Change:
+    """Return the change that says whose a link is."""
+    message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias)])
+    return Change(f'ip link set {name} alias "{alias}"', message, netlink.RTM_NEWLINK)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cni_plugin.kernel.errors import KernelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 
 def _skip_package_init() -> None:
@@ -41,20 +41,22 @@ _skip_package_init()
 
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # noqa: E402
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # noqa: E402
+from pyroute2.netlink.rtnl.ndmsg import ndmsg  # noqa: E402
 from pyroute2.netlink.rtnl.rtmsg import rtmsg  # noqa: E402
 
-__all__ = ["Change", "Netlink", "ifaddrmsg", "ifinfmsg", "rtmsg"]
+__all__ = ["Change", "Netlink", "ifaddrmsg", "ifinfmsg", "ndmsg", "rtmsg"]
 
 log = logging.getLogger("podwire")
 
 # linux/rtnetlink.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_GETVLAN = 114
 # linux/netlink.h
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP = 0x1, 0x4, 0x8, 0x300
-NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
 _NLM_F_DUMP_INTR, _NLM_F_ACK_TLVS = 0x10, 0x200
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHK = 270, 10, 11, 12
@@ -101,10 +103,11 @@ class Netlink:
         """Close the socket."""
         self._socket.close()
 
-    def change(self, *changes: Change) -> list[Message]:
+    def change(self, *changes: Change, tolerate: Collection[int] = ()) -> list[Message]:
         """Make the changes in one send and return what the kernel echoed.
 
-        Raises KernelError for the first that was refused, after all answers have been read.
+        Raises KernelError for the first that was refused, after all answers have been read;
+        the errnos in `tolerate` are no refusal.
         """
         if not changes:  # the kernel refuses an empty send
             return []
@@ -120,10 +123,15 @@ class Netlink:
                     echoes.append(_decode(ifinfmsg, raw))
                 elif sequence in expected:
                     change = expected.pop(sequence)
-                    failures += _refusal(change.command, flags, raw)
+                    refusals = _refusal(change.command, flags, raw)
+                    failures += (refusal for refusal in refusals if refusal.errno not in tolerate)
         if failures:
             raise failures[0]
         return echoes
+
+    def get(self, command: str, message: Message, kind: int) -> Message:
+        """Return the one object that `message` asks for, decoded; KernelError when there is none."""
+        return _decode(type(message), self.get_raw(command, message, kind))
 
     def get_raw(self, command: str, message: Message, kind: int) -> bytes:
         """Return the one object that `message` asks for; KernelError when there is none."""
@@ -148,6 +156,10 @@ class Netlink:
         """
         found = self.dump_raw(command, message, kind)
         return [_decode(type(message), raw) for raw in found if keep is None or keep(raw[_HEADER.size :])]
+
+    def count(self, command: str, message: Message, kind: int, keep: Callable[[bytes], bool]) -> int:
+        """Return how many objects a dump would return, without decoding one."""
+        return sum(keep(raw[_HEADER.size :]) for raw in self.dump_raw(command, message, kind))
 
     def dump_raw(self, command: str, message: Message, kind: int) -> list[bytes]:
         """Return all objects that `message` asks for, again when the table moved under the dump."""

@@ -6,24 +6,29 @@ prefix can stand side by side. Attributes: rtnetlink(7), linux/rtnetlink.h.
 
 from __future__ import annotations
 
+import errno
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from netaddr import IPAddress, IPNetwork
 
-from cni_plugin.contract.inet import default_route
+from cni_plugin.contract.inet import default_route, width
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.addr import AF_INET, AF_INET6, FAMILY
+from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.netlink import Change, Message, Netlink, rtmsg
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAIN_TABLE = 254
-_RTN_UNICAST = 1
+_RTN_UNICAST, _RTN_LOCAL = 1, 2
 _RTPROT_BOOT = 3
+PODWIRE_PROTO = 112  # a number nobody has in iproute2's rt_protos: the routes that a sync owns
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _RTNH_F_ONLINK = 4
+_RTA_PRIORITY = 6
 _VERSION = {AF_INET: 4, AF_INET6: 6}
 
 
@@ -40,14 +45,30 @@ class RouteSpec:
     priority: int | None = None
     table: int | None = None
     scope: int | None = None
+    proto: int = _RTPROT_BOOT
 
 
 def add_route(spec: RouteSpec) -> Change:
     """Return the change that adds the route; an equal one already there is EEXIST."""
+    return Change(_command("add", spec), _message(spec), netlink.RTM_NEWROUTE, netlink.NLM_F_CREATE)
+
+
+def set_route(spec: RouteSpec) -> Change:
+    """Return the change that makes this the route of its destination and priority."""
+    flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
+    return Change(_command("replace", spec), _message(spec), netlink.RTM_NEWROUTE, flags)
+
+
+def remove_route(spec: RouteSpec) -> Change:
+    """Return the change that deletes the route."""
+    return Change(_command("del", spec), _message(spec), netlink.RTM_DELROUTE)
+
+
+def _message(spec: RouteSpec) -> Message:
     message = rtmsg()
     message["family"] = FAMILY[spec.dst.version]
     message["dst_len"] = spec.dst.prefixlen
-    message["proto"] = _RTPROT_BOOT
+    message["proto"] = spec.proto
     message["type"] = _RTN_UNICAST
     message["scope"] = _scope(spec)
     message["flags"] = _RTNH_F_ONLINK if spec.onlink else 0
@@ -55,7 +76,7 @@ def add_route(spec: RouteSpec) -> Change:
     # The header has one byte for the table; the attribute holds it whole.
     message["table"] = table if table < 256 else 0
     message["attrs"] = [("RTA_TABLE", table), *_attributes(spec)]
-    return Change(_command(spec), message, netlink.RTM_NEWROUTE, netlink.NLM_F_CREATE)
+    return message
 
 
 def _scope(spec: RouteSpec) -> int:
@@ -82,8 +103,8 @@ def _attributes(spec: RouteSpec) -> list[tuple[str, object]]:
     return attrs
 
 
-def _command(spec: RouteSpec) -> str:
-    words = [f"ip route add {spec.dst}", f"dev index {spec.index}"]
+def _command(verb: str, spec: RouteSpec) -> str:
+    words = [f"ip route {verb} {spec.dst}", f"dev index {spec.index}"]
     words += [f"via {spec.gw}"] if spec.gw is not None else []
     words += ["onlink"] if spec.onlink else []
     named = {"mtu": spec.mtu, "advmss": spec.advmss, "metric": spec.priority, "table": spec.table}
@@ -100,6 +121,55 @@ def list_routes(nl: Netlink, version: int, keep: Callable[[bytes], bool] | None 
     message["family"] = FAMILY[version]
     found = nl.dump(f"ip -{version} route show table all", message, netlink.RTM_GETROUTE, keep)
     return [_parse(m) for m in found if m["type"] == _RTN_UNICAST]
+
+
+def list_own_routes(nl: Netlink, version: int, priority: int) -> list[RouteSpec]:
+    """Return the routes of one family that syncs with this priority own, on whatever link."""
+    return [route for route in map(_parse, nl.dump(*_own_query(version))) if route.priority == priority]
+
+
+def count_own_routes(nl: Netlink, version: int, priority: int) -> int:
+    """Return how many routes `list_own_routes` would return, without decoding one."""
+    needle = struct.pack("=HHI", 8, _RTA_PRIORITY, priority)
+    return nl.count(*_own_query(version), keep=lambda raw: needle in raw)
+
+
+def _own_query(version: int) -> tuple[str, Message, int]:
+    message = rtmsg()
+    message["family"] = FAMILY[version]
+    message["proto"] = PODWIRE_PROTO
+    return f"ip -{version} route show proto {PODWIRE_PROTO}", message, netlink.RTM_GETROUTE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """How the node reaches an address: through which link, from which address, over which gateway."""
+
+    index: int
+    source: IPAddress
+    gateway: IPAddress | None
+    local: bool
+
+
+def find_path(nl: Netlink, address: IPAddress) -> Path | None:
+    """Return the path to `address`, None when there is no route."""
+    message = rtmsg()
+    message["family"] = FAMILY[address.version]
+    message["dst_len"] = width(address)
+    message["attrs"] = [("RTA_DST", str(address))]
+    try:
+        found = nl.get(f"ip route get {address}", message, netlink.RTM_GETROUTE)
+    except KernelError as error:
+        if error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH}:
+            return None
+        raise
+    source, gateway = found.get_attr("RTA_PREFSRC"), found.get_attr("RTA_GATEWAY")
+    return Path(
+        index=found.get_attr("RTA_OIF"),
+        source=IPAddress(source) if source else address,
+        gateway=IPAddress(gateway) if gateway else None,
+        local=found["type"] == _RTN_LOCAL,
+    )
 
 
 def list_default_routes(nl: Netlink, version: int) -> list[RouteSpec]:
@@ -123,6 +193,8 @@ def _parse(message: Message) -> RouteSpec:
         priority=message.get_attr("RTA_PRIORITY"),
         table=message.get_attr("RTA_TABLE") or message["table"],
         scope=message["scope"],
+        proto=message["proto"],
+        onlink=bool(message["flags"] & _RTNH_F_ONLINK),
     )
 
 

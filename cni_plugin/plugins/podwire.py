@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.attach import MODES
+from cni_plugin.attach.port import delete_port
 from cni_plugin.config import MARK, Attachment, Network, alias_prefix, parse_attachment, parse_network
 from cni_plugin.contract.dispatch import Plugin
 from cni_plugin.contract.errors import CNIError, Code, combine, invalid_config
@@ -84,8 +85,7 @@ def delete(request: Request) -> None:
 
 
 def _disconnect(attachment: Attachment, host: Namespace, pod: Namespace | None) -> None:
-    ours = [mode.disconnect(attachment, host) for mode in MODES.values()]
-    if any(ours):
+    if delete_port(attachment, host):
         return
     # Not ours, or gone already: the Go plugins made it before the switch to podwire.
     link = get_link(pod.netlink, attachment.ifname) if pod is not None else None
@@ -153,6 +153,22 @@ def status(request: Request) -> None:
     with open_host() as host:
         _mode(network).ready(plan, host)
     delegate.status()
+
+
+def synchronize(request: Request) -> int:
+    """Make what the pods of a network share equal to its configuration; return the number of changes."""
+    network = parse_network(request)
+    plan = _mode(network).plan(network, find_delegate(request).addressing())
+    with open_host() as host:
+        return _mode(network).synchronize(plan, host)
+
+
+def explain_mtu(request: Request) -> list[str]:
+    """Return how the MTU of a network's pods comes about, a step a line."""
+    network = parse_network(request)
+    plan = _mode(network).plan(network, find_delegate(request).addressing())
+    with open_host() as host:
+        return _mode(network).explain_mtu(plan, host)
 
 
 PLUGIN = Plugin(add=add, delete=delete, check=check, gc=gc, status=status)

@@ -1,0 +1,313 @@
+"""The attach mode `routed`: a veth with a /32 and a /128, no bridge, one host route per pod and family.
+
+The pod's next hop is 169.254.1.1 and fe80::1, which nobody has: permanent neighbours on both ends
+say where they are, so that no proxy ARP is needed, no address sits on the host's end, and the node
+speaks to its pods from an address of its own. Strict rp_filter holds. With `hostGateway` the
+pods of other nodes are behind plain routes to those nodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from netaddr import IPAddress, IPNetwork
+
+from cni_plugin.attach import pod as pod_side
+from cni_plugin.attach.mode import Mode
+from cni_plugin.attach.mtu import automatic_mtu
+from cni_plugin.attach.peer_list import PeerSource, find_peers, refuse_overlaps
+from cni_plugin.attach.peers import (
+    Desired,
+    Mark,
+    compare,
+    is_trusted,
+    network_priority,
+    peer_route,
+    settle,
+)
+from cni_plugin.attach.pod import broken
+from cni_plugin.attach.port import add_plain_veth
+from cni_plugin.attach.stamp import locked, read_stamp, stamp_path_of
+from cni_plugin.attach.underlay import UnderlayWish, find_underlay
+from cni_plugin.config import Attachment, alias_prefix, render_alias
+from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.contract.inet import default_route, width
+from cni_plugin.contract.result import DNS, Interface, IPConfig, Result, Route
+from cni_plugin.kernel.bridge import random_mac
+from cni_plugin.kernel.link import Link, get_link
+from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
+from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, find_path, list_routes, set_route
+from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl, get_sysctl
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from cni_plugin.config import Addressing, Network
+    from cni_plugin.kernel.netlink import Netlink
+    from cni_plugin.kernel.netns import Namespace
+
+log = logging.getLogger("podwire")
+
+NEXT_HOP = {4: IPAddress("169.254.1.1"), 6: IPAddress("fe80::1")}
+_CARRIER_TIMEOUT = 2.0  # seconds
+_CARRIER_POLL = 0.0003
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutedPlan:
+    """What an attachment is to be. `mtu` (0: automatic) and `mtu_overhead` in bytes."""
+
+    attachment: Attachment
+    alias: str
+    mac: str
+    mtu: int
+    mtu_overhead: int
+    addressing: Addressing
+    dad: bool
+    dns: DNS
+    peers: PeerSource | None
+    stamp_path: str
+
+
+def plan(network: Network, addressing: Addressing) -> RoutedPlan:
+    """Return the plan for one attachment, or raise CNIError 7 for what cannot be."""
+    if not network.ipam_type:
+        raise invalid_config('"mode" routed: wanted addresses to route to, found no "ipam"')
+    gateway = network.fields.section("hostGateway")
+    stamp_path = stamp_path_of(network)
+    made = RoutedPlan(
+        attachment=network.attachment,
+        alias=render_alias(network.attachment, network.pod),
+        mac=network.mac or random_mac(),
+        mtu=network.mtu,
+        mtu_overhead=network.mtu_overhead,
+        addressing=addressing,
+        dad=network.fields.boolean("enabledad"),
+        dns=network.dns,
+        peers=find_peers(gateway, read_stamp(stamp_path)) if gateway else None,
+        stamp_path=stamp_path,
+    )
+    if made.mtu:
+        pod_side.refuse_small_mtu(made.mtu, addressing.stated_families)
+    return made
+
+
+def connect(plan: RoutedPlan, host: Namespace, pod: Namespace, undo: ExitStack) -> int:
+    """Bring the routes to other nodes in sync and make the pod's veth; return its MTU in bytes."""
+    pod_side.refuse_existing(pod, plan.attachment)
+    if plan.peers is not None and plan.peers.problem:
+        log.warning("%s; the peers of the last sync stay in force", plan.peers.problem)
+    mtu = plan.mtu or _automatic_mtu(plan, host)
+    pod_side.refuse_small_mtu(mtu, plan.addressing.stated_families)
+    _ensure_routes(plan, host, doubt=False)
+    add_plain_veth(plan, mtu, host, pod, undo)
+    return mtu
+
+
+def _automatic_mtu(plan: RoutedPlan, host: Namespace) -> int:
+    """Return the MTU of the interface that the peers are behind, else of the default route's."""
+    if plan.peers is not None:
+        first = list(plan.peers.first())[:1]
+        if first:
+            return find_underlay(host.netlink, UnderlayWish(), first).mtu - plan.mtu_overhead
+    return automatic_mtu(host.netlink, plan.addressing.families) - plan.mtu_overhead
+
+
+def _ensure_routes(plan: RoutedPlan, host: Namespace, *, doubt: bool) -> int:
+    if plan.peers is None:
+        return 0
+    nl, priority = host.netlink, network_priority(plan.attachment.network)
+    mark = Mark(path=plan.stamp_path, digest=_digest(plan.peers, plan), content=plan.peers.content)
+    if not doubt and is_trusted(nl, mark, 0, priority):
+        return 0
+    with locked(mark.path):
+        return settle(nl, mark, desired_routes(plan, nl))
+
+
+def _digest(peers: PeerSource, plan: RoutedPlan) -> str:
+    own = [str(r.subnet) for r in plan.addressing.ranges]
+    return hashlib.sha256(f"{own} {peers.digest}".encode()).hexdigest()[:16]
+
+
+def desired_routes(plan: RoutedPlan, nl: Netlink) -> Desired:
+    """Return the routes to the peers' subnets; CNIError 7 for a peer that is no neighbour of ours."""
+    priority = network_priority(plan.attachment.network)
+    peers = plan.peers.read() if plan.peers else ()
+    ours = [("this node", r.subnet) for r in plan.addressing.ranges]
+    refuse_overlaps([*ours, *((f"peer {peer}", subnet) for peer in peers for subnet in peer.subnets)])
+    hops = {address: _on_link(nl, address) for peer in peers for address in peer.addresses}
+    routes = set()
+    for peer in peers:
+        for subnet in peer.subnets:
+            gateway = next((a for a in peer.addresses if a.version == subnet.version), None)
+            if gateway is None:
+                raise invalid_config(
+                    f"peer {peer}: wanted an IPv{subnet.version} address for {subnet}, found none"
+                )
+            routes.add(peer_route(subnet, gateway, hops[gateway], priority=priority, onlink=False))
+    return Desired(device=0, priority=priority, routes=frozenset(routes))
+
+
+def _on_link(nl: Netlink, address: IPAddress) -> int:
+    path = find_path(nl, address)
+    if path is None:
+        raise CNIError(Code.TRY_AGAIN_LATER, f"peer {address}: wanted a route to it, found none")
+    if path.local:
+        raise invalid_config(f"peer {address}: wanted another node, found an address of this one")
+    if path.gateway is not None:
+        raise invalid_config(
+            f'"hostGateway" peer {address}: wanted a neighbour, found it behind {path.gateway}'
+        )
+    return path.index
+
+
+def configure(plan: RoutedPlan, wire: int, host: Namespace, pod: Namespace, addresses: Result) -> Result:
+    """Give the pod its addresses and both ends their neighbours and routes."""
+    pod_side.refuse_small_mtu(wire, {ip.address.version for ip in addresses.ips})
+    addresses = narrow(addresses)
+    inside = pod_side.require_link(pod, plan.attachment)
+    outside = _require(host, plan.attachment.host_ifname)
+    pod_side.dress(pod, inside, pod_side.Outfit(ips=addresses.ips, routes=addresses.routes, dad=plan.dad))
+    versions = sorted({ip.address.version for ip in addresses.ips})
+    hops = [Neighbour(address=NEXT_HOP[version], mac=outside.mac) for version in versions]
+    pod.netlink.change(*(set_neighbour(inside.index, hop) for hop in hops))
+    for version in versions:
+        ensure_sysctl(FORWARDING[version], 1)
+    host.netlink.change(
+        *(set_neighbour(outside.index, _neighbour(ip, inside)) for ip in addresses.ips),
+        *(set_route(_host_route(ip, outside)) for ip in addresses.ips),
+    )
+    _wait_for_carrier(plan, host)
+    return _result(plan, outside, inside, addresses)
+
+
+def narrow(addresses: Result) -> Result:
+    """Return the delegate's result as a routed pod has it: single addresses behind one next hop."""
+    ips = tuple(
+        IPConfig(address=_single(ip.address.ip), gateway=NEXT_HOP[ip.address.version]) for ip in addresses.ips
+    )
+    routes = tuple(replace(route, gw=NEXT_HOP[route.dst.version]) for route in addresses.routes)
+    served = {route.dst.version for route in routes if route.dst.prefixlen == 0}
+    versions = sorted({ip.address.version for ip in ips} - served)
+    routes += tuple(Route(dst=default_route(version), gw=NEXT_HOP[version]) for version in versions)
+    return replace(addresses, ips=ips, routes=routes)
+
+
+def _single(address: IPAddress) -> IPNetwork:
+    return IPNetwork(f"{address}/{width(address)}")
+
+
+def _neighbour(ip: IPConfig, inside: Link) -> Neighbour:
+    return Neighbour(address=ip.address.ip, mac=inside.mac)
+
+
+def _host_route(ip: IPConfig, outside: Link) -> RouteSpec:
+    return RouteSpec(dst=ip.address, index=outside.index, proto=PODWIRE_PROTO)
+
+
+def _require(host: Namespace, name: str) -> Link:
+    link = get_link(host.netlink, name)
+    if link is None:
+        raise CNIError(Code.TRY_AGAIN_LATER, f"link {name}: wanted it, found it removed while it was set up")
+    return link
+
+
+def _wait_for_carrier(plan: RoutedPlan, host: Namespace) -> None:
+    """Wait until the host's end transmits: the kernel learns of the pod's carrier asynchronously."""
+    deadline = time.monotonic() + _CARRIER_TIMEOUT
+    while not _require(host, plan.attachment.host_ifname).carrier_seen:
+        if time.monotonic() > deadline:
+            raise CNIError(
+                Code.TRY_AGAIN_LATER,
+                f"link {plan.attachment.host_ifname}: wanted a carrier in {_CARRIER_TIMEOUT} s, found none",
+            )
+        time.sleep(_CARRIER_POLL)
+
+
+def _result(plan: RoutedPlan, outside: Link, inside: Link, addresses: Result) -> Result:
+    interfaces = (
+        Interface(name=outside.name, mac=outside.mac, mtu=outside.mtu),
+        Interface(name=inside.name, mac=inside.mac, mtu=inside.mtu, sandbox=plan.attachment.netns),
+    )
+    ips = tuple(replace(ip, interface=1) for ip in addresses.ips)
+    return Result(interfaces=interfaces, ips=ips, routes=addresses.routes, dns=plan.dns or addresses.dns)
+
+
+def check(plan: RoutedPlan, host: Namespace, pod: Namespace, result: Result) -> None:
+    """Raise CNIError 100 for the first thing that is not as ADD left it."""
+    outside = get_link(host.netlink, plan.attachment.host_ifname)
+    prefix = alias_prefix(plan.attachment.identity, plan.attachment.network)
+    if outside is None or not outside.alias.startswith(prefix):
+        found = repr(outside.alias) if outside else "none"
+        raise broken(f"link {plan.attachment.host_ifname}: wanted alias {prefix!r}, found {found}")
+    inside = pod_side.require_link(pod, plan.attachment)
+    if inside.index != outside.peer or inside.peer != outside.index:
+        raise broken(f"interface {inside.name}: wanted the peer of {outside.name}, found another link")
+    pod_side.check_addresses(pod, inside, result)
+    pod_side.check_routes(pod, inside, result)
+    own = [ip for ip in result.ips if pod_side.belongs(result, ip, inside.name)]
+    _check_host_side(host, outside, inside, own)
+    if plan.peers is not None:
+        difference = compare(host.netlink, desired_routes(plan, host.netlink))
+        for change in (*difference.missing, *difference.excess):
+            raise broken(f"network {plan.attachment.network}: wanted in sync, found undone: {change.command}")
+
+
+def _check_host_side(host: Namespace, outside: Link, inside: Link, ips: list[IPConfig]) -> None:
+    for version in sorted({ip.address.version for ip in ips}):
+        key = FORWARDING[version]
+        if get_sysctl(key) == "0":
+            raise broken(f"sysctl {key}: wanted 1, found 0")
+        routes = {r.dst for r in list_routes(host.netlink, version) if r.index == outside.index}
+        neighbours = list_neighbours(host.netlink, outside.index, version)
+        for ip in (ip for ip in ips if ip.address.version == version):
+            if ip.address not in routes:
+                raise broken(f"route {ip.address}: wanted it over {outside.name}, found none")
+            if _neighbour(ip, inside) not in neighbours:
+                raise broken(f"neighbour {ip.address.ip}: wanted {inside.mac} on {outside.name}, found none")
+
+
+def synchronize(plan: RoutedPlan, host: Namespace) -> int:
+    """Compare the routes to other nodes and mend what differs; return the number of changes."""
+    changes = _ensure_routes(plan, host, doubt=True)
+    if plan.peers is not None and plan.peers.problem:
+        raise invalid_config(f"{plan.peers.problem}; the peers of the last sync stay in force")
+    return changes
+
+
+def explain_mtu(plan: RoutedPlan, host: Namespace) -> list[str]:
+    """Return the computation of the MTU, a step a line."""
+    automatic = _automatic_mtu(plan, host)
+    if plan.mtu:
+        return [f"pods get {plan.mtu}, as configured", f"automatic would be {automatic}"]
+    return [
+        f"the interface towards other nodes carries {automatic + plan.mtu_overhead}",
+        f"mtuOverhead takes {plan.mtu_overhead}",
+        f"pods get {automatic}",
+    ]
+
+
+def ready(plan: RoutedPlan, host: Namespace) -> None:
+    """Raise CNIError 50 when a pod could not be attached here now."""
+    try:
+        for version in sorted(plan.addressing.families):
+            get_sysctl(FORWARDING[version])
+        if plan.peers is not None:
+            desired_routes(plan, host.netlink)
+    except CNIError as error:
+        raise CNIError(Code.NOT_AVAILABLE, error.msg, error.details) from error
+
+
+MODE = Mode(
+    plan=plan,
+    connect=connect,
+    configure=configure,
+    check=check,
+    ready=ready,
+    synchronize=synchronize,
+    explain_mtu=explain_mtu,
+)

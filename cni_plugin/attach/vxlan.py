@@ -1,0 +1,193 @@
+"""The attach mode `vxlan`: the bridge of mode `bridge`, and other nodes behind a VXLAN device.
+
+Flat, the device is a port of the bridge: one segment over all nodes. Routed, each node has subnets
+of its own and a route to everybody else's. Device and peers are shared: every ADD ends in a network
+that is in sync, none undoes it. `ip -d link show vxlan42`, `bridge fdb show dev vxlan42`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from netaddr import IPAddress
+
+from cni_plugin.attach import bridge as bridge_mode
+from cni_plugin.attach import pod as pod_side
+from cni_plugin.attach.bridge_check import check as check_bridge
+from cni_plugin.attach.bridge_plan import BridgePlan
+from cni_plugin.attach.bridge_plan import plan as plan_bridge
+from cni_plugin.attach.mode import Mode
+from cni_plugin.attach.peers import Mark, compare, is_trusted, network_priority, settle
+from cni_plugin.attach.pod import broken
+from cni_plugin.attach.port import add_port
+from cni_plugin.attach.stamp import locked
+from cni_plugin.attach.tunnel import (
+    Tunnel,
+    desired_state,
+    endpoint_mac,
+    locate,
+    parse_tunnel,
+    vxlan_spec,
+)
+from cni_plugin.attach.underlay import VXLAN_OVERHEAD
+from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.kernel.nft import ensure_tunnel_gateway
+from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl
+from cni_plugin.kernel.vxlan import ensure_master, ensure_vxlan, find_vxlan
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from cni_plugin.attach.port import BridgeWire
+    from cni_plugin.attach.underlay import Underlay
+    from cni_plugin.config import Addressing, Network
+    from cni_plugin.contract.result import Result
+    from cni_plugin.kernel.link import Link
+    from cni_plugin.kernel.netns import Namespace
+
+log = logging.getLogger("podwire")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VxlanPlan:
+    """The pod's bridge and the tunnel to the other nodes."""
+
+    bridge: BridgePlan
+    tunnel: Tunnel
+    gateways: tuple[IPAddress, ...]
+
+
+def plan(network: Network, addressing: Addressing) -> VxlanPlan:
+    """Return the plan for one attachment, or raise CNIError 7 for what cannot be."""
+    tunnel = parse_tunnel(network, addressing)
+    bridge = plan_bridge(network, addressing)
+    if tunnel.routed and not bridge.is_gateway:
+        raise invalid_config('"vxlan": subnets behind the peers need "isGateway", found it off')
+    gateways = tuple(r.gateway for r in addressing.ranges if r.gateway is not None)
+    if bridge.is_gateway and not tunnel.routed:
+        # The gateway is on every node: a pod that moves must not find another MAC there.
+        mac = endpoint_mac(tunnel.vni, gateways[0] if gateways else "gateway")
+        bridge = replace(bridge, bridge_mac=mac)
+        gateways += (link_local(mac),)
+    return VxlanPlan(bridge=bridge, tunnel=tunnel, gateways=gateways if bridge.is_gateway else ())
+
+
+def link_local(mac: str) -> IPAddress:
+    """Return the link-local address that a link with this MAC gives itself (RFC 4291 appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    interface_id = bytes([octets[0] ^ 0x02]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return IPAddress(int.from_bytes(b"\xfe\x80" + bytes(6) + interface_id, "big"), 6)
+
+
+def connect(plan: VxlanPlan, host: Namespace, pod: Namespace, undo: ExitStack) -> BridgeWire:
+    """Bring the network in sync and make the pod's veth on its bridge."""
+    pod_side.refuse_existing(pod, plan.bridge.attachment)
+    if plan.tunnel.source.problem:
+        log.warning("%s; the peers of the last sync stay in force", plan.tunnel.source.problem)
+    wire, _ = _ensure_network(plan, host, doubt=False)
+    add_port(plan.bridge, wire, host, pod, undo)
+    return wire
+
+
+def _ensure_network(plan: VxlanPlan, host: Namespace, *, doubt: bool) -> tuple[BridgeWire, int]:
+    """Make what the pods share: the tunnel in sync with its peers, and the bridge."""
+    nl = host.netlink
+    underlay, mtu = locate(plan.tunnel, nl)
+    pod_side.refuse_small_mtu(mtu, plan.bridge.addressing.stated_families)
+    device, changes = _ensure_tunnel(plan.tunnel, underlay, mtu, host, doubt=doubt)
+    wire = bridge_mode.ensure_shared(replace(plan.bridge, mtu=mtu), host)
+    if not plan.tunnel.routed:
+        # In this order: once the device is a port, what the bridge says crosses it.
+        changes += _keep_gateway_home(plan, device)
+        changes += ensure_master(nl, device, wire.bridge)
+    return wire, changes
+
+
+def _keep_gateway_home(plan: VxlanPlan, device: Link) -> bool:
+    mac = plan.bridge.bridge_mac
+    return bool(mac) and ensure_tunnel_gateway(device.name, mac, plan.gateways)
+
+
+def _ensure_tunnel(
+    tunnel: Tunnel, underlay: Underlay, mtu: int, host: Namespace, *, doubt: bool
+) -> tuple[Link, int]:
+    """Return the device of a network that is in sync, and the number of changes that it took.
+
+    Without `doubt` a network whose stamp and counts are as the last sync left them is trusted.
+    """
+    nl, spec = host.netlink, vxlan_spec(tunnel, underlay, mtu)
+    mark = Mark(path=tunnel.stamp_path, digest=tunnel.digest(underlay), content=tunnel.source.content)
+    device = None if doubt else find_vxlan(nl, spec)
+    if device is not None and is_trusted(nl, mark, device.index, network_priority(tunnel.network)):
+        return device, 0
+    with locked(mark.path):
+        # What cannot be is found before the device is made.
+        desired_state(tunnel, underlay, 0, nl)
+        device, made = ensure_vxlan(nl, spec)
+        if tunnel.routed:
+            for version in sorted({subnet.version for subnet in tunnel.subnets}):
+                ensure_sysctl(FORWARDING[version], 1)
+        return device, int(made) + settle(nl, mark, desired_state(tunnel, underlay, device.index, nl))
+
+
+def configure(
+    plan: VxlanPlan, wire: BridgeWire, host: Namespace, pod: Namespace, addresses: Result
+) -> Result:
+    """Give the pod its addresses, as in mode `bridge`."""
+    return bridge_mode.configure(plan.bridge, wire, host, pod, addresses)
+
+
+def check(plan: VxlanPlan, host: Namespace, pod: Namespace, result: Result) -> None:
+    """Raise CNIError 100 for the first thing that is not as ADD left it, the peers included."""
+    check_bridge(plan.bridge, host, pod, result)
+    underlay, mtu = locate(plan.tunnel, host.netlink)
+    device = find_vxlan(host.netlink, vxlan_spec(plan.tunnel, underlay, mtu))
+    if device is None:
+        raise broken(f"link {plan.tunnel.device}: wanted the network's VXLAN device, found none like it")
+    difference = compare(host.netlink, desired_state(plan.tunnel, underlay, device.index, host.netlink))
+    for change in (*difference.missing, *difference.excess):
+        raise broken(
+            f"peers of network {plan.tunnel.network}: wanted them in sync, found undone: {change.command}"
+        )
+
+
+def synchronize(plan: VxlanPlan, host: Namespace) -> int:
+    """Compare everything and mend what differs; return the number of changes."""
+    _, changes = _ensure_network(plan, host, doubt=True)
+    if plan.tunnel.source.problem:
+        raise invalid_config(f"{plan.tunnel.source.problem}; the peers of the last sync stay in force")
+    return changes
+
+
+def explain_mtu(plan: VxlanPlan, host: Namespace) -> list[str]:
+    """Return the computation of the MTU, a step a line."""
+    underlay, mtu = locate(plan.tunnel, host.netlink)
+    version = underlay.address.version
+    return [
+        f"underlay {underlay.name} ({underlay.address}) carries {underlay.mtu}",
+        f"VXLAN over IPv{version} takes {VXLAN_OVERHEAD[version]}",
+        f"mtuOverhead takes {plan.tunnel.mtu_overhead}",
+        f"pods get {mtu}" + (", as configured" if plan.tunnel.mtu else ""),
+    ]
+
+
+def ready(plan: VxlanPlan, host: Namespace) -> None:
+    """Raise CNIError 50 when a pod could not be attached here now."""
+    bridge_mode.ready(plan.bridge, host)
+    try:
+        locate(plan.tunnel, host.netlink)
+    except CNIError as error:
+        raise CNIError(Code.NOT_AVAILABLE, error.msg, error.details) from error
+
+
+MODE = Mode(
+    plan=plan,
+    connect=connect,
+    configure=configure,
+    check=check,
+    ready=ready,
+    synchronize=synchronize,
+    explain_mtu=explain_mtu,
+)

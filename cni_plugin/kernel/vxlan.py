@@ -1,0 +1,197 @@
+"""VXLAN devices: `ip link add NAME type vxlan id VNI dev UNDERLAY local ADDRESS dstport PORT`.
+
+A device of ours carries an alias, its MAC is set from the start so that udev leaves it
+alone, and its MTU is read back, because the kernel cuts one that is too large without a word. What
+cannot be changed on a living device makes it be made anew. Linux: drivers/net/vxlan/vxlan_core.c.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_plugin.contract.errors import invalid_config
+from cni_plugin.kernel import netlink
+from cni_plugin.kernel.errors import KernelError
+from cni_plugin.kernel.link import (
+    IFF_UP,
+    Link,
+    delete_link,
+    get_link,
+    ifinfmsg_of,
+    set_alias,
+    set_mac,
+    set_mtu,
+    set_up,
+)
+from cni_plugin.kernel.netlink import Change, Message, Netlink
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from netaddr import IPAddress
+
+ALIAS = "podwire: vxlan"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VxlanSpec:
+    """A VXLAN device; `underlay` is an index, `mtu` in bytes, `ageing` in seconds."""
+
+    name: str
+    vni: int
+    port: int
+    underlay: int
+    local: IPAddress
+    mac: str
+    mtu: int
+    group: IPAddress | None = None
+    learning: bool = False
+    ttl: int = 0
+    tos: int = 0
+    ageing: int = 300
+
+
+def ensure_vxlan(nl: Netlink, spec: VxlanSpec) -> tuple[Link, bool]:
+    """Make the device or bring it in line; return it and whether anything had to be done.
+
+    Raises CNIError 7 when name, VNI or port belong to a device that is not ours, or when the
+    underlay cannot carry the MTU.
+    """
+    found = get_link(nl, spec.name)
+    if found is not None and not found.alias.startswith(ALIAS):
+        raise invalid_config(
+            f"{spec.name}: wanted a VXLAN device of podwire's, found another link of that name"
+        )
+    if found is not None and _settings(nl, spec.name) != _wanted(spec):
+        delete_link(nl, spec.name)
+        found = None
+    made = found is None
+    found = found or _add_vxlan(nl, spec)
+    changes = list(_mend(spec, found))
+    if changes:
+        nl.change(*changes)
+        found = _require(nl, spec.name)
+    if found.mtu != spec.mtu:
+        raise invalid_config(
+            f'"mtu" of {spec.name}: wanted {spec.mtu}, found that the kernel allows {found.mtu}'
+        )
+    return found, made or bool(changes)
+
+
+def find_vxlan(nl: Netlink, spec: VxlanSpec) -> Link | None:
+    """Return the device when it is exactly as wanted, else None."""
+    found = get_link(nl, spec.name)
+    if found is None or not found.alias.startswith(ALIAS) or _mend(spec, found):
+        return None
+    return found if _settings(nl, spec.name) == _wanted(spec) else None
+
+
+def _require(nl: Netlink, name: str) -> Link:
+    found = get_link(nl, name)
+    if found is None:
+        raise KernelError(f"ip link show {name}", errno.ENODEV)
+    return found
+
+
+def _mend(spec: VxlanSpec, found: Link) -> list[Change]:
+    """Return what brings a living device in line."""
+    changes = []
+    if found.mac != spec.mac:
+        changes.append(set_mac(spec.name, spec.mac))
+    if found.mtu != spec.mtu:
+        changes.append(set_mtu(spec.name, spec.mtu))
+    if not found.flags & IFF_UP:
+        changes.append(set_up(spec.name))
+    return changes
+
+
+def ensure_master(nl: Netlink, device: Link, bridge: Link) -> bool:
+    """Make the device a port of the bridge; tell whether it was none."""
+    if device.master == bridge.index:
+        return False
+    attrs: list[tuple[str, object]] = [("IFLA_IFNAME", device.name), ("IFLA_MASTER", bridge.index)]
+    command = f"ip link set {device.name} master {bridge.name}"
+    nl.change(Change(command, ifinfmsg_of(attrs=attrs), netlink.RTM_NEWLINK))
+    return True
+
+
+def _wanted(spec: VxlanSpec) -> dict[str, object]:
+    """Return the attributes of the kernel that cannot differ, in its own form."""
+    six = "6" if spec.local.version == 6 else ""
+    return {
+        "IFLA_VXLAN_ID": spec.vni,
+        "IFLA_VXLAN_PORT": spec.port,
+        "IFLA_VXLAN_LINK": spec.underlay,
+        f"IFLA_VXLAN_LOCAL{six}": str(spec.local),
+        f"IFLA_VXLAN_GROUP{six}": str(spec.group) if spec.group else None,
+        "IFLA_VXLAN_LEARNING": int(spec.learning),
+        "IFLA_VXLAN_TTL": spec.ttl,
+        "IFLA_VXLAN_TOS": spec.tos,
+        "IFLA_VXLAN_AGEING": spec.ageing,
+        **_CHECKSUMS,
+    }
+
+
+# The outer checksum protects nothing that the inner ones do not, and NAT of the outer packet
+# (kube-proxy's masquerading under --random-fully) breaks an offloaded one: kubernetes#88986.
+# RFC 7348 section 5, RFC 6935: zero is allowed for tunnels of both families.
+_CHECKSUMS: Mapping[str, object] = {
+    "IFLA_VXLAN_UDP_CSUM": 0,
+    "IFLA_VXLAN_UDP_ZERO_CSUM6_TX": 1,
+    "IFLA_VXLAN_UDP_ZERO_CSUM6_RX": 1,
+}
+
+
+def _settings(nl: Netlink, name: str) -> dict[str, object] | None:
+    """Return the same attributes as the kernel holds them; None for another kind of link."""
+    message = nl.get(
+        f"ip -d link show {name}", ifinfmsg_of(attrs=[("IFLA_IFNAME", name)]), netlink.RTM_GETLINK
+    )
+    info = message.get_attr("IFLA_LINKINFO")
+    if not info or info.get_attr("IFLA_INFO_KIND") != "vxlan":
+        return None
+    data = info.get_attr("IFLA_INFO_DATA")
+    six = "6" if data.get_attr("IFLA_VXLAN_LOCAL6") or data.get_attr("IFLA_VXLAN_GROUP6") else ""
+    keys = ("ID", "PORT", "LINK", f"LOCAL{six}", f"GROUP{six}", "LEARNING", "TTL", "TOS", "AGEING")
+    return {f"IFLA_VXLAN_{key}": data.get_attr(f"IFLA_VXLAN_{key}") for key in keys} | {
+        key: data.get_attr(key) for key in _CHECKSUMS
+    }
+
+
+def _add_vxlan(nl: Netlink, spec: VxlanSpec) -> Link:
+    group = f" group {spec.group}" if spec.group else ""
+    command = (
+        f"ip link add {spec.name} address {spec.mac} mtu {spec.mtu} type vxlan id {spec.vni} dev index "
+        f"{spec.underlay} local {spec.local}{group} dstport {spec.port} noudpcsum"
+        f"{' learning' if spec.learning else ' nolearning'}"
+    )
+    try:
+        nl.change(
+            Change(command, _create_message(spec), netlink.RTM_NEWLINK, _NEW), set_alias(spec.name, ALIAS)
+        )
+    except KernelError as error:
+        if error.errno == errno.EEXIST:
+            raise invalid_config(
+                f'"vxlan": wanted VNI {spec.vni} on port {spec.port} for {spec.name}, '
+                f"found it in use by a device that is not podwire's",
+                error.msg,
+            ) from error
+        raise
+    return _require(nl, spec.name)
+
+
+_NEW = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+
+
+def _create_message(spec: VxlanSpec) -> Message:
+    data = {"attrs": [(key, value) for key, value in _wanted(spec).items() if value is not None]}
+    info = {"attrs": [("IFLA_INFO_KIND", "vxlan"), ("IFLA_INFO_DATA", data)]}
+    attrs: list[tuple[str, object]] = [
+        ("IFLA_IFNAME", spec.name),
+        ("IFLA_ADDRESS", spec.mac),
+        ("IFLA_MTU", spec.mtu),
+        ("IFLA_LINKINFO", info),
+    ]
+    return ifinfmsg_of(attrs=attrs)
