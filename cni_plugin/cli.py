@@ -17,7 +17,7 @@ import ipam
 from cni_plugin import __version__, report
 from cni_plugin.agent import server
 from cni_plugin.config import DEFAULT_DATA_DIR, Attachment
-from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.contract.errors import CNIError, Code, combine, invalid_config
 from cni_plugin.contract.inet import parse_ip
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.netns import open_host
@@ -134,22 +134,39 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _sync(arguments: argparse.Namespace) -> int:
-    for request in _chosen(arguments):
-        _write(f"network {request.network}: {podwire.synchronize(request)} changes")
-    return 0
+    return _each(
+        arguments, lambda request: [f"network {request.network}: {podwire.synchronize(request)} changes"]
+    )
 
 
 def _mtu(arguments: argparse.Namespace) -> int:
-    for request in _chosen(arguments):
-        _write(f"network {request.network}:", *(f"  {line}" for line in podwire.explain_mtu(request)))
+    return _each(
+        arguments, lambda request: [f"network {request.network}:", *_indent(podwire.explain_mtu(request))]
+    )
+
+
+def _indent(lines: Iterable[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def _each(arguments: argparse.Namespace, explain: Callable[[Request], Iterable[str]]) -> int:
+    """Write what there is to say of each network, and raise what went wrong at the end as one error."""
+    problems: list[CNIError] = []
+    for request in _chosen(arguments, problems):
+        try:
+            _write(*explain(request))
+        except CNIError as error:
+            problems.append(CNIError(error.code, f"network {request.network}: {error.msg}", error.details))
+    if problems:
+        raise combine(problems)
     return 0
 
 
-def _chosen(arguments: argparse.Namespace) -> list[Request]:
+def _chosen(arguments: argparse.Namespace, problems: list[CNIError]) -> list[Request]:
     """Return the networks that a command is about; CNIError when there is none."""
-    requests = report.list_requests(arguments.conf_dir, arguments.bin_dir)
+    requests = report.list_requests(arguments.conf_dir, arguments.bin_dir, problems)
     chosen = [r for r in requests if arguments.network in (None, r.network)]
-    if not chosen:
+    if not chosen and not problems:
         named = arguments.network or "a network"
         raise invalid_config(f"{arguments.conf_dir}: wanted {named} of podwire's, found none")
     return chosen

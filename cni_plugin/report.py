@@ -15,7 +15,7 @@ import ipam
 from cni_plugin import addresses
 from cni_plugin.config import MARK, data_dir, parse_network
 from cni_plugin.contract import versions
-from cni_plugin.contract.errors import CNIError
+from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.request import parse_document, parse_request
 from cni_plugin.delegate import OWN_NAMES
@@ -115,10 +115,18 @@ def _read_plugins(path: str) -> list[dict[str, object]]:
     return [member | common for member in ours]
 
 
-def list_requests(conf_dir: str, bin_dir: str) -> list[Request]:
-    """Return what a runtime would ask of each network that the files in `conf_dir` define."""
-    paths = _list_files(conf_dir)
-    return [_request(plugin, bin_dir) for path in paths for plugin in _read_plugins(path)]
+def list_requests(conf_dir: str, bin_dir: str, problems: list[CNIError]) -> list[Request]:
+    """Return what a runtime would ask of each network that the files in `conf_dir` define.
+
+    A file that cannot be read is a problem and no reason to leave the others alone.
+    """
+    requests: list[Request] = []
+    for path in _list_files(conf_dir):
+        try:
+            requests += [_request(plugin, bin_dir) for plugin in _read_plugins(path)]
+        except (CNIError, OSError) as error:
+            problems.append(invalid_config(f"{path}: {error}"))
+    return requests
 
 
 def _request(plugin: dict[str, object], bin_dir: str) -> Request:

@@ -47,8 +47,21 @@ class Cluster:
         """Give node i its interface `u0` on the underlay."""
         node, far = self.nodes[i], f"p{i}"
         node.run("sysctl", "-qw", *STRICT)
-        node.run("ip", "link", "add", "u0", "mtu", mtu, "type", "veth", "peer", "name", far, "netns",
-                 self.underlay.name)  # fmt: skip
+        node.run(
+            "ip",
+            "link",
+            "add",
+            "u0",
+            "mtu",
+            mtu,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            far,
+            "netns",
+            self.underlay.name,
+        )
         self.underlay.run("ip", "link", "set", far, "mtu", mtu)
         if i in self.routed:
             self._join(self.underlay, far, "198.51.100.254/24", "2001:db8:1::fe/64")
@@ -123,8 +136,14 @@ def _flat(i: int) -> list[list[dict[str, str]]]:
     """Return node i's part of the one segment."""
     return [
         [{"subnet": "10.244.0.0/16", "rangeStart": f"10.244.{i}.1", "rangeEnd": f"10.244.{i}.254"}],
-        [{"subnet": "fd00:10:244::/64", "rangeStart": f"fd00:10:244::{i}:0", "rangeEnd": f"fd00:10:244::{i}:ffff"}],
-    ]  # fmt: skip
+        [
+            {
+                "subnet": "fd00:10:244::/64",
+                "rangeStart": f"fd00:10:244::{i}:0",
+                "rangeEnd": f"fd00:10:244::{i}:ffff",
+            }
+        ],
+    ]
 
 
 def _subnets(i: int) -> list[list[dict[str, str]]]:
@@ -252,10 +271,12 @@ def overlay_state(node: Node) -> dict[str, Any]:
         "settings": {key: value for key, value in data.items() if key != "ageing"},
         "up": "UP" in device["flags"],
         "fdb": sorted(e for e in fdb if " dst " in e and e.endswith("permanent")),
-        "neighbours": sorted(node.run("ip", "neigh", "show", "dev", TUNNEL, "nud", "permanent").stdout.splitlines()),
+        "neighbours": sorted(
+            node.run("ip", "neigh", "show", "dev", TUNNEL, "nud", "permanent").stdout.splitlines()
+        ),
         "addresses": node.addresses(TUNNEL),
         "nft": node.run("nft", "list", "ruleset", "bridge").stdout,
-    }  # fmt: skip
+    }
 
 
 WHOLE = {4: "0.0.0.0/0", 6: "::/0"}

@@ -61,16 +61,23 @@ class PeerSource:
     @property
     def with_subnets(self) -> bool:
         """Tell whether subnets are written behind the peers."""
-        listed = any(isinstance(value, dict) and value.get("subnets") for value in self.listed.items("peers"))
-        lines = (line.partition("#")[0].split() for line in self.content.splitlines())
-        return listed or '"subnets"' in self.content or any(len(words) > 1 for words in lines)
+        if any(isinstance(value, dict) and value.get("subnets") for value in self.listed.items("peers")):
+            return True
+        if _is_json(self.content):
+            return '"subnets"' in self.content
+        return any(len(line.partition("#")[0].split()) > 1 for line in self.content.splitlines())
+
+    @property
+    def nobody(self) -> bool:
+        """Tell whether there is no peer at all."""
+        return next(self.first(), None) is None
 
     def first(self) -> Iterator[Peer]:
         """Yield the peers one by one, unchecked: who needs a few does not pay for all."""
         for index, value in enumerate(self.listed.items("peers")):
             yield _parse_peer(value, f"{self.listed.name('peers')}[{index}]")
-        if self.content:
-            yield from _in_file(self.path, self.content)
+        if self.path:
+            yield from _parse_json(self.content) if _is_json(self.content) else _parse_lines(self.content)
 
     def read(self) -> tuple[Peer, ...]:
         """Return all peers, sorted and each once; CNIError 7 for what cannot be."""
@@ -91,9 +98,10 @@ def find_peers(fields: Fields, stamp: Stamp) -> PeerSource:
         if source.content != stamp.content:
             source.read()
     except CNIError as error:
+        problem = f'"peersFile" {path}: {error.msg}'
         if not stamp.content:
-            raise
-        return PeerSource(listed=fields, path=path, content=stamp.content, problem=error.msg)
+            raise invalid_config(problem) from error
+        return PeerSource(listed=fields, path=path, content=stamp.content, problem=problem)
     return source
 
 
@@ -102,14 +110,11 @@ def _read_file(path: str) -> str:
         with open(path, encoding="utf-8") as file:
             return file.read()
     except (OSError, ValueError) as error:
-        raise invalid_config(f'"peersFile" {path}: {error}') from error
+        raise invalid_config(f"wanted a text file, found {error}") from error
 
 
-def _in_file(path: str, text: str) -> Iterator[Peer]:
-    try:
-        yield from (_parse_json(text) if text.lstrip()[:1] in {"[", "{"} else _parse_lines(text))
-    except CNIError as error:
-        raise invalid_config(f'"peersFile" {path}: {error.msg}') from error
+def _is_json(text: str) -> bool:
+    return text.lstrip()[:1] in {"[", "{"}
 
 
 def _parse_json(text: str) -> Iterator[Peer]:
@@ -123,8 +128,8 @@ def _parse_json(text: str) -> Iterator[Peer]:
 
 
 def _parse_lines(text: str) -> Iterator[Peer]:
-    # A file that was cut while it was written ends without the newline of its last line.
-    if text and not text.endswith("\n"):
+    # A file that was cut while it was written ends without the newline of its last line, or is empty.
+    if not text.endswith("\n"):
         raise invalid_config("wanted a newline at its end, found it cut off")
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()

@@ -19,15 +19,16 @@ from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresse
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.neigh import (
     ABSENT,
+    ALL_ZERO,
     FdbEntry,
     Neighbour,
-    append_fdb,
     count_fdb,
     count_neighbours,
     list_fdb,
     list_neighbours,
     remove_fdb,
     remove_neighbour,
+    set_fdb,
     set_neighbour,
 )
 from cni_plugin.kernel.route import (
@@ -136,8 +137,9 @@ def compare(nl: Netlink, desired: Desired) -> Difference:
     excess: list[Change] = []
     if desired.device:
         fdb = list_fdb(nl, desired.device)
-        missing += [append_fdb(desired.device, entry) for entry in desired.fdb - fdb]
-        excess += [remove_fdb(desired.device, entry) for entry in fdb - desired.fdb]
+        missing += [set_fdb(desired.device, entry) for entry in desired.fdb - fdb]
+        replaced = {entry.mac for entry in desired.fdb} - {ALL_ZERO}
+        excess += [remove_fdb(desired.device, e) for e in fdb - desired.fdb if e.mac not in replaced]
         neighbours = {n for v in _FAMILIES for n in list_neighbours(nl, desired.device, v)}
         missing += [set_neighbour(desired.device, n) for n in desired.neighbours - neighbours]
         kept = {n.address for n in desired.neighbours}

@@ -80,13 +80,14 @@ def parse_tunnel(network: Network, addressing: Addressing) -> Tunnel:
         raise invalid_config(f'"vxlan.vni": wanted a number in 1..{MAX_VNI}, found none')
     stamp_path = stamp_path_of(network)
     source = find_peers(fields, read_stamp(stamp_path))
-    routed = source.with_subnets
+    wish = _parse_wish(fields)
+    routed = source.with_subnets or (wish.group is None and source.nobody and _is_alone(network, addressing))
     tunnel = Tunnel(
         network=network.attachment.network,
         stamp_path=stamp_path,
         vni=vni,
         port=fields.integer("port", 1, 65535) or DEFAULT_PORT,
-        wish=_parse_wish(fields),
+        wish=wish,
         source=source,
         routed=routed,
         learning=fields.boolean("learning", default=not routed),
@@ -100,6 +101,21 @@ def parse_tunnel(network: Network, addressing: Addressing) -> Tunnel:
     )
     _refuse_contradictions(tunnel, network, addressing)
     return tunnel
+
+
+def _is_alone(network: Network, addressing: Addressing) -> bool:
+    """Tell whether a node without peers is the first of a routed network.
+
+    Its ranges cover their subnets, which the flat form refuses as soon as there is a peer.
+    """
+    fields = network.fields
+    gateway = fields.boolean("isGateway") or fields.boolean("isDefaultGateway")
+    return gateway and not _is_shared(network) and any(r.whole for r in addressing.ranges)
+
+
+def _is_shared(network: Network) -> bool:
+    ipam = network.fields.section("ipam")
+    return ipam is not None and ipam.boolean("shared")
 
 
 def _parse_wish(fields: Fields) -> UnderlayWish:
@@ -128,10 +144,8 @@ def _refuse_contradictions(tunnel: Tunnel, network: Network, addressing: Address
         return
     if tunnel.direct_routing:
         raise invalid_config('"vxlan.directRouting" needs subnets behind the peers, found none')
-    ipam = network.fields.section("ipam")
-    shared = ipam.boolean("shared") if ipam else False
     whole = next((r.subnet for r in addressing.ranges if r.whole), None)
-    if whole is not None and (has_peers or tunnel.wish.group is not None) and not shared:
+    if whole is not None and (has_peers or tunnel.wish.group is not None) and not _is_shared(network):
         raise invalid_config(
             f'"ipam.ranges": {whole} is the whole segment and every node has a store of its own, so two '
             "nodes would give one address twice; give each node its own rangeStart and rangeEnd, or say "

@@ -33,7 +33,8 @@ from cni_plugin.attach.tunnel import (
 )
 from cni_plugin.attach.underlay import VXLAN_OVERHEAD
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
-from cni_plugin.kernel.nft import ensure_tunnel_gateway
+from cni_plugin.kernel.link import get_link
+from cni_plugin.kernel.nft import ensure_tunnel_gateway, keeps_tunnel_gateway
 from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl
 from cni_plugin.kernel.vxlan import ensure_master, ensure_vxlan, find_vxlan
 
@@ -151,6 +152,19 @@ def check(plan: VxlanPlan, host: Namespace, pod: Namespace, result: Result) -> N
         raise broken(
             f"peers of network {plan.tunnel.network}: wanted them in sync, found undone: {change.command}"
         )
+    if not plan.tunnel.routed:
+        _check_port(plan, device, host)
+
+
+def _check_port(plan: VxlanPlan, device: Link, host: Namespace) -> None:
+    """Raise CNIError 100 unless the device is a port of the bridge that keeps the gateway at home."""
+    bridge, mac = get_link(host.netlink, plan.bridge.bridge), plan.bridge.bridge_mac
+    if bridge is None or device.master != bridge.index:
+        raise broken(
+            f"link {device.name}: wanted it on bridge {plan.bridge.bridge}, found it is no port there"
+        )
+    if mac and not keeps_tunnel_gateway(device.name, mac, plan.gateways):
+        raise broken(f"nft chain of {device.name}: wanted the rules for the gateway {mac}, found others")
 
 
 def synchronize(plan: VxlanPlan, host: Namespace) -> int:

@@ -3,7 +3,8 @@
 `ip neigh replace ADDRESS lladdr MAC dev LINK nud permanent` tells a node where a next hop
 is; `bridge fdb append MAC dev VXLAN dst VTEP` tells a VXLAN device behind which tunnel
 endpoint a MAC is. The all-zero MAC means "everything without an entry": head-end replication
-has one per peer, so entries are appended, never added. Linux: drivers/net/vxlan/vxlan_core.c.
+has one per peer, so its entries are appended; any other MAC is behind one, so its entry replaces what
+was there. Linux: drivers/net/vxlan/vxlan_core.c.
 """
 
 from __future__ import annotations
@@ -72,11 +73,13 @@ def _neighbour_message(index: int, address: IPAddress) -> Message:
     return message
 
 
-def append_fdb(index: int, entry: FdbEntry) -> Change:
-    """Return the change that adds one destination of a MAC; one that is there stays as it is."""
-    command = f"bridge fdb append {entry.mac} dev index {index} dst {entry.vtep}"
-    flags = netlink.NLM_F_CREATE | netlink.NLM_F_APPEND
-    return Change(command, _fdb_message(index, entry), netlink.RTM_NEWNEIGH, flags)
+def set_fdb(index: int, entry: FdbEntry) -> Change:
+    """Return the change that makes the endpoint a destination of its MAC; of ALL_ZERO one of many."""
+    verb, mode = (
+        ("append", netlink.NLM_F_APPEND) if entry.mac == ALL_ZERO else ("replace", netlink.NLM_F_REPLACE)
+    )
+    command = f"bridge fdb {verb} {entry.mac} dev index {index} dst {entry.vtep}"
+    return Change(command, _fdb_message(index, entry), netlink.RTM_NEWNEIGH, netlink.NLM_F_CREATE | mode)
 
 
 def remove_fdb(index: int, entry: FdbEntry) -> Change:

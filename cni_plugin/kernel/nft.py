@@ -29,12 +29,10 @@ def ensure_tunnel_gateway(device: str, mac: str, addresses: Iterable[IPAddress])
 
     Raises CNIError 50 when there is no nft, 11 with nft's own words when it refuses.
     """
-    out = f'oifname "{device}"'
-    rules = [f"{out} ether saddr {mac} drop"]
-    rules += [f"{out} {_render_search(address)} drop" for address in sorted(addresses)]
-    digest = hashlib.sha256("\n".join(rules).encode()).hexdigest()[:16]
-    if _list_comments(device) == [digest] * len(rules):
+    addresses = tuple(addresses)
+    if keeps_tunnel_gateway(device, mac, addresses):
         return False
+    rules, digest = _plan_rules(device, mac, addresses)
     chain = f"bridge podwire tunnel_{device}"
     script = [
         "add table bridge podwire",
@@ -44,6 +42,20 @@ def ensure_tunnel_gateway(device: str, mac: str, addresses: Iterable[IPAddress])
     ]
     _run("-f", "-", script=script)
     return True
+
+
+def keeps_tunnel_gateway(device: str, mac: str, addresses: Iterable[IPAddress]) -> bool:
+    """Tell whether the chain is as `ensure_tunnel_gateway` makes it."""
+    rules, digest = _plan_rules(device, mac, addresses)
+    return _list_comments(device) == [digest] * len(rules)
+
+
+def _plan_rules(device: str, mac: str, addresses: Iterable[IPAddress]) -> tuple[list[str], str]:
+    """Return the rules and the comment by which they are known again."""
+    out = f'oifname "{device}"'
+    rules = [f"{out} ether saddr {mac} drop"]
+    rules += [f"{out} {_render_search(address)} drop" for address in sorted(addresses)]
+    return rules, hashlib.sha256("\n".join(rules).encode()).hexdigest()[:16]
 
 
 def _render_search(address: IPAddress) -> str:
