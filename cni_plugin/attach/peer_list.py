@@ -13,14 +13,16 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from netaddr import IPNetwork
+
 from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.contract.fields import Fields
-from cni_plugin.contract.inet import parse_cidr, parse_ip
+from cni_plugin.contract.inet import parse_cidr, parse_ip, width
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from netaddr import IPAddress, IPNetwork
+    from netaddr import IPAddress
 
     from cni_plugin.attach.stamp import Stamp
 
@@ -179,6 +181,18 @@ def check_peers(peers: Iterable[Peer]) -> tuple[Peer, ...]:
                 )
     refuse_overlaps([(f"peer {peer}", subnet) for peer in unique for subnet in peer.subnets])
     return tuple(unique)
+
+
+def refuse_conflicts(ours: Iterable[IPNetwork], peers: Iterable[Peer], *own: IPAddress) -> None:
+    """Raise CNIError 7 for subnets that are not one node's alone, or lead the way to a node into itself."""
+    nodes = {*own, *(address for peer in peers for address in peer.addresses)}
+    refuse_overlaps(
+        [
+            *(("this node", subnet) for subnet in ours),
+            *((f"peer {peer}", subnet) for peer in peers for subnet in peer.subnets),
+            *(("the underlay", IPNetwork(f"{address}/{width(address)}")) for address in nodes),
+        ]
+    )
 
 
 def refuse_overlaps(subnets: list[tuple[str, IPNetwork]]) -> None:

@@ -19,7 +19,7 @@ from netaddr import IPAddress, IPNetwork
 from cni_plugin.attach import pod as pod_side
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.mtu import automatic_mtu
-from cni_plugin.attach.peer_list import PeerSource, find_peers, refuse_overlaps
+from cni_plugin.attach.peer_list import PeerSource, find_peers, refuse_conflicts
 from cni_plugin.attach.peers import (
     Desired,
     Mark,
@@ -137,8 +137,7 @@ def desired_routes(plan: RoutedPlan, nl: Netlink) -> Desired:
     """Return the routes to the peers' subnets; CNIError 7 for a peer that is no neighbour of ours."""
     priority = network_priority(plan.attachment.network)
     peers = plan.peers.read() if plan.peers else ()
-    ours = [("this node", r.subnet) for r in plan.addressing.ranges]
-    refuse_overlaps([*ours, *((f"peer {peer}", subnet) for peer in peers for subnet in peer.subnets)])
+    refuse_conflicts((r.subnet for r in plan.addressing.ranges), peers)
     hops = {address: _on_link(nl, address) for peer in peers for address in peer.addresses}
     routes = set()
     for peer in peers:

@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING
 
 from netaddr import IPNetwork
 
-from cni_plugin.attach.peer_list import Peer, PeerSource, find_peers, refuse_overlaps
+from cni_plugin.attach.peer_list import Peer, PeerSource, find_peers, refuse_conflicts
 from cni_plugin.attach.peers import Desired, network_priority, peer_route
 from cni_plugin.attach.stamp import read_stamp, stamp_path_of
-from cni_plugin.attach.underlay import VXLAN_OVERHEAD, Underlay, UnderlayWish, find_underlay, overlay_mtu
+from cni_plugin.attach.underlay import (
+    VXLAN_OVERHEAD,
+    Underlay,
+    UnderlayWish,
+    find_underlay,
+    ourselves,
+    overlay_mtu,
+)
 from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.inet import parse_ip, width
 from cni_plugin.kernel.addr import list_addresses
@@ -164,6 +171,7 @@ def vxlan_spec(tunnel: Tunnel, underlay: Underlay, mtu: int) -> VxlanSpec:
     """Return the device that the network needs on this node."""
     return VxlanSpec(
         name=tunnel.device,
+        network=tunnel.network,
         vni=tunnel.vni,
         port=tunnel.port,
         underlay=underlay.index,
@@ -218,11 +226,11 @@ def _check_peers(tunnel: Tunnel, underlay: Underlay, peers: tuple[Peer, ...], ow
         if peer.vtep.version != underlay.address.version:
             raise invalid_config(f"peer {peer}: wanted IPv{underlay.address.version} like {underlay.address}")
         if peer.vtep in own:
-            raise invalid_config(f"peer {peer}: wanted another node, found an address of this one")
+            raise ourselves(peer)
         if tunnel.routed and not peer.subnets:
             raise invalid_config(f"peer {peer}: wanted subnets behind it as behind the others, found none")
-    ours = [("this node", subnet) for subnet in tunnel.subnets] if tunnel.routed else []
-    refuse_overlaps([*ours, *((f"peer {peer}", subnet) for peer in peers for subnet in peer.subnets)])
+    if tunnel.routed:
+        refuse_conflicts(tunnel.subnets, peers, underlay.address)
 
 
 def inner_address(subnet: IPNetwork) -> IPNetwork:

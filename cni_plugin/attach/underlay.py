@@ -47,23 +47,37 @@ class UnderlayWish:
 def find_underlay(nl: Netlink, wish: UnderlayWish, peers: Iterable[Peer]) -> Underlay:
     """Return the underlay: the device named, else the path to the first peer, else the default route's.
 
-    Raises CNIError 7 for a device or address that the node does not have, 11 when there is no
-    route to any peer yet.
+    Raises CNIError 7 for a device or address that the node does not have and for a peer that is the
+    node itself, 11 when there is no route to any peer yet.
     """
     if wish.device:
         link = get_link(nl, wish.device)
         if link is None:
             raise invalid_config(f'"device" {wish.device}: wanted an interface of this node, found none')
         return _underlay(link, _address_on(nl, link, wish, next(iter(peers), None)))
+    _require_local(nl, wish)
     unreachable = []
     for peer in peers:
         path = find_path(nl, peer.vtep)
-        if path is not None and not path.local:
+        if path is not None:
+            if path.local:
+                raise ourselves(peer)
             return _underlay(_require(nl, path.index), wish.local or path.source)
         unreachable.append(str(peer))
     if unreachable:
         raise CNIError(Code.TRY_AGAIN_LATER, f"peers: wanted a route to one of {unreachable}, found none")
     return _default_underlay(nl, wish)
+
+
+def ourselves(peer: Peer) -> CNIError:
+    """Return the error for a peer that is this node."""
+    return invalid_config(f"peer {peer}: wanted another node, found an address of this one")
+
+
+def _require_local(nl: Netlink, wish: UnderlayWish) -> None:
+    """Raise CNIError 7 for an address that no interface has; it may be another's than the underlay's."""
+    if wish.local is not None and wish.local not in {address.ip for address in list_addresses(nl)}:
+        raise invalid_config(f'"local" {wish.local}: wanted an address of this node, found none like it')
 
 
 def _default_underlay(nl: Netlink, wish: UnderlayWish) -> Underlay:

@@ -11,7 +11,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_plugin.contract.errors import invalid_config
+from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import (
@@ -28,11 +28,10 @@ from cni_plugin.kernel.link import (
 from cni_plugin.kernel.netlink import Change, Message, Netlink
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from netaddr import IPAddress
 
 ALIAS = "podwire: vxlan"
+_MAX_ALIAS = 255  # bytes, IFALIASZ less the terminating zero; a network's name is ASCII
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +39,7 @@ class VxlanSpec:
     """A VXLAN device; `underlay` is an index, `mtu` in bytes, `ageing` in seconds."""
 
     name: str
+    network: str
     vni: int
     port: int
     underlay: int
@@ -52,6 +52,11 @@ class VxlanSpec:
     tos: int = 0
     ageing: int = 300
 
+    @property
+    def alias(self) -> str:
+        """Return what the device says of itself: one network has it, its peers are no other's."""
+        return f"{ALIAS} {self.network}"[:_MAX_ALIAS]
+
 
 def ensure_vxlan(nl: Netlink, spec: VxlanSpec) -> tuple[Link, bool]:
     """Make the device or bring it in line; return it and whether anything had to be done.
@@ -60,10 +65,10 @@ def ensure_vxlan(nl: Netlink, spec: VxlanSpec) -> tuple[Link, bool]:
     underlay cannot carry the MTU.
     """
     found = get_link(nl, spec.name)
-    if found is not None and not found.alias.startswith(ALIAS):
-        raise invalid_config(
-            f"{spec.name}: wanted a VXLAN device of podwire's, found another link of that name"
-        )
+    if found is not None and found.alias != spec.alias:
+        owner = found.alias.removeprefix(ALIAS).strip() if found.alias.startswith(ALIAS) else ""
+        other = f"that of network {owner}" if owner else "another link of that name"
+        raise invalid_config(f"{spec.name}: wanted the VXLAN device of network {spec.network}, found {other}")
     if found is not None and _settings(nl, spec.name) != _wanted(spec):
         delete_link(nl, spec.name)
         found = None
@@ -71,7 +76,15 @@ def ensure_vxlan(nl: Netlink, spec: VxlanSpec) -> tuple[Link, bool]:
     found = found or _add_vxlan(nl, spec)
     changes = list(_mend(spec, found))
     if changes:
-        nl.change(*changes)
+        try:
+            nl.change(*changes)
+        except KernelError as error:
+            if made:
+                delete_link(nl, spec.name)
+            # The socket is opened when the link goes up.
+            if error.errno == errno.EADDRINUSE:
+                raise _in_use(spec, error) from error
+            raise
         found = _require(nl, spec.name)
     if found.mtu != spec.mtu:
         raise invalid_config(
@@ -83,7 +96,7 @@ def ensure_vxlan(nl: Netlink, spec: VxlanSpec) -> tuple[Link, bool]:
 def find_vxlan(nl: Netlink, spec: VxlanSpec) -> Link | None:
     """Return the device when it is exactly as wanted, else None."""
     found = get_link(nl, spec.name)
-    if found is None or not found.alias.startswith(ALIAS) or _mend(spec, found):
+    if found is None or found.alias != spec.alias or _mend(spec, found):
         return None
     return found if _settings(nl, spec.name) == _wanted(spec) else None
 
@@ -130,18 +143,16 @@ def _wanted(spec: VxlanSpec) -> dict[str, object]:
         "IFLA_VXLAN_TTL": spec.ttl,
         "IFLA_VXLAN_TOS": spec.tos,
         "IFLA_VXLAN_AGEING": spec.ageing,
-        **_CHECKSUMS,
+        **dict.fromkeys(_ZERO_CSUM6, int(spec.local.version == 6)),
+        "IFLA_VXLAN_UDP_CSUM": 0,
     }
 
 
 # The outer checksum protects nothing that the inner ones do not, and NAT of the outer packet
 # (kube-proxy's masquerading under --random-fully) breaks an offloaded one: kubernetes#88986.
-# RFC 7348 section 5, RFC 6935: zero is allowed for tunnels of both families.
-_CHECKSUMS: Mapping[str, object] = {
-    "IFLA_VXLAN_UDP_CSUM": 0,
-    "IFLA_VXLAN_UDP_ZERO_CSUM6_TX": 1,
-    "IFLA_VXLAN_UDP_ZERO_CSUM6_RX": 1,
-}
+# RFC 7348 section 5, RFC 6935: zero is allowed for tunnels of both families. Over IPv4 the switches for
+# IPv6 stay off: devices that differ in them cannot share a port.
+_ZERO_CSUM6 = ("IFLA_VXLAN_UDP_ZERO_CSUM6_TX", "IFLA_VXLAN_UDP_ZERO_CSUM6_RX")
 
 
 def _settings(nl: Netlink, name: str) -> dict[str, object] | None:
@@ -155,9 +166,8 @@ def _settings(nl: Netlink, name: str) -> dict[str, object] | None:
     data = info.get_attr("IFLA_INFO_DATA")
     six = "6" if data.get_attr("IFLA_VXLAN_LOCAL6") or data.get_attr("IFLA_VXLAN_GROUP6") else ""
     keys = ("ID", "PORT", "LINK", f"LOCAL{six}", f"GROUP{six}", "LEARNING", "TTL", "TOS", "AGEING")
-    return {f"IFLA_VXLAN_{key}": data.get_attr(f"IFLA_VXLAN_{key}") for key in keys} | {
-        key: data.get_attr(key) for key in _CHECKSUMS
-    }
+    names = (*(f"IFLA_VXLAN_{key}" for key in (*keys, "UDP_CSUM")), *_ZERO_CSUM6)
+    return {name: data.get_attr(name) for name in names}
 
 
 def _add_vxlan(nl: Netlink, spec: VxlanSpec) -> Link:
@@ -169,17 +179,22 @@ def _add_vxlan(nl: Netlink, spec: VxlanSpec) -> Link:
     )
     try:
         nl.change(
-            Change(command, _create_message(spec), netlink.RTM_NEWLINK, _NEW), set_alias(spec.name, ALIAS)
+            Change(command, _create_message(spec), netlink.RTM_NEWLINK, _NEW),
+            set_alias(spec.name, spec.alias),
         )
     except KernelError as error:
         if error.errno == errno.EEXIST:
-            raise invalid_config(
-                f'"vxlan": wanted VNI {spec.vni} on port {spec.port} for {spec.name}, '
-                f"found it in use by a device that is not podwire's",
-                error.msg,
-            ) from error
+            raise _in_use(spec, error) from error
         raise
     return _require(nl, spec.name)
+
+
+def _in_use(spec: VxlanSpec, error: KernelError) -> CNIError:
+    return invalid_config(
+        f'"vxlan": wanted VNI {spec.vni} on port {spec.port} for {spec.name}, '
+        "found it in use by something that is not podwire's",
+        error.msg,
+    )
 
 
 _NEW = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
