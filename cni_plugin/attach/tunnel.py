@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from cni_plugin.attach.peer_list import Peer, PeerSource, find_peers, refuse_conflicts
 from cni_plugin.attach.peers import Desired, network_priority, peer_route
@@ -34,8 +34,6 @@ from cni_plugin.kernel.vxlan import VxlanSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from netaddr import IPAddress
 
     from cni_plugin.config import Addressing, Network
     from cni_plugin.contract.fields import Fields
@@ -205,18 +203,21 @@ def desired_state(tunnel: Tunnel, underlay: Underlay, device: int, nl: Netlink) 
         fdb = frozenset(FdbEntry(mac=ALL_ZERO, vtep=peer.vtep) for peer in peers)
         return Desired(device=device, priority=priority, fdb=fdb)
     direct = _find_direct(nl, peers) if tunnel.direct_routing else {}
-    routes = (_route(peer, subnet, device, direct, priority) for peer in peers for subnet in peer.subnets)
     macs = {peer: endpoint_mac(tunnel.vni, peer.vtep) for peer in peers}
+    hops = {(p, s.version): next_hop(p, macs[p], s.version) for p in peers for s in p.subnets}
+    routes = (
+        _direct_route(peer, subnet, direct[peer.vtep], priority)
+        if peer.vtep in direct and subnet.version == peer.vtep.version
+        else _tunnel_route(hops[peer, subnet.version], subnet, device, priority)
+        for peer in peers
+        for subnet in peer.subnets
+    )
     return Desired(
         device=device,
         priority=priority,
         addresses=frozenset(map(inner_address, _first_of_family(tunnel.subnets))),
         fdb=frozenset(FdbEntry(mac=mac, vtep=peer.vtep) for peer, mac in macs.items()),
-        neighbours=frozenset(
-            Neighbour(address=inner_address(subnet).ip, mac=mac)
-            for peer, mac in macs.items()
-            for subnet in _first_of_family(peer.subnets)
-        ),
+        neighbours=frozenset(Neighbour(address=hop, mac=macs[peer]) for (peer, _), hop in hops.items()),
         routes=frozenset(routes),
     )
 
@@ -231,6 +232,24 @@ def _check_peers(tunnel: Tunnel, underlay: Underlay, peers: tuple[Peer, ...], ow
             raise invalid_config(f"peer {peer}: wanted subnets behind it as behind the others, found none")
     if tunnel.routed:
         refuse_conflicts(tunnel.subnets, peers, underlay.address)
+
+
+def link_local(mac: str) -> IPAddress:
+    """Return the link-local address that a link with this MAC gives itself (RFC 4291 appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    interface_id = bytes([octets[0] ^ 0x02]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return IPAddress(int.from_bytes(b"\xfe\x80" + bytes(6) + interface_id, "big"), 6)
+
+
+def next_hop(peer: Peer, mac: str, version: int) -> IPAddress:
+    """Return what stands for a peer inside, in one family (4 or 6).
+
+    Of IPv6 the link-local address: the kernel refuses any other on link while a route of another
+    link covers it, be it one to all nodes' subnets (net/ipv6/route.c, ip6_route_check_nh_onlink).
+    """
+    if version == 6:
+        return link_local(mac)
+    return next(inner_address(subnet).ip for subnet in _first_of_family(peer.subnets))
 
 
 def inner_address(subnet: IPNetwork) -> IPNetwork:
@@ -249,11 +268,10 @@ def _find_direct(nl: Netlink, peers: tuple[Peer, ...]) -> dict[IPAddress, int]:
     return {vtep: path.index for vtep, path in paths.items() if path is not None and path.gateway is None}
 
 
-def _route(
-    peer: Peer, subnet: IPNetwork, device: int, direct: dict[IPAddress, int], priority: int
-) -> RouteSpec:
-    """Return the route to a peer's subnet: plain when the peer is a neighbour of that family."""
-    if peer.vtep in direct and subnet.version == peer.vtep.version:
-        return peer_route(subnet, peer.vtep, direct[peer.vtep], priority=priority, onlink=False)
-    next_hop = next(s for s in _first_of_family(peer.subnets) if s.version == subnet.version)
-    return peer_route(subnet, inner_address(next_hop).ip, device, priority=priority, onlink=True)
+def _direct_route(peer: Peer, subnet: IPNetwork, index: int, priority: int) -> RouteSpec:
+    """Return the plain route to a peer that is a neighbour of the subnet's family."""
+    return peer_route(subnet, peer.vtep, index, priority=priority, onlink=False)
+
+
+def _tunnel_route(hop: IPAddress, subnet: IPNetwork, device: int, priority: int) -> RouteSpec:
+    return peer_route(subnet, hop, device, priority=priority, onlink=hop.version == 4)

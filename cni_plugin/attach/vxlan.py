@@ -11,8 +11,6 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from netaddr import IPAddress
-
 from cni_plugin.attach import bridge as bridge_mode
 from cni_plugin.attach import pod as pod_side
 from cni_plugin.attach.bridge_check import check as check_bridge
@@ -27,6 +25,7 @@ from cni_plugin.attach.tunnel import (
     Tunnel,
     desired_state,
     endpoint_mac,
+    link_local,
     locate,
     parse_tunnel,
     vxlan_spec,
@@ -40,6 +39,8 @@ from cni_plugin.kernel.vxlan import ensure_master, ensure_vxlan, find_vxlan
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
+
+    from netaddr import IPAddress
 
     from cni_plugin.attach.port import BridgeWire
     from cni_plugin.attach.underlay import Underlay
@@ -73,13 +74,6 @@ def plan(network: Network, addressing: Addressing) -> VxlanPlan:
         bridge = replace(bridge, bridge_mac=mac)
         gateways += (link_local(mac),)
     return VxlanPlan(bridge=bridge, tunnel=tunnel, gateways=gateways if bridge.is_gateway else ())
-
-
-def link_local(mac: str) -> IPAddress:
-    """Return the link-local address that a link with this MAC gives itself (RFC 4291 appendix A)."""
-    octets = bytes.fromhex(mac.replace(":", ""))
-    interface_id = bytes([octets[0] ^ 0x02]) + octets[1:3] + b"\xff\xfe" + octets[3:]
-    return IPAddress(int.from_bytes(b"\xfe\x80" + bytes(6) + interface_id, "big"), 6)
 
 
 def connect(plan: VxlanPlan, host: Namespace, pod: Namespace, undo: ExitStack) -> BridgeWire:

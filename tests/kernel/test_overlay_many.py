@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.kernel.networks import network
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from tests.node import Node
 
 PODS = 1200
+ROOT = Path(__file__).parent.parent.parent
 # Calls of the plugin in one process, as the agent makes them: standard input says which.
 CALLS = """
 import json, sys
@@ -35,7 +37,7 @@ def call(node: Node, command: str, config: dict[str, object], pods: list[str]) -
         "-c",
         CALLS,
         input=json.dumps({"command": command, "config": config, "pods": pods}),
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -47,6 +49,8 @@ def batch(verb: str, names: list[str]) -> None:
 def test_1200_pods_come_and_go(node: Node) -> None:
     config = network(node, [{"subnet": "10.22.0.0/20"}], [{"subnet": "fd00:22::/64"}], mode="routed")
     names = [f"{node.name}-{i}" for i in range(PODS)]
+    node.run("ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
+    node.run("ip", "addr", "add", "2001:db8::1/128", "dev", "lo", "nodad")
     before = node.transcript()
     batch("add", names)
     try:

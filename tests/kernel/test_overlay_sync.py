@@ -222,6 +222,23 @@ def test_check_finds_what_is_missing_and_what_is_too_much(cluster: Cluster, form
             assert node.check(config, result, pod).status == 0, name
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_routes_move_between_plain_and_tunnelled_whatever_else_covers_them(
+    cluster: Cluster, version: int
+) -> None:
+    pods, node = cluster.start_pods(ROUTED, version), cluster.nodes[1]
+    # Somebody's routes to all nodes' subnets, over another link.
+    node.run("ip", "route", "add", "10.244.0.0/16", "via", "192.0.2.254")
+    node.run("ip", "route", "add", "fd00:10:244::/48", "via", "2001:db8::fe")
+    for direct in (True, False, True):
+        # On all nodes, or strict rp_filter drops what comes back another way.
+        for i, each in cluster.nodes.items():
+            config = cluster.config(ROUTED, i, version, directRouting=direct)
+            assert changes(each, config) > 0
+            assert changes(each, config) == 0
+        assert all(pods[1].ping(address_of(pods[2], v)) for v in (4, 6))
+
+
 @pytest.mark.parametrize(("before", "after"), [(FLAT, ROUTED), (ROUTED, FLAT)])
 def test_a_network_can_change_its_form(cluster: Cluster, before: str, after: str) -> None:
     for i, node in cluster.nodes.items():

@@ -22,7 +22,7 @@ BELOW = {
     "plugins": {"contract", "config", "kernel", "addresses", "delegate", "attach"},
     "report": {"contract", "config", "kernel", "addresses", "delegate", "plugins", "ipam"},
     "agent": {"", "contract", "kernel", "plugins", "__main__"},  # the shim is what starts the program
-    "cli": {"", "contract", "config", "kernel", "addresses", "report", "agent", "ipam"},
+    "cli": {"", "contract", "config", "kernel", "addresses", "plugins", "report", "agent", "ipam"},
     "__main__": {"", "contract", "plugins", "cli"},
     "": set(),
 }

