@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,8 +25,8 @@ from tests.cluster import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+ROOT = Path(__file__).parent.parent.parent
 CONF = "conf/10-podwire-vxlan-flat.conflist"
 
 
@@ -159,9 +161,13 @@ def test_the_first_node_of_a_routed_network_keeps_the_form_without_a_peer(
 
 
 def shipped(cluster: Cluster, i: int, peers: Path) -> dict[str, Any]:
-    """Return the shipped flat configuration with node i's part of the segment."""
-    text = (peers.parent / "shipped").read_text()
-    document = json.loads(re.sub(r"10\.244\.1\.", f"10.244.{i}.", text).replace("::1:", f"::{i}:"))
+    """Return the shipped flat configuration; on the second node as the README makes it."""
+    found = re.search(
+        r"^sed '(.*)' conf/10-podwire-vxlan-flat", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert found
+    words = ["sed", found[1] if i == 2 else "", str(ROOT / CONF)]
+    document = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     config = {"cniVersion": "1.1.0", "name": document["name"], **document["plugins"][0]}
     config["vxlan"]["peersFile"] = str(peers)
     config["ipam"]["dataDir"] = str(cluster.nodes[i].data_dir)
@@ -169,16 +175,14 @@ def shipped(cluster: Cluster, i: int, peers: Path) -> dict[str, Any]:
 
 
 def test_two_nodes_from_the_shipped_flat_conflist_are_both_the_gateway(
-    cluster: Cluster, tmp_path: Path, peers: Path, pytestconfig: pytest.Config
+    cluster: Cluster, tmp_path: Path
 ) -> None:
-    (tmp_path / "shipped").write_text((pytestconfig.rootpath / CONF).read_text())
     pods = {}
     for i, node in cluster.nodes.items():
         own = tmp_path / f"peers{i}"
         own.write_text(f"{cluster.address(3 - i, 4)}\n")
         pods[i] = node.pod()
-        config = shipped(cluster, i, peers) | {}
-        config["vxlan"]["peersFile"] = str(own)
+        config = shipped(cluster, i, own)
         with cluster.captured(tmp_path) as seen:
             node.add(config, pods[i])
             gateways = {4: "10.244.0.1", 6: "fd00:10:244::1"}
