@@ -1,10 +1,13 @@
-"""The configurations that are shipped, as a test uses them: with the address store in its own directory."""
+"""The configurations that are shipped, as a test uses them: with files and neighbours of its own."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.node import Node
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -17,17 +20,34 @@ def shipped() -> list[Path]:
 
 
 def with_families(*families: int) -> Path:
-    """Return the shipped configuration that gives a pod an address of just these families."""
-    return next(path for path in shipped() if _families(json.loads(path.read_text())) == set(families))
+    """Return the shipped bridge that gives a pod an address of just these families."""
+    documents = {path: json.loads(path.read_text()) for path in shipped()}
+    fitting = (path for path, document in documents.items() if _families(document) == set(families))
+    return next(path for path in fitting if "mode" not in documents[path]["plugins"][0])
 
 
-def moved(path: Path, data_dir: Path) -> str:
-    """Return the configuration with its address store moved to `data_dir`, and otherwise as shipped."""
+def moved(path: Path, node: Node) -> str:
+    """Return the configuration with its files moved to the node's own, and otherwise as shipped.
+
+    The peers that are shipped as examples are neighbours of a node that gets an underlay here.
+    """
     conflist = json.loads(path.read_text())
     for plugin in conflist["plugins"]:
-        if "ipam" in plugin:
-            plugin["ipam"]["dataDir"] = str(data_dir)
+        plugin["ipam"]["dataDir"] = str(node.data_dir)
+        if "mode" in plugin:
+            _give_underlay(node)
+        if "peersFile" in plugin.get("vxlan", {}):
+            plugin["vxlan"]["peersFile"] = str(node.tmp / "peers")
+            (node.tmp / "peers").write_text("192.0.2.2\n")
     return json.dumps(conflist)
+
+
+def _give_underlay(node: Node) -> None:
+    node.run("ip", "link", "add", "u0", "type", "veth", "peer", "name", "u1")
+    for ifname in ("u0", "u1"):
+        node.run("ip", "link", "set", ifname, "up")
+    node.run("ip", "addr", "add", "192.0.2.1/24", "dev", "u0")
+    node.run("ip", "addr", "add", "2001:db8::1/64", "dev", "u0", "nodad")
 
 
 def _families(conflist: dict[str, Any]) -> set[int]:

@@ -25,8 +25,9 @@ def addresses(place: Runs, *interface: str) -> list[str]:
 
 
 def veths(place: Runs) -> list[str]:
-    """List the names of the veths."""
-    return [link["ifname"] for link in ip(place, "link", "show", "type", "veth")]
+    """List the host ends of pods' veths."""
+    names = [link["ifname"] for link in ip(place, "link", "show", "type", "veth")]
+    return [name for name in names if name.startswith("veth")]
 
 
 def ip(place: Runs, *argv: str) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ class Cnitool:
 @contextmanager
 def cnitool_on(node: Node, pod: Pod, conflist: Path) -> Iterator[Cnitool]:
     """The pod must be there before: the machine sees the namespaces named until then."""
-    text = conflists.moved(conflist, node.data_dir)
+    text = conflists.moved(conflist, node)
     conf_dir = node.tmp / "net.d"
     conf_dir.mkdir()
     (conf_dir / conflist.name).write_text(text)

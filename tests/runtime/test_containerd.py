@@ -42,7 +42,7 @@ def containerd_on(node: Node, conflist: Path) -> Iterator[Containerd]:
         netns=node.name,
         directory=node.tmp / "containerd",
         bin_dir=bin_dir_beside_reference_plugins(node),
-        conflist=conflists.moved(conflist, node.data_dir),
+        conflist=conflists.moved(conflist, node),
     ) as containerd:
         yield containerd
 
