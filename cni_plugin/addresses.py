@@ -144,6 +144,7 @@ def _facts(found: ipam.Range) -> RangeFacts:
 
 def open_store(request: Request) -> ipam.Store:
     """Return the network's store; nothing is touched on disk until it is used."""
+    _section(request)
     with _translated():
         return ipam.Store(data_dir(request.config), request.network)
 

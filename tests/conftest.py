@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,9 @@ def bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     No agent ever listens where they look for one.
     """
-    shared = tmp_path_factory.getbasetemp().parent / "podwire-bin"
+    base = tmp_path_factory.getbasetemp()
+    # The workers of one run share the parent of their directories; without workers it is every run's.
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "podwire-bin"
     with FileLock(f"{shared}.lock"):
         if not shared.exists():
             staged = shared.with_suffix(".new")
@@ -52,13 +55,23 @@ def install(bin_dir: Path, socket: Path, *options: str) -> None:
     subprocess.run([str(ROOT / "scripts/install"), *places, *options], check=True, capture_output=True)
 
 
-@pytest.fixture(params=["process", "agent", "shim"])
-def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
-    """Return a node that is a network namespace of this test's own.
+# The ways that a runtime must not tell apart: the executable does the work itself, it finds an
+# agent, and it is the C shim. What the two shims do differently shows in the protocol.
+WAYS = ("process", "shim")
+PROTOCOL_WAYS = ("process", "agent", "shim")
 
-    In three ways that a runtime must not tell apart: the executable does the work itself, it
-    finds an agent, and it is the C shim.
-    """
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test with a node in each way, unless it names its own."""
+    named = any("node" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "node" in metafunc.fixturenames and not named:
+        in_protocol = "protocol" in metafunc.definition.path.parts
+        metafunc.parametrize("node", PROTOCOL_WAYS if in_protocol else WAYS, indirect=True)
+
+
+@pytest.fixture
+def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
+    """Return a node that is a network namespace of this test's own."""
     if request.param == "process":
         bin_dir = request.getfixturevalue("bin_dir")
     else:

@@ -19,6 +19,7 @@ from cni_plugin.contract.result import Route
 from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses, wait_until_resolvable
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import VethPair, add_veth, get_link, get_link_by_index, set_up
+from cni_plugin.kernel.route import MAIN_TABLE
 from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl, get_sysctl
 from cni_plugin.kernel.vlan import access_vlan, add_vlan
 
@@ -57,11 +58,17 @@ def gateway_of(ip: IPConfig) -> IPAddress:
 
 def _default_routes(ips: tuple[IPConfig, ...], routes: tuple[Route, ...]) -> Iterator[Route]:
     """Yield the default route of each family that has none yet, with or without a gateway named."""
-    served = {route.dst.version for route in routes if route.dst.prefixlen == 0}
+    served = served_by_default(routes)
     for ip in ips:
         if ip.address.version not in served:
             served.add(ip.address.version)
             yield Route(dst=default_route(ip.address.version), gw=ip.gateway)
+
+
+def served_by_default(routes: Iterable[Route]) -> set[int]:
+    """Return the families (4, 6) that have a default route; one of another table than main is none."""
+    defaults = (route for route in routes if route.dst.prefixlen == 0)
+    return {route.dst.version for route in defaults if route.table in {None, MAIN_TABLE}}
 
 
 def ensure_gateway(

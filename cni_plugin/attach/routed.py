@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from netaddr import IPAddress, IPNetwork
 
 from cni_plugin.attach import pod as pod_side
+from cni_plugin.attach.gateway import served_by_default
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.mtu import automatic_mtu
 from cni_plugin.attach.peer_list import PeerSource, find_peers, refuse_conflicts
@@ -190,8 +191,7 @@ def narrow(addresses: Result) -> Result:
         IPConfig(address=_single(ip.address.ip), gateway=NEXT_HOP[ip.address.version]) for ip in addresses.ips
     )
     routes = tuple(replace(route, gw=NEXT_HOP[route.dst.version]) for route in addresses.routes)
-    served = {route.dst.version for route in routes if route.dst.prefixlen == 0}
-    versions = sorted({ip.address.version for ip in ips} - served)
+    versions = sorted({ip.address.version for ip in ips} - served_by_default(routes))
     routes += tuple(Route(dst=default_route(version), gw=NEXT_HOP[version]) for version in versions)
     return replace(addresses, ips=ips, routes=routes)
 

@@ -168,6 +168,15 @@ def test_a_default_route_that_is_configured_stands_with_or_without_a_gateway() -
     assert default_routes(given=routes(("::/0", {"gw": IPAddress("fd00::9")})))[0] == ("::/0", "fd00::9")
 
 
+def test_a_default_route_of_another_table_does_not_stand_for_the_main_one() -> None:
+    given = routes(("0.0.0.0/0", {"table": 100}))
+    assert default_routes(given=given) == [
+        ("0.0.0.0/0", None),
+        ("0.0.0.0/0", "10.1.0.1"),
+        ("::/0", "fe80::1"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("address", "gateway", "on_node"),
     [
