@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.conftest import in_process
 from tests.kernel.networks import network
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def batch(verb: str, names: list[str]) -> None:
     subprocess.run(["ip", "-batch", "-"], input=script, text=True, check=True, capture_output=True)
 
 
+@in_process
 def test_1200_pods_come_and_go(node: Node) -> None:
     config = network(node, [{"subnet": "10.22.0.0/20"}], [{"subnet": "fd00:22::/64"}], mode="routed")
     names = [f"{node.name}-{i}" for i in range(PODS)]
