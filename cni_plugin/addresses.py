@@ -32,6 +32,8 @@ _CODES: tuple[tuple[type[ipam.IPAMError], Code], ...] = (
     (ipam.InvalidRange, Code.INVALID_CONFIG),
     (ipam.InvalidNetwork, Code.INVALID_CONFIG),
     (ipam.NotInRange, Code.INVALID_CONFIG),
+    # Like an interface that exists already: a DEL must come first.
+    (ipam.DuplicateAllocation, Code.INVALID_ENVIRONMENT),
     (ipam.AddressTaken, Code.TRY_AGAIN_LATER),
     (ipam.PoolExhausted, Code.TRY_AGAIN_LATER),
     (ipam.LockTimeout, Code.TRY_AGAIN_LATER),
@@ -51,8 +53,9 @@ def _translated() -> Iterator[None]:
 def allocate(request: Request) -> Result:
     """Take one address from each range set for the request's attachment.
 
-    Raises CNIError 7 for ranges or requested addresses that cannot be, 11 when the pool is
-    exhausted, an address is taken or the lock is not had in time, 5 when the store fails.
+    Raises CNIError 4 when the attachment holds addresses already, 7 for ranges or requested addresses
+    that cannot be, 11 when the pool is exhausted, an address is taken or the lock is not had in
+    time, 5 when the store fails.
     """
     section = _section(request)
     range_sets = parse_range_sets(request)

@@ -66,7 +66,7 @@ def test_a_second_add_of_an_attachment_is_refused_and_releases_nothing(node: Nod
     pod, config = node.pod(), addresses_only(node)
     node.add(config, pod, **PROGRAM)
     with unchanged(node):
-        assert_refused(node.call("ADD", config, pod, **PROGRAM), 999, "10.22.0.2", "duplicate allocation")
+        assert_refused(node.call("ADD", config, pod, **PROGRAM), 4, "10.22.0.2", "duplicate allocation")
 
 
 def test_without_an_ipam_section_it_says_so(node: Node) -> None:
