@@ -28,6 +28,8 @@ from cni_plugin.kernel.link import (
 from cni_plugin.kernel.netlink import Change, Message, Netlink
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from netaddr import IPAddress
 
 ALIAS = "podwire: vxlan"
@@ -143,16 +145,18 @@ def _wanted(spec: VxlanSpec) -> dict[str, object]:
         "IFLA_VXLAN_TTL": spec.ttl,
         "IFLA_VXLAN_TOS": spec.tos,
         "IFLA_VXLAN_AGEING": spec.ageing,
-        **dict.fromkeys(_ZERO_CSUM6, int(spec.local.version == 6)),
-        "IFLA_VXLAN_UDP_CSUM": 0,
+        **_CHECKSUMS,
     }
 
 
-# The outer checksum protects nothing that the inner ones do not, and NAT of the outer packet
-# (kube-proxy's masquerading under --random-fully) breaks an offloaded one: kubernetes#88986.
-# RFC 7348 section 5, RFC 6935: zero is allowed for tunnels of both families. Over IPv4 the switches for
-# IPv6 stay off: devices that differ in them cannot share a port.
-_ZERO_CSUM6 = ("IFLA_VXLAN_UDP_ZERO_CSUM6_TX", "IFLA_VXLAN_UDP_ZERO_CSUM6_RX")
+# The outer checksum is on, which is also the kernel's default. Kernels before 5.7 that translate (NAT) an
+# outer packet without one write a checksum into it that is wrong while the inner one is offloaded, and
+# the tunnel's packets are dropped at the other end: kubernetes#88986, net/netfilter/nf_nat_proto.c.
+_CHECKSUMS: Mapping[str, object] = {
+    "IFLA_VXLAN_UDP_CSUM": 1,
+    "IFLA_VXLAN_UDP_ZERO_CSUM6_TX": 0,
+    "IFLA_VXLAN_UDP_ZERO_CSUM6_RX": 0,
+}
 
 
 def _settings(nl: Netlink, name: str) -> dict[str, object] | None:
@@ -166,7 +170,7 @@ def _settings(nl: Netlink, name: str) -> dict[str, object] | None:
     data = info.get_attr("IFLA_INFO_DATA")
     six = "6" if data.get_attr("IFLA_VXLAN_LOCAL6") or data.get_attr("IFLA_VXLAN_GROUP6") else ""
     keys = ("ID", "PORT", "LINK", f"LOCAL{six}", f"GROUP{six}", "LEARNING", "TTL", "TOS", "AGEING")
-    names = (*(f"IFLA_VXLAN_{key}" for key in (*keys, "UDP_CSUM")), *_ZERO_CSUM6)
+    names = (*(f"IFLA_VXLAN_{key}" for key in keys), *_CHECKSUMS)
     return {name: data.get_attr(name) for name in names}
 
 
@@ -174,7 +178,7 @@ def _add_vxlan(nl: Netlink, spec: VxlanSpec) -> Link:
     group = f" group {spec.group}" if spec.group else ""
     command = (
         f"ip link add {spec.name} address {spec.mac} mtu {spec.mtu} type vxlan id {spec.vni} dev index "
-        f"{spec.underlay} local {spec.local}{group} dstport {spec.port} noudpcsum"
+        f"{spec.underlay} local {spec.local}{group} dstport {spec.port} udpcsum"
         f"{' learning' if spec.learning else ' nolearning'}"
     )
     try:
