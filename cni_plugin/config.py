@@ -11,12 +11,13 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from cni_plugin.contract import versions
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.request import parse_args
 from cni_plugin.contract.result import DNS, Result, parse_dns, parse_prev_result
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from netaddr import IPAddress, IPNetwork
 
     from cni_plugin.contract.fields import Fields
@@ -37,9 +38,10 @@ KNOWN_ARGS = frozenset(
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"
 MARK = "podwire:"
 _IDENTITY_DIGITS = 16
+_MAX_COMMENT = 127  # bytes, NFTNL_UDATA_COMMENT_MAXLEN less the terminating zero
 _MAX_ALIAS = 254  # bytes; IFALIASZ less the terminating zero, which we send and the kernel counts
 _MAX_IFNAME = 15  # bytes, IFNAMSIZ less the terminating zero
-_NOT_YET = ("ipMasq", "macspoofchk")
+_NOT_YET = ("macspoofchk",)
 DEFAULT_DELEGATE_TIMEOUT = 60  # seconds; a DHCP lease may take half of it
 
 
@@ -84,9 +86,22 @@ def parse_attachment(request: Request) -> Attachment:
 
 def render_alias(attachment: Attachment, pod: str) -> str:
     """Return the alias of the host's end: identity first, the readable rest cut at what fits."""
-    alias = f"{alias_prefix(attachment.identity, attachment.network)}{attachment.container_id}"
-    alias += f" {attachment.ifname}" + (f" {pod}" if pod else "")
-    return alias.encode(errors="replace")[:_MAX_ALIAS].decode(errors="ignore")
+    return _cut(MARK + _render_whose(attachment, pod), _MAX_ALIAS)
+
+
+def render_comment(attachment: Attachment, pod: str) -> str:
+    """Return the comment of the attachment's elements in nftables, which is as the alias but shorter."""
+    return _cut(_render_whose(attachment, pod), _MAX_COMMENT)
+
+
+def _render_whose(attachment: Attachment, pod: str) -> str:
+    whose = f"{attachment.identity} {attachment.network} {attachment.container_id} {attachment.ifname}"
+    # A quote would end the comment for whoever reads `nft list` back.
+    return f"{whose} {pod}".rstrip().replace('"', "'")
+
+
+def _cut(text: str, length: int) -> str:
+    return text.encode(errors="replace")[:length].decode(errors="ignore")
 
 
 def alias_prefix(identity: str, network: str) -> str:
@@ -125,6 +140,18 @@ class RangeFacts:
     """It covers all that its subnet has."""
 
 
+def _no_networks() -> tuple[IPNetwork, ...]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """The networks of the pods on other nodes, read in full only when `digest` is another than before."""
+
+    digest: str = ""
+    read: Callable[[], tuple[IPNetwork, ...]] = _no_networks
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addressing:
     """What is known of a pod's addresses before any is taken."""
@@ -136,6 +163,7 @@ class Addressing:
     layer2: bool = False
     """No addresses at all."""
     ranges: tuple[RangeFacts, ...] = ()
+    elsewhere: Elsewhere = Elsewhere()
 
     @property
     def families(self) -> frozenset[int]:
@@ -150,7 +178,7 @@ def parse_network(request: Request) -> Network:
         _refuse_switched_on(fields, key)
     _refuse_long_name(request.network)
     args = parse_args(request, KNOWN_ARGS)
-    network = Network(
+    return Network(
         attachment=parse_attachment(request),
         cni_version=request.cni_version,
         mode=fields.string("mode") or "bridge",
@@ -164,12 +192,6 @@ def parse_network(request: Request) -> Network:
         dns=_parse_dns(fields),
         prev_result=parse_prev_result(fields, request.cni_version),
     )
-    if not network.ipam_type and request.cni_version in versions.family("0.2.0"):
-        raise invalid_config(
-            f'"ipam": a result of version {request.cni_version} must have an address; '
-            'name an IPAM plugin or set "cniVersion" to 0.3.0 or newer'
-        )
-    return network
 
 
 def data_dir(fields: Fields) -> str:
@@ -196,8 +218,8 @@ def _refuse_switched_on(fields: Fields, key: str) -> None:
 
 
 def _refuse_long_name(network: str) -> None:
-    """Refuse a name that an alias cannot hold whole: GC tells networks apart by it."""
-    longest = _MAX_ALIAS - len(alias_prefix("0" * _IDENTITY_DIGITS, ""))
+    """Refuse a name that a comment cannot hold whole: GC tells networks apart by it."""
+    longest = _MAX_COMMENT - _IDENTITY_DIGITS - len("  ")
     if len(network) > longest:
         raise invalid_config(f'"name" must be at most {longest} bytes long, found {len(network)}')
 

@@ -18,6 +18,7 @@ from cni_plugin.attach.bridge_plan import BridgePlan, plan
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.mtu import automatic_mtu
 from cni_plugin.attach.port import BridgeWire
+from cni_plugin.config import Elsewhere
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.result import Interface, Result
 from cni_plugin.kernel.bridge import BridgeSpec, ensure_bridge
@@ -58,6 +59,12 @@ def ensure_shared(plan: BridgePlan, host: Namespace) -> BridgeWire:
 def _automatic_mtu(plan: BridgePlan, host: Namespace) -> int:
     uplink = automatic_mtu(host.netlink, plan.addressing.families)
     return uplink - plan.mtu_overhead
+
+
+def elsewhere(plan: BridgePlan) -> Elsewhere:
+    """Return nothing: one bridge is one node."""
+    del plan
+    return Elsewhere()
 
 
 def synchronize(plan: BridgePlan, host: Namespace) -> int:
@@ -172,6 +179,7 @@ MODE = Mode(
     configure=configure,
     check=check,
     ready=ready,
+    elsewhere=elsewhere,
     synchronize=synchronize,
     explain_mtu=explain_mtu,
 )

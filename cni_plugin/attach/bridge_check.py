@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.attach import pod as pod_side
 from cni_plugin.attach.gateway import address_on_node
-from cni_plugin.attach.pod import belongs, broken
+from cni_plugin.attach.pod import belongs
 from cni_plugin.config import alias_prefix
+from cni_plugin.contract.errors import broken
 from cni_plugin.kernel.addr import list_addresses
 from cni_plugin.kernel.link import IFF_UP, Link, get_link
 from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl

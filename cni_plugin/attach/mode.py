@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import ExitStack
 
-    from cni_plugin.config import Addressing, Network
+    from cni_plugin.config import Addressing, Elsewhere, Network
     from cni_plugin.contract.result import Result
     from cni_plugin.kernel.netns import Namespace
 
@@ -37,6 +37,8 @@ class Mode:
     """Host, pod and prevResult: raise CNIError for the first thing that is not as ADD left it."""
     ready: Callable[[Plan, Namespace], None]
     """Raise CNIError 50 when the kernel lacks what this mode needs."""
+    elsewhere: Callable[[Plan], Elsewhere]
+    """The networks of the pods on other nodes, as far as the plan names them."""
     synchronize: Callable[[Plan, Namespace], int]
     """Make what the pods share equal to what is wanted; return the number of changes to peers."""
     explain_mtu: Callable[[Plan, Namespace], list[str]]

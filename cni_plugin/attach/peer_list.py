@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from netaddr import IPNetwork
 
+from cni_plugin.config import Elsewhere
 from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.inet import parse_cidr, parse_ip, width
@@ -84,6 +85,13 @@ class PeerSource:
     def read(self) -> tuple[Peer, ...]:
         """Return all peers, sorted and each once; CNIError 7 for what cannot be."""
         return check_peers(self.first())
+
+    @property
+    def elsewhere(self) -> Elsewhere:
+        """Return the networks of the pods behind the peers."""
+        return Elsewhere(
+            digest=self.digest, read=lambda: tuple(s for peer in self.read() for s in peer.subnets)
+        )
 
 
 def find_peers(fields: Fields, stamp: Stamp) -> PeerSource:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.contract.inet import width
 from cni_plugin.kernel.addr import add_address, list_addresses, list_unsettled, wait_until_resolvable
 from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_mac, set_up
@@ -46,11 +46,6 @@ def require_link(pod: Namespace, attachment: Attachment) -> Link:
     if link is None:
         raise broken(f"interface {attachment.ifname} in {attachment.netns}: wanted it, found none")
     return link
-
-
-def broken(msg: str) -> CNIError:
-    """Return the error of a CHECK that found something other than ADD left it."""
-    return CNIError(Code.CHECK_FAILED, msg)
 
 
 def refuse_small_mtu(mtu: int, families: frozenset[int] | set[int]) -> None:

@@ -30,12 +30,11 @@ from cni_plugin.attach.peers import (
     peer_route,
     settle,
 )
-from cni_plugin.attach.pod import broken
 from cni_plugin.attach.port import add_plain_veth
 from cni_plugin.attach.stamp import locked, read_stamp, stamp_path_of
 from cni_plugin.attach.underlay import UnderlayWish, find_underlay
-from cni_plugin.config import Attachment, alias_prefix, render_alias
-from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.config import Attachment, Elsewhere, alias_prefix, render_alias
+from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.contract.inet import default_route, width
 from cni_plugin.contract.result import DNS, Interface, IPConfig, Result, Route
 from cni_plugin.kernel.bridge import random_mac
@@ -270,6 +269,11 @@ def _check_host_side(host: Namespace, outside: Link, inside: Link, ips: list[IPC
                 raise broken(f"neighbour {ip.address.ip}: wanted {inside.mac} on {outside.name}, found none")
 
 
+def elsewhere(plan: RoutedPlan) -> Elsewhere:
+    """Return the networks behind the peers."""
+    return plan.peers.elsewhere if plan.peers else Elsewhere()
+
+
 def synchronize(plan: RoutedPlan, host: Namespace) -> int:
     """Compare the routes to other nodes and mend what differs; return the number of changes."""
     changes = _ensure_routes(plan, host, doubt=True)
@@ -307,6 +311,7 @@ MODE = Mode(
     configure=configure,
     check=check,
     ready=ready,
+    elsewhere=elsewhere,
     synchronize=synchronize,
     explain_mtu=explain_mtu,
 )

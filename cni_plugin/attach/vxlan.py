@@ -18,7 +18,6 @@ from cni_plugin.attach.bridge_plan import BridgePlan
 from cni_plugin.attach.bridge_plan import plan as plan_bridge
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.peers import Mark, compare, is_trusted, network_priority, settle
-from cni_plugin.attach.pod import broken
 from cni_plugin.attach.port import add_port
 from cni_plugin.attach.stamp import locked
 from cni_plugin.attach.tunnel import (
@@ -31,9 +30,9 @@ from cni_plugin.attach.tunnel import (
     vxlan_spec,
 )
 from cni_plugin.attach.underlay import VXLAN_OVERHEAD
-from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.kernel.link import get_link
-from cni_plugin.kernel.nft import ensure_tunnel_gateway, keeps_tunnel_gateway
+from cni_plugin.kernel.nft import Chain, Ruleset, ensure_ruleset, find_difference
 from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl
 from cni_plugin.kernel.vxlan import ensure_master, ensure_vxlan, find_vxlan
 
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.attach.port import BridgeWire
     from cni_plugin.attach.underlay import Underlay
-    from cni_plugin.config import Addressing, Network
+    from cni_plugin.config import Addressing, Elsewhere, Network
     from cni_plugin.contract.result import Result
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
@@ -95,14 +94,33 @@ def _ensure_network(plan: VxlanPlan, host: Namespace, *, doubt: bool) -> tuple[B
     wire = bridge_mode.ensure_shared(replace(plan.bridge, mtu=mtu), host)
     if not plan.tunnel.routed:
         # In this order: once the device is a port, what the bridge says crosses it.
-        changes += _keep_gateway_home(plan, device)
+        changes += bool(plan.bridge.bridge_mac) and ensure_ruleset(host.nftables, _gateway_ruleset(plan))
         changes += ensure_master(nl, device, wire.bridge)
     return wire, changes
 
 
-def _keep_gateway_home(plan: VxlanPlan, device: Link) -> bool:
-    mac = plan.bridge.bridge_mac
-    return bool(mac) and ensure_tunnel_gateway(device.name, mac, plan.gateways)
+def _gateway_ruleset(plan: VxlanPlan) -> Ruleset:
+    """Return what keeps the gateway at home: every node has one, with the same address and MAC.
+
+    What asks for it and what it says itself must stay on the node, so both are dropped on their way
+    out of the tunnel device.
+    """
+    out = f'oifname "{plan.tunnel.device}"'
+    searches = [f"{out} {_render_search(address)} drop" for address in sorted(plan.gateways)]
+    chain = Chain(
+        name=f"tunnel_{plan.tunnel.device}",
+        hook="type filter hook postrouting priority 0;",
+        rules=(f"{out} ether saddr {plan.bridge.bridge_mac} drop", *searches),
+    )
+    return Ruleset(family="bridge", title=f"{plan.tunnel.network} gateway stays home", chains=(chain,))
+
+
+def _render_search(address: IPAddress) -> str:
+    """Return the match for what asks where the address is."""
+    if address.version == 4:
+        return f"arp daddr ip {address}"
+    # The target of a solicitation is at byte 8 of ICMPv6 (RFC 4861 section 4.3).
+    return f"icmpv6 type nd-neighbor-solicit @th,64,128 {int(address):#x}"
 
 
 def _ensure_tunnel(
@@ -157,8 +175,13 @@ def _check_port(plan: VxlanPlan, device: Link, host: Namespace) -> None:
         raise broken(
             f"link {device.name}: wanted it on bridge {plan.bridge.bridge}, found it is no port there"
         )
-    if mac and not keeps_tunnel_gateway(device.name, mac, plan.gateways):
+    if mac and find_difference(host.nftables, _gateway_ruleset(plan)):
         raise broken(f"nft chain of {device.name}: wanted the rules for the gateway {mac}, found others")
+
+
+def elsewhere(plan: VxlanPlan) -> Elsewhere:
+    """Return the networks behind the peers."""
+    return plan.tunnel.source.elsewhere
 
 
 def synchronize(plan: VxlanPlan, host: Namespace) -> int:
@@ -196,6 +219,7 @@ MODE = Mode(
     configure=configure,
     check=check,
     ready=ready,
+    elsewhere=elsewhere,
     synchronize=synchronize,
     explain_mtu=explain_mtu,
 )

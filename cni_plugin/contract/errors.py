@@ -7,6 +7,10 @@ reference library's. https://www.cni.dev/docs/spec/#error
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Code(IntEnum):
@@ -50,6 +54,11 @@ def invalid_config(msg: str, details: str = "") -> CNIError:
     return CNIError(Code.INVALID_CONFIG, msg, details)
 
 
+def broken(msg: str) -> CNIError:
+    """Return the error of a CHECK that found something other than ADD left it."""
+    return CNIError(Code.CHECK_FAILED, msg)
+
+
 def combine(errors: list[CNIError]) -> CNIError:
     """Return one error for all that went wrong in a verb that keeps going.
 
@@ -59,3 +68,15 @@ def combine(errors: list[CNIError]) -> CNIError:
     first = next((e for e in errors if e.code != Code.TRY_AGAIN_LATER), errors[0])
     details = "; ".join(e.details for e in errors if e.details)
     return CNIError(first.code, "; ".join(e.msg for e in errors), details)
+
+
+def run_all(*steps: Callable[[], object]) -> None:
+    """Run every step and raise what went wrong at the end, as one error."""
+    errors = []
+    for step in steps:
+        try:
+            step()
+        except CNIError as error:
+            errors.append(error)
+    if errors:
+        raise combine(errors)

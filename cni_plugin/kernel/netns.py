@@ -1,6 +1,6 @@
 """Network namespaces: a pod's, held open by a descriptor, and the host's own.
 
-A `Namespace` owns a netlink socket made inside it. Entering is per thread (setns(2)) and is
+A `Namespace` owns netlink sockets made inside it. Entering is per thread (setns(2)) and is
 needed only for what has no descriptor: sysctls, and making sockets. By hand: `ip netns exec`.
 """
 
@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.kernel import nfnetlink
 from cni_plugin.kernel.netlink import Netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from socket import socket
+
+    from cni_plugin.kernel.nfnetlink import Nftables
 
 _CLONE_NEWNET = 0x40000000
 # linux/nsfs.h, linux/sockios.h
@@ -34,6 +37,7 @@ class Namespace:
         """Take over `fd`, a descriptor of a network namespace; `path` leads to it."""
         self.fd = fd
         self._path = path
+        self._nftables: Nftables | None = None
         self.netlink: Netlink
         try:
             with self.entered():
@@ -47,9 +51,19 @@ class Namespace:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the socket and the descriptor."""
+        """Close the sockets and the descriptor."""
         self.netlink.close()
+        if self._nftables is not None:
+            nfnetlink.give_back(self.fd, self._nftables)
         os.close(self.fd)
+
+    @property
+    def nftables(self) -> Nftables:
+        """The namespace's nftables; the socket is made when it is first used."""
+        if self._nftables is None:
+            with self.entered():
+                self._nftables = nfnetlink.borrow(self.fd)
+        return self._nftables
 
     def entered(self) -> AbstractContextManager[None]:
         """Run a block with the calling thread inside this namespace."""

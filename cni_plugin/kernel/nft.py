@@ -1,87 +1,123 @@
-"""The table `bridge podwire`: what may not cross a tunnel.
+"""The static part of our nftables tables: chains with their rules, and the sets that these look in.
 
-A flat VXLAN network has its gateway on every node, with one address and one MAC. What asks for it
-and what it says itself must stay on the node, so each tunnel device has a chain that drops both on
-their way out. `nft list table bridge podwire`.
+A ruleset is written in one transaction by the `nft` program when the kernel's is another, which
+a digest in the comment of every rule tells. It belongs to a network or to the node, never to a
+pod: what is a pod's are elements (kernel/nfnetlink.py). By hand: `nft list table inet podwire`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 import subprocess
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.kernel.nfnetlink import MAX_COMMENT, TABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from netaddr import IPAddress
+    from cni_plugin.kernel.nfnetlink import Nftables
 
 log = logging.getLogger("podwire")
 
+_DIGEST_DIGITS = 16
 
-def ensure_tunnel_gateway(device: str, mac: str, addresses: Iterable[IPAddress]) -> bool:
-    """Keep the gateway at `mac` and the search for its addresses off `device`; tell whether that was new.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain; `hook` is empty for one that only others jump to."""
+
+    name: str
+    rules: tuple[str, ...]
+    hook: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruleset:
+    """Chains that are written together, in a table of ours; `sets` are (declaration, type and flags).
+
+    For example `("set masq4_1234", "type ipv4_addr;")`. `title` says in every rule whose it is.
+    Rules are in the words of `nft`, without a comment. `filled` are sets whose elements are as
+    static as the rules: `fill` returns them by the set's name, and is called when they are written.
+    What they depend on stands in `fingerprint`.
+    """
+
+    family: str
+    title: str
+    chains: tuple[Chain, ...]
+    sets: tuple[tuple[str, str], ...] = ()
+    filled: tuple[str, ...] = ()
+    fingerprint: str = ""
+    fill: Callable[[], Mapping[str, Iterable[object]]] = field(default=dict, repr=False)
+
+    @property
+    def digest(self) -> str:
+        """Return what tells this ruleset from another of the same names."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:_DIGEST_DIGITS]
+
+    @property
+    def comment(self) -> str:
+        """Return the comment of every rule."""
+        text = f"{self.digest} {self.title}"
+        return text.encode()[:MAX_COMMENT].decode(errors="ignore")
+
+    def render(self) -> list[str]:
+        """Return the transaction that makes it so, whatever was there."""
+        table = f"{self.family} {TABLE}"
+        lines = [f"add table {table}"]
+        for declaration, kind in self.sets:
+            what, _, name = declaration.partition(" ")
+            lines.append(f"add {what} {table} {name} {{ {kind} }}")
+        lines += [f"flush set {table} {name}" for name in self.filled]
+        for name, elements in (self.fill() if self.filled else {}).items():
+            if text := ", ".join(map(str, elements)):
+                lines.append(f"add element {table} {name} {{ {text} }}")
+        for chain in self.chains:
+            hook = f" {{ {chain.hook} }}" if chain.hook else ""
+            lines += [f"add chain {table} {chain.name}{hook}", f"flush chain {table} {chain.name}"]
+        for chain in self.chains:
+            for rule in chain.rules:
+                lines.append(f'add rule {table} {chain.name} {rule} comment "{self.comment}"')
+        return lines
+
+
+def ensure_ruleset(nftables: Nftables, wanted: Ruleset) -> bool:
+    """Make the kernel's chains be as `wanted`, in one transaction; tell whether they were not.
 
     Raises CNIError 50 when there is no nft, 11 with nft's own words when it refuses.
     """
-    addresses = tuple(addresses)
-    if keeps_tunnel_gateway(device, mac, addresses):
+    if find_difference(nftables, wanted) is None:
         return False
-    rules, digest = _plan_rules(device, mac, addresses)
-    chain = f"bridge podwire tunnel_{device}"
-    script = [
-        "add table bridge podwire",
-        f"add chain {chain} {{ type filter hook postrouting priority 0; }}",
-        f"flush chain {chain}",
-        *(f'add rule {chain} {rule} comment "{digest}"' for rule in rules),
-    ]
-    _run("-f", "-", script=script)
+    run_nft(wanted.render())
     return True
 
 
-def keeps_tunnel_gateway(device: str, mac: str, addresses: Iterable[IPAddress]) -> bool:
-    """Tell whether the chain is as `ensure_tunnel_gateway` makes it."""
-    rules, digest = _plan_rules(device, mac, addresses)
-    return _list_comments(device) == [digest] * len(rules)
+def find_difference(nftables: Nftables, wanted: Ruleset) -> str | None:
+    """Return the name of the first chain that is not as `wanted`; None when all are."""
+    for chain in wanted.chains:
+        if nftables.list_comments(wanted.family, chain.name) != [wanted.comment] * len(chain.rules):
+            return chain.name
+    return None
 
 
-def _plan_rules(device: str, mac: str, addresses: Iterable[IPAddress]) -> tuple[list[str], str]:
-    """Return the rules and the comment by which they are known again."""
-    out = f'oifname "{device}"'
-    rules = [f"{out} ether saddr {mac} drop"]
-    rules += [f"{out} {_render_search(address)} drop" for address in sorted(addresses)]
-    return rules, hashlib.sha256("\n".join(rules).encode()).hexdigest()[:16]
-
-
-def _render_search(address: IPAddress) -> str:
-    """Return the match for what asks where the address is."""
-    if address.version == 4:
-        return f"arp daddr ip {address}"
-    # The target of a solicitation is at byte 8 of ICMPv6 (RFC 4861 section 4.3).
-    return f"icmpv6 type nd-neighbor-solicit @th,64,128 {int(address):#x}"
-
-
-def _list_comments(device: str) -> list[str]:
-    """Return the comment of each rule of the device's chain; none when there is no chain."""
-    listing = _run("-j", "list", "chain", "bridge", "podwire", f"tunnel_{device}", may_fail=True)
-    members = json.loads(listing)["nftables"] if listing else []
-    return [member["rule"].get("comment", "") for member in members if "rule" in member]
-
-
-def _run(*arguments: str, script: Iterable[str] = (), may_fail: bool = False) -> str:
+def require_nft() -> str:
+    """Return the path of the nft program; CNIError 50 when there is none."""
     program = shutil.which("nft")
     if program is None:
         raise CNIError(Code.NOT_AVAILABLE, "nft: wanted the program of nftables, found none in PATH")
+    return program
+
+
+def run_nft(script: Iterable[str]) -> None:
+    """Run a script in one transaction; CNIError 11 with nft's own words when it refuses."""
     lines = list(script)
     for line in lines:
         log.debug("nft %s", line)
     text = "".join(f"{line}\n" for line in lines)
-    done = subprocess.run([program, *arguments], input=text, capture_output=True, text=True, check=False)
-    if done.returncode != 0 and not may_fail:
-        raise CNIError(Code.TRY_AGAIN_LATER, f"nft {' '.join(arguments)}: {done.stderr.strip()}", text)
-    return done.stdout
+    done = subprocess.run([require_nft(), "-f", "-"], input=text, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CNIError(Code.TRY_AGAIN_LATER, f"nft -f -: {done.stderr.strip()}", text)

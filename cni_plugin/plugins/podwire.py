@@ -7,48 +7,73 @@ ensured and stays. DEL and GC keep going and report at the end; absence is succe
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.attach import MODES
 from cni_plugin.attach.port import delete_port
 from cni_plugin.config import MARK, Attachment, Network, alias_prefix, parse_attachment, parse_network
+from cni_plugin.contract import versions
 from cni_plugin.contract.dispatch import Plugin
-from cni_plugin.contract.errors import CNIError, Code, combine, invalid_config
-from cni_plugin.contract.request import parse_valid_attachments
+from cni_plugin.contract.errors import CNIError, Code, invalid_config, run_all
 from cni_plugin.delegate import find_delegate
 from cni_plugin.kernel.iptables import delete_reference_chains
 from cni_plugin.kernel.link import delete_link, get_link, list_links
-from cni_plugin.kernel.netns import find_pod, open_host, open_pod
+from cni_plugin.kernel.netns import find_pod, open_host
+from cni_plugin.plumbing.pods import (
+    collect_features,
+    delete_features,
+    open_pod_of,
+    parse_kept,
+    plan_features,
+    site_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Collection
 
-    from cni_plugin.attach.mode import Mode
+    from cni_plugin.attach.mode import Mode, Plan
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
+    from cni_plugin.delegate import Delegate
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
+    from cni_plugin.plumbing.feature import Feature, Settings
 
 
 def add(request: Request) -> Result:
     """Join the pod to the network and return what was made."""
-    network = parse_network(request)
+    network = _parse(request)
     attachment = network.attachment
     mode = _mode(network)
     delegate = find_delegate(request)
-    plan = mode.plan(network, delegate.addressing())
+    plan, features = _plan(network, mode, delegate)
     with (
         open_host() as host,
-        _open_pod(attachment) as pod,
+        open_pod_of(attachment) as pod,
         ExitStack() as undo,
     ):
+        for feature, settings in features:
+            feature.ensure(settings, host)
         wire = mode.connect(plan, host, pod, undo)
         addresses = delegate.allocate(undo)
         result = mode.configure(plan, wire, host, pod, addresses)
+        for feature, settings in features:
+            result = feature.add(settings, site_of(network, host, pod), result, undo)
         _require_present(pod, attachment)
         undo.pop_all()
     return result.after(network.prev_result)
+
+
+def _parse(request: Request) -> Network:
+    network = parse_network(request)
+    if not network.ipam_type and request.cni_version in versions.family("0.2.0"):
+        raise invalid_config(
+            f'"ipam": a result of version {request.cni_version} must have an address; '
+            'name an IPAM plugin or set "cniVersion" to 0.3.0 or newer'
+        )
+    return network
 
 
 def _mode(network: Network) -> Mode:
@@ -57,8 +82,11 @@ def _mode(network: Network) -> Mode:
     return MODES[network.mode]
 
 
-def _open_pod(attachment: Attachment) -> Namespace:
-    return open_pod(attachment.netns, opened=attachment.netns_fd, allow_host=attachment.allow_host_netns)
+def _plan(network: Network, mode: Mode, delegate: Delegate) -> tuple[Plan, list[tuple[Feature, Settings]]]:
+    """Return the mode's plan and the features that are asked for; every error of configuration is here."""
+    addressing = delegate.addressing()
+    plan = mode.plan(network, addressing)
+    return plan, plan_features(network, replace(addressing, elsewhere=mode.elsewhere(plan)))
 
 
 def _require_present(pod: Namespace, attachment: Attachment) -> None:
@@ -78,7 +106,8 @@ def delete(request: Request) -> None:
         with ExitStack() as opened:
             if pod is not None:
                 opened.enter_context(pod)
-            _run_all(
+            run_all(
+                *delete_features(request, host, pod),
                 lambda: _disconnect(attachment, host, pod),
                 lambda: find_delegate(request).release(),
             )
@@ -94,52 +123,39 @@ def _disconnect(attachment: Attachment, host: Namespace, pod: Namespace | None) 
     delete_reference_chains(attachment.network, attachment.container_id)
 
 
-def _run_all(*steps: Callable[[], object]) -> None:
-    """Run every step and raise what went wrong at the end, as one error."""
-    errors = []
-    for step in steps:
-        try:
-            step()
-        except CNIError as error:
-            errors.append(error)
-    if errors:
-        raise combine(errors)
-
-
 def check(request: Request) -> None:
     """Raise CNIError 100 for the first thing that is not as ADD left it."""
-    network = parse_network(request)
+    network = _parse(request)
     if network.prev_result is None:
         raise invalid_config('"prevResult": wanted the result of the ADD, found none')
-    delegate = find_delegate(request)
-    plan = _mode(network).plan(network, delegate.addressing())
-    attachment = network.attachment
-    with open_host() as host, _open_pod(attachment) as pod:
+    mode, delegate = _mode(network), find_delegate(request)
+    plan, features = _plan(network, mode, delegate)
+    with open_host() as host, open_pod_of(network.attachment) as pod:
         delegate.check()
-        _mode(network).check(plan, host, pod, network.prev_result)
+        mode.check(plan, host, pod, network.prev_result)
+        for feature, settings in features:
+            feature.check(settings, site_of(network, host, pod), network.prev_result)
 
 
 def gc(request: Request) -> None:
     """Remove what belongs to attachments that the runtime no longer lists; without a list nothing."""
-    valid = parse_valid_attachments(request.config)
-    if valid is None:
+    keep = parse_kept(request)
+    if keep is None:
         return
-    keep = {
-        Attachment(network=request.network, container_id=v.container_id, ifname=v.ifname, netns="").identity
-        for v in valid
-    }
-    _run_all(lambda: _collect_links(request.network, keep), lambda: find_delegate(request).gc())
-
-
-def _collect_links(network: str, keep: set[str]) -> None:
     with open_host() as host:
-        stale = [
-            link.name for link in list_links(host.netlink, kind="veth") if _is_stale(link, network, keep)
-        ]
-        _run_all(*(partial(delete_link, host.netlink, name) for name in stale))
+        run_all(
+            *collect_features(request, host, keep),
+            lambda: _collect_links(request.network, host, keep),
+            lambda: find_delegate(request).gc(),
+        )
 
 
-def _is_stale(link: Link, network: str, keep: set[str]) -> bool:
+def _collect_links(network: str, host: Namespace, keep: Collection[str]) -> None:
+    stale = [link.name for link in list_links(host.netlink, kind="veth") if _is_stale(link, network, keep)]
+    run_all(*(partial(delete_link, host.netlink, name) for name in stale))
+
+
+def _is_stale(link: Link, network: str, keep: Collection[str]) -> bool:
     """Tell whether a link is an attachment of this network that the runtime does not list."""
     identity = link.alias.removeprefix(MARK).partition(" ")[0]
     return link.alias.startswith(alias_prefix(identity, network)) and identity not in keep
@@ -147,25 +163,29 @@ def _is_stale(link: Link, network: str, keep: set[str]) -> bool:
 
 def status(request: Request) -> None:
     """Raise CNIError 50 with the reason when a pod could not be added now."""
-    network = parse_network(request)
-    delegate = find_delegate(request)
-    plan = _mode(network).plan(network, delegate.addressing())
+    network = _parse(request)
+    mode, delegate = _mode(network), find_delegate(request)
+    plan, features = _plan(network, mode, delegate)
     with open_host() as host:
-        _mode(network).ready(plan, host)
+        mode.ready(plan, host)
+        for feature, settings in features:
+            feature.ready(settings, host)
     delegate.status()
 
 
 def synchronize(request: Request) -> int:
     """Make what the pods of a network share equal to its configuration; return the number of changes."""
-    network = parse_network(request)
-    plan = _mode(network).plan(network, find_delegate(request).addressing())
+    network = _parse(request)
+    mode = _mode(network)
+    plan, features = _plan(network, mode, find_delegate(request))
     with open_host() as host:
-        return _mode(network).synchronize(plan, host)
+        changes = mode.synchronize(plan, host)
+        return changes + sum(feature.ensure(settings, host) for feature, settings in features)
 
 
 def explain_mtu(request: Request) -> list[str]:
     """Return how the MTU of a network's pods comes about, a step a line."""
-    network = parse_network(request)
+    network = _parse(request)
     plan = _mode(network).plan(network, find_delegate(request).addressing())
     with open_host() as host:
         return _mode(network).explain_mtu(plan, host)

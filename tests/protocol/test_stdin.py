@@ -169,7 +169,7 @@ def test_a_resolv_conf_that_cannot_be_read_leaves_no_link_and_no_address(node: N
             assert_refused(node.call("ADD", stdin, pod), 7, "ipam.resolvConf")
 
 
-@pytest.mark.parametrize("key", ["ipMasq", "macspoofchk"])
+@pytest.mark.parametrize("key", ["macspoofchk"])
 def test_what_is_not_there_yet_is_code_2_that_names_the_key(node: Node, key: str) -> None:
     pod, config = node.pod(), dual_stack(node)
     with unchanged(node):

@@ -19,7 +19,8 @@ BELOW = {
     "addresses": {"contract", "config", "ipam"},
     "delegate": {"contract", "config", "addresses"},
     "attach": {"contract", "config", "kernel"},
-    "plugins": {"contract", "config", "kernel", "addresses", "delegate", "attach"},
+    "plumbing": {"contract", "config", "kernel"},
+    "plugins": {"contract", "config", "kernel", "addresses", "delegate", "attach", "plumbing"},
     "report": {"contract", "config", "kernel", "addresses", "delegate", "plugins", "ipam"},
     "agent": {"", "contract", "kernel", "plugins", "__main__"},  # the shim is what starts the program
     "cli": {"", "contract", "config", "kernel", "addresses", "plugins", "report", "agent", "ipam"},

@@ -1,0 +1,337 @@
+"""nftables over netlink: the elements of sets and maps, one by one, and the comments of rules.
+
+What a pod has in nftables is elements, and an element costs the kernel 0.01 ms where the `nft`
+program costs some milliseconds (the static chains are its business: kernel/nft.py). Changes
+travel in a batch, which the kernel takes whole or not at all. A batch that names a generation of
+the ruleset is refused when somebody changed it since: what was read before is then still true.
+By hand: `nft add element inet podwire SET { KEY comment "..." }`. linux/netfilter/nf_tables.h
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.kernel.errors import KernelError
+from cni_plugin.kernel.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, log
+from cni_plugin.kernel.netlink import parse_attributes as parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_NETLINK_NETFILTER = 12
+_FAMILIES = {"inet": 1, "bridge": 7}  # NFPROTO_INET, NFPROTO_BRIDGE
+TABLE = "podwire"
+# linux/netfilter/nfnetlink.h, nf_tables.h
+_BATCH_BEGIN, _BATCH_END, _SUBSYSTEM = 0x10, 0x11, 10
+_GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 7, 10, 12, 13, 14, 16
+_NFNL_BATCH_GENID = _NFTA_GEN_ID = 1
+_RULE_TABLE, _RULE_CHAIN, _RULE_USERDATA = 1, 2, 7
+_SET_TABLE, _SET_NAME = 1, 2
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
+_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _DATA_VALUE = 1, 2, 6, 1
+_COMMENT = 0  # libnftnl's NFTNL_UDATA_*_COMMENT
+MAX_COMMENT = 127  # bytes, NFTNL_UDATA_COMMENT_MAXLEN less the terminating zero
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NESTED = 0x8000
+# EINVAL is what a kernel without nf_tables says to everything.
+_ABSENT = frozenset({0, errno.ENOENT, errno.EINVAL})
+_HEADER = struct.Struct("=IHHII")
+_BODY = 20  # bytes of struct nlmsghdr and struct nfgenmsg
+_ATTRIBUTE = struct.Struct("=HH")
+_BUFFER = 256 * 1024
+_ANSWER_TIMEOUT = 30.0  # seconds
+_PATIENCE = 10.0  # seconds that others may keep changing the ruleset under us
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Element:
+    """An element of a set, or of a map when it has `data`; key and data as the kernel holds them."""
+
+    family: str
+    set_name: str
+    key: bytes
+    data: bytes = b""
+    comment: str = ""
+
+    @property
+    def command(self) -> str:
+        """Return what it is in the words of `nft`, its key in hexadecimal."""
+        return (
+            f'element {self.family} {TABLE} {self.set_name} {{ {self.key.hex()} comment "{self.comment}" }}'
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An element to be added, or deleted when it is not `present`."""
+
+    element: Element
+    present: bool
+
+    @property
+    def command(self) -> str:
+        """Return the command that does the same by hand."""
+        return f"nft {'add' if self.present else 'delete'} {self.element.command}"
+
+
+class Nftables:
+    """A socket to the nftables of the namespace of the thread that makes it."""
+
+    def __init__(self) -> None:
+        """Open the socket here and now."""
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+        )
+        self._socket.settimeout(_ANSWER_TIMEOUT)
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def close(self) -> None:
+        """Close the socket; after a deletion the kernel waits 16 ms for its readers here (RCU)."""
+        self._socket.close()
+
+    def get(self, family: str, set_name: str, key: bytes) -> Element | None:
+        """Return the element with this key; None when there is none, or no such set."""
+        body = _element_list(set_name, [_nested(_ELEM_KEY, _attribute(_DATA_VALUE, key))])
+        found = self._ask(f"nft get element {family} {TABLE} {set_name}", _GETSETELEM, family, body)
+        return next((e for raw in found for e in _parse_elements(family, set_name, raw)), None)
+
+    def list_elements(self, family: str, set_name: str, naming: str = "") -> list[Element]:
+        """Return the elements of a set whose comment holds `naming`; none when there is no such set.
+
+        The kernel sends them all, some dozens a message; only messages that hold the word are parsed.
+        """
+        word = naming.encode()
+        command = f"nft list set {family} {TABLE} {set_name}"
+        answers = self._ask(command, _GETSETELEM, family, _element_list(set_name), NLM_F_DUMP)
+        found = (e for raw in answers if word in raw for e in _parse_elements(family, set_name, raw))
+        return [element for element in found if naming in element.comment]
+
+    def list_sets(self, family: str, prefix: str = "") -> list[str]:
+        """Return the names of our table's sets and maps that begin with `prefix`."""
+        body = _attribute(_SET_TABLE, _zero(TABLE))
+        answers = self._ask(f"nft list sets {family}", _GETSET, family, body, NLM_F_DUMP)
+        names = (_text(parse(raw, _BODY).get(_SET_NAME, b"")) for raw in answers)
+        return [name for name in names if name.startswith(prefix)]
+
+    def list_comments(self, family: str, chain: str) -> list[str]:
+        """Return the comment of each rule of a chain; none when there is no such chain."""
+        body = _attribute(_RULE_TABLE, _zero(TABLE)) + _attribute(_RULE_CHAIN, _zero(chain))
+        answers = self._ask(f"nft list chain {family} {chain}", _GETRULE, family, body, NLM_F_DUMP)
+        return [_parse_comment(parse(raw, _BODY).get(_RULE_USERDATA, b"")) for raw in answers]
+
+    def update(self, decide: Callable[[], list[Change]]) -> list[Change]:
+        """Make the changes that `decide` returns after reading, in a ruleset as it has read it.
+
+        `decide` runs again when somebody changed the ruleset meanwhile. Returns what was changed;
+        KernelError for a refusal, CNIError 11 when others do not leave the ruleset alone.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            generation = self._generation()
+            changes = decide()
+            try:
+                self._commit(changes, generation)
+            except _MovedError as moved:
+                if time.monotonic() > deadline:
+                    raise CNIError(
+                        Code.TRY_AGAIN_LATER,
+                        f"nftables: wanted the ruleset at rest once in {_PATIENCE:.0f} s, found it changing",
+                    ) from moved
+            else:
+                return changes
+
+    def _generation(self) -> int:
+        (answer,) = self._ask("nft monitor", _GETGEN, "inet", b"")
+        return int.from_bytes(parse(answer, _BODY)[_NFTA_GEN_ID], "big")
+
+    def _commit(self, changes: list[Change], generation: int) -> None:
+        if not changes:
+            return
+        first = self._number()
+        subsystem = _general(0, _SUBSYSTEM)
+        named = _attribute(_NFNL_BATCH_GENID, generation.to_bytes(4, "big"))
+        batch = [_pack(_BATCH_BEGIN, NLM_F_REQUEST, first, subsystem + named)]
+        awaited = {}
+        for change in changes:
+            log.debug("%s", change.command)
+            number = self._number()
+            awaited[number] = change
+            batch.append(_pack_change(change, number))
+        batch.append(_pack(_BATCH_END, NLM_F_REQUEST, self._number(), subsystem))
+        self._socket.send(b"".join(batch))
+        self._await(first, awaited)
+
+    def _await(self, first: int, awaited: dict[int, Change]) -> None:
+        """Read the answer to every change; the batch's own header is answered only when it is refused."""
+        failures = []
+        while awaited:
+            for number, kind, raw in self._receive():
+                if kind != _NLMSG_ERROR:
+                    continue
+                refusal = -struct.unpack_from("=i", raw, _HEADER.size)[0]
+                if number == first and refusal == errno.ERESTART:
+                    raise _MovedError
+                change = awaited.pop(number, None)
+                if change and refusal:
+                    failures.append(KernelError(change.command, refusal))
+                elif refusal:
+                    raise KernelError("nft -f", refusal)
+        if failures:
+            raise failures[0]
+
+    def _ask(self, command: str, kind: int, family: str, body: bytes, flags: int = 0) -> list[bytes]:
+        """Return the answers to a question; none when what it is about does not exist."""
+        number = self._number()
+        ack = 0 if flags & NLM_F_DUMP else NLM_F_ACK
+        body = _general(_FAMILIES[family]) + body
+        self._socket.send(_pack(_SUBSYSTEM << 8 | kind, NLM_F_REQUEST | ack | flags, number, body))
+        answers: list[bytes] = []
+        while True:
+            for answered, answer, raw in self._receive():
+                if answered != number:
+                    continue
+                if answer not in {_NLMSG_ERROR, _NLMSG_DONE}:
+                    answers.append(raw)
+                    continue
+                refusal = -struct.unpack_from("=i", raw, _HEADER.size)[0]
+                if refusal not in _ABSENT:
+                    raise KernelError(command, refusal)
+                return answers
+
+    def _number(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _receive(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield sequence number, type and whole message of everything in one datagram."""
+        datagram = self._socket.recv(_BUFFER)
+        offset = 0
+        while offset < len(datagram):
+            length, kind, _, sequence, _ = _HEADER.unpack_from(datagram, offset)
+            yield sequence, kind, datagram[offset : offset + length]
+            offset += (length + 3) & ~3
+
+
+class _MovedError(Exception):
+    """The ruleset is of another generation than the batch was made for."""
+
+
+_idle: list[Nftables] = []
+
+
+def borrow(namespace: int) -> Nftables:
+    """Return a socket of the namespace, a descriptor of it, that the calling thread is in.
+
+    One of the namespace that this process began in is kept by `give_back`: closing costs 16 ms.
+    """
+    if _idle and _is_own(namespace):
+        try:
+            return _idle.pop()
+        except IndexError:  # another thread was faster
+            pass
+    return Nftables()
+
+
+def give_back(namespace: int, nftables: Nftables) -> None:
+    """Keep the socket for the next call, or close it."""
+    if _is_own(namespace):
+        _idle.append(nftables)
+    else:
+        nftables.close()
+
+
+def _is_own(namespace: int) -> bool:
+    return os.path.samestat(os.fstat(namespace), os.stat("/proc/self/ns/net"))
+
+
+def _pack_change(change: Change, number: int) -> bytes:
+    element = change.element
+    members = _nested(_ELEM_KEY, _attribute(_DATA_VALUE, element.key))
+    if change.present and element.data:
+        members += _nested(_ELEM_DATA, _attribute(_DATA_VALUE, element.data))
+    if change.present and element.comment:
+        members += _attribute(_ELEM_USERDATA, _render_comment(element.comment))
+    kind = _NEWSETELEM if change.present else _DELSETELEM
+    flags = NLM_F_REQUEST | NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if change.present else 0)
+    body = _general(_FAMILIES[element.family]) + _element_list(element.set_name, [members])
+    return _pack(_SUBSYSTEM << 8 | kind, flags, number, body)
+
+
+def _element_list(set_name: str, elements: list[bytes] | None = None) -> bytes:
+    body = _attribute(_LIST_TABLE, _zero(TABLE)) + _attribute(_LIST_SET, _zero(set_name))
+    members = b"".join(_nested(_LIST_ELEM, element) for element in elements or ())
+    return body + (_nested(_LIST_ELEMENTS, members) if members else b"")
+
+
+def _pack(kind: int, flags: int, number: int, body: bytes) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, number, 0) + body
+
+
+def _general(family: int, resource: int = 0) -> bytes:
+    """Return the struct nfgenmsg that every message begins with."""
+    return struct.pack("!BBH", family, 0, resource)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _nested(kind: int, members: bytes) -> bytes:
+    return _attribute(kind | _NESTED, members)
+
+
+def _zero(text: str) -> bytes:
+    return text.encode() + b"\0"
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def _render_comment(text: str) -> bytes:
+    value = _zero(text)
+    return bytes([_COMMENT, len(value)]) + value
+
+
+def _parse_comment(userdata: bytes) -> str:
+    """Return the comment among the type, length, value triples that `nft` keeps with an object."""
+    while len(userdata) > 2:
+        kind, length = userdata[:2]
+        if kind == _COMMENT:
+            return _text(userdata[2 : 2 + length])
+        userdata = userdata[2 + length :]
+    return ""
+
+
+def _parse_elements(family: str, set_name: str, raw: bytes) -> Iterator[Element]:
+    members = parse(raw, _BODY).get(_LIST_ELEMENTS, b"")
+    for member in split_attributes(members):
+        found = parse(member)
+        yield Element(
+            family=family,
+            set_name=set_name,
+            key=_parse_value(found.get(_ELEM_KEY, b"")),
+            data=_parse_value(found.get(_ELEM_DATA, b"")),
+            comment=_parse_comment(found.get(_ELEM_USERDATA, b"")),
+        )
+
+
+def _parse_value(raw: bytes) -> bytes:
+    return parse(raw).get(_DATA_VALUE, b"")
+
+
+def split_attributes(raw: bytes) -> Iterator[bytes]:
+    """Yield the values of a list of attributes, which all have the same type."""
+    offset = 0
+    while offset + _ATTRIBUTE.size <= len(raw):
+        length, _ = _ATTRIBUTE.unpack_from(raw, offset)
+        yield raw[offset + _ATTRIBUTE.size : offset + length]
+        offset += max((length + 3) & ~3, _ATTRIBUTE.size)

@@ -1,0 +1,87 @@
+"""The verbs of a plugin that is one feature in a chain: it changes what the plugins before it made.
+
+Every ADD and CHECK has their result, which goes on to the next with this feature's part in it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cni_plugin.config import Addressing, parse_attachment, parse_network
+from cni_plugin.contract.dispatch import Plugin
+from cni_plugin.contract.errors import invalid_config, run_all
+from cni_plugin.kernel.netns import find_pod, open_host
+from cni_plugin.plumbing.elements import collect
+from cni_plugin.plumbing.pods import bare_site, delete_feature, open_pod_of, parse_kept, site_of
+
+if TYPE_CHECKING:
+    from cni_plugin.config import Network
+    from cni_plugin.contract.request import Request
+    from cni_plugin.contract.result import Result
+    from cni_plugin.plumbing.feature import Feature
+
+
+def chained(feature: Feature) -> Plugin:
+    """Return the plugin that is this feature alone."""
+    return Plugin(
+        add=partial(_add, feature),
+        delete=partial(_delete, feature),
+        check=partial(_check, feature),
+        gc=partial(_gc, feature),
+        status=partial(_status, feature),
+    )
+
+
+def _add(feature: Feature, request: Request) -> Result:
+    network, previous = _parse(request)
+    settings = feature.parse(network, Addressing())
+    with open_host() as host, open_pod_of(network.attachment) as pod, ExitStack() as undo:
+        if settings is not None:
+            feature.ensure(settings, host)
+            previous = feature.add(settings, site_of(network, host, pod), previous, undo)
+        undo.pop_all()
+    return previous
+
+
+def _parse(request: Request) -> tuple[Network, Result]:
+    network = parse_network(request)
+    if network.prev_result is None:
+        raise invalid_config('"prevResult": wanted the result of the plugins before this one, found none')
+    return network, network.prev_result
+
+
+def _delete(feature: Feature, request: Request) -> None:
+    attachment = parse_attachment(request)
+    with open_host() as host, ExitStack() as opened:
+        pod = find_pod(attachment.netns, opened=attachment.netns_fd, allow_host=attachment.allow_host_netns)
+        if pod is not None:
+            opened.enter_context(pod)
+        delete_feature(feature, request, bare_site(request, host, pod))
+
+
+def _check(feature: Feature, request: Request) -> None:
+    network, previous = _parse(request)
+    settings = feature.parse(network, Addressing())
+    with open_host() as host, open_pod_of(network.attachment) as pod:
+        if settings is not None:
+            feature.check(settings, site_of(network, host, pod), previous)
+
+
+def _gc(feature: Feature, request: Request) -> None:
+    keep = parse_kept(request)
+    if keep is None:
+        return
+    with open_host() as host:
+        run_all(
+            partial(collect, host.nftables, request.network, keep),
+            partial(feature.collect, request.network, keep, bare_site(request, host, None)),
+        )
+
+
+def _status(feature: Feature, request: Request) -> None:
+    settings = feature.parse(parse_network(request), Addressing())
+    if settings is not None:
+        with open_host() as host:
+            feature.ready(settings, host)

@@ -1,0 +1,38 @@
+"""What a pod gets beside its link: one module per feature and the FEATURES dictionary.
+
+A feature is a module with its own keys, its tests and its line here. Each entry imports its module
+when it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni_plugin.plumbing.feature import Feature
+
+
+def _masquerade() -> Feature:
+    from cni_plugin.plumbing import masquerade
+
+    return masquerade.FEATURE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltIn:
+    """A feature that the main plugin has built in, and what asks for it."""
+
+    load: Callable[[], Feature]
+    keys: tuple[str, ...] = ()
+    """Of the plugin's configuration."""
+    capabilities: tuple[str, ...] = ()
+    """Of its `runtimeConfig`."""
+
+
+# In the order of an ADD.
+FEATURES = {
+    "masquerade": BuiltIn(load=_masquerade, keys=("ipMasq", "ipMasqBackend", "nonMasqueradeCIDRs")),
+}

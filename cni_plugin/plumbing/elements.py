@@ -1,0 +1,119 @@
+"""Elements of our nftables sets and whose they are: claimed, released, collected, compared.
+
+An element's comment begins with the identity of its attachment. Whoever takes an element away has
+read that it is his, in the same generation of the ruleset: a late DEL must not take what another
+pod has been given since.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_plugin.contract.errors import broken
+from cni_plugin.kernel.nfnetlink import Change, Element
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from contextlib import ExitStack
+
+    from cni_plugin.kernel.nfnetlink import Nftables
+    from cni_plugin.plumbing.feature import Site
+
+FAMILIES = ("inet", "bridge")
+
+
+def claim(
+    site: Site, wanted: Sequence[Element], undo: ExitStack, contest: Callable[[Element], None] | None = None
+) -> None:
+    """Make the elements exist, all or none, and push their removal.
+
+    One that exists is taken over; `contest` sees it before and raises CNIError where it must stay.
+    """
+    nftables = site.host.nftables
+
+    def decide() -> list[Change]:
+        return [change for element in wanted for change in _replace(nftables, element, site, contest)]
+
+    nftables.update(decide)
+    undo.callback(_release_exactly, site, wanted)
+
+
+def _replace(
+    nftables: Nftables, wanted: Element, site: Site, contest: Callable[[Element], None] | None
+) -> Iterator[Change]:
+    found = nftables.get(wanted.family, wanted.set_name, wanted.key)
+    if found == wanted:
+        return
+    if found is not None:
+        if contest and not _is_of(site, found):
+            contest(found)
+        yield Change(found, present=False)
+    yield Change(wanted, present=True)
+
+
+def _is_of(site: Site, element: Element) -> bool:
+    return identity_of(element) == site.attachment.identity
+
+
+def identity_of(element: Element) -> str:
+    """Return the identity of the attachment that an element belongs to."""
+    return element.comment.partition(" ")[0]
+
+
+def _release_exactly(site: Site, elements: Sequence[Element]) -> None:
+    for element in elements:
+        _release_from(site, element.family, [element.set_name], [element.key])
+
+
+def release(site: Site, family: str, prefix: str, keys: Sequence[bytes] | None = None) -> None:
+    """Remove the attachment's elements from all sets whose name begins with `prefix`.
+
+    Where nobody knows the keys (None) the sets are searched, which costs with their size.
+    """
+    names = site.host.nftables.list_sets(family, prefix)
+    if names and keys != []:
+        _release_from(site, family, names, keys)
+
+
+def _release_from(site: Site, family: str, names: Sequence[str], keys: Sequence[bytes] | None) -> None:
+    nftables = site.host.nftables
+
+    def decide() -> list[Change]:
+        found = (e for name in names for e in _find(site, family, name, keys))
+        return [Change(element, present=False) for element in found if _is_of(site, element)]
+
+    nftables.update(decide)
+
+
+def _find(site: Site, family: str, name: str, keys: Sequence[bytes] | None) -> Iterable[Element]:
+    nftables = site.host.nftables
+    if keys is None:
+        return nftables.list_elements(family, name, site.attachment.identity)
+    return filter(None, (nftables.get(family, name, key) for key in keys))
+
+
+def require(site: Site, wanted: Iterable[Element], what: str) -> None:
+    """Raise CNIError 100 for the first element that the kernel does not hold as ADD made it."""
+    for element in wanted:
+        found = site.host.nftables.get(element.family, element.set_name, element.key)
+        if found is None:
+            raise broken(f"{what}: wanted {element.command}, found none")
+        if found != element:
+            raise broken(f"{what}: wanted {element.command}, found {found.command}")
+
+
+def collect(nftables: Nftables, network: str, keep: Collection[str]) -> None:
+    """Remove the elements of a network's attachments whose identity is not to be kept."""
+
+    def decide() -> list[Change]:
+        return [Change(e, present=False) for e in _list_of(nftables, network) if identity_of(e) not in keep]
+
+    nftables.update(decide)
+
+
+def _list_of(nftables: Nftables, network: str) -> Iterator[Element]:
+    for family in FAMILIES:
+        for name in nftables.list_sets(family):
+            for element in nftables.list_elements(family, name, f" {network} "):
+                if element.comment.partition(" ")[2].startswith(f"{network} "):
+                    yield element

@@ -1,0 +1,73 @@
+"""What a feature is: its functions, the same whether it is a plugin of a chain or built in.
+
+A feature is what a pod gets beside its link: translation of addresses, host ports, limits, filters.
+`parse` finds every configuration error before anything is made, `ensure` makes what the pods of a
+network share, `add` what is this pod's. DEL knows no more than names, and what traces it is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from contextlib import ExitStack
+
+    from netaddr import IPAddress
+
+    from cni_plugin.config import Addressing, Attachment, Network
+    from cni_plugin.contract.fields import Fields
+    from cni_plugin.contract.result import Result
+    from cni_plugin.kernel.netns import Namespace
+
+Settings = Any  # a feature's own frozen dataclass; nothing outside the feature looks inside
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where a feature works: an attachment, the node, and the pod unless its namespace is gone."""
+
+    attachment: Attachment
+    host: Namespace
+    pod: Namespace | None
+    label: str
+    """Whose a kernel object is: the identity first, see `render_comment`."""
+    state_dir: str
+    """Where values are kept that neither kernel nor store can hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traces:
+    """What a DEL may know of what an ADD made; a configuration that ADD would refuse is no reason to stay."""
+
+    fields: Fields
+    addresses: tuple[IPAddress, ...] | None
+    """The pod's addresses; None when nothing tells them."""
+
+
+def _nothing(*_: object) -> int:
+    return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """One thing that a pod gets beside its link."""
+
+    parse: Callable[[Network, Addressing], Settings | None]
+    """Settings from the configuration, None when it asks for nothing; CNIError 2, 7 or 50."""
+    add: Callable[[Settings, Site, Result, ExitStack], Result]
+    """After `ensure`: make what is the pod's and push its undoing; the result as it is now."""
+    delete: Callable[[Traces, Site], object]
+    """Remove what an ADD made, and nothing of anybody else's; absence is fine."""
+    check: Callable[[Settings, Site, Result], None]
+    """Raise CNIError 100 for the first thing that is not as ADD left it."""
+    ready: Callable[[Settings, Namespace], object] = _nothing
+    """Raise CNIError 50 or 51 when a pod could not get this now."""
+    ensure: Callable[[Settings, Namespace], int] = _nothing
+    """Make what the network's pods share equal to what is wanted; return the number of changes."""
+    collect: Callable[[str, Collection[str], Site], object] = _nothing
+    """Remove what belongs to a network's attachments whose identity is not to be kept.
+
+    Elements of our nftables need no word here: `elements.collect` finds them all.
+    """

@@ -1,0 +1,114 @@
+"""One attachment and its features: which are asked for, on what site they work, what a DEL is told.
+
+Shared by the main plugin, which has features built in, and by those that are a feature alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cni_plugin.config import Attachment, data_dir, parse_attachment, render_comment
+from cni_plugin.contract.errors import CNIError
+from cni_plugin.contract.request import parse_valid_attachments
+from cni_plugin.contract.result import parse_prev_result
+from cni_plugin.kernel.netns import open_pod
+from cni_plugin.plumbing import FEATURES
+from cni_plugin.plumbing.elements import collect
+from cni_plugin.plumbing.feature import Site, Traces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from netaddr import IPAddress
+
+    from cni_plugin.config import Addressing, Network
+    from cni_plugin.contract.fields import Fields
+    from cni_plugin.contract.request import Request
+    from cni_plugin.kernel.netns import Namespace
+    from cni_plugin.plumbing import BuiltIn
+    from cni_plugin.plumbing.feature import Feature, Settings
+
+
+def plan_features(network: Network, addressing: Addressing) -> list[tuple[Feature, Settings]]:
+    """Return the built-in features that the configuration asks for, with their settings."""
+    asked = [each.load() for each in FEATURES.values() if _is_asked_for(each, network.fields)]
+    parsed = [(feature, feature.parse(network, addressing)) for feature in asked]
+    return [(feature, settings) for feature, settings in parsed if settings is not None]
+
+
+def _is_asked_for(built_in: BuiltIn, fields: Fields) -> bool:
+    """Tell whether a key of the feature is there at all: without one its module is not even imported."""
+    runtime = fields.section("runtimeConfig")
+    if any(fields.value(key) is not None for key in built_in.keys):
+        return True
+    return runtime is not None and any(runtime.value(key) is not None for key in built_in.capabilities)
+
+
+def open_pod_of(attachment: Attachment) -> Namespace:
+    """Return the attachment's namespace; CNIError 4 when it is none, 8 when it is the host's own."""
+    return open_pod(attachment.netns, opened=attachment.netns_fd, allow_host=attachment.allow_host_netns)
+
+
+def site_of(network: Network, host: Namespace, pod: Namespace) -> Site:
+    """Return where the features of an ADD or CHECK work."""
+    return Site(
+        attachment=network.attachment,
+        host=host,
+        pod=pod,
+        label=render_comment(network.attachment, network.pod),
+        state_dir=network.state_dir,
+    )
+
+
+def delete_features(
+    request: Request, host: Namespace, pod: Namespace | None
+) -> Iterator[Callable[[], object]]:
+    """Yield the deletion of every built-in feature, whatever the configuration says by now."""
+    site = bare_site(request, host, pod)
+    for each in FEATURES.values():
+        yield partial(delete_feature, each.load(), request, site)
+
+
+def delete_feature(feature: Feature, request: Request, site: Site) -> None:
+    """Remove what the feature made for the attachment."""
+    feature.delete(Traces(fields=request.config, addresses=_trace_addresses(request)), site)
+
+
+def _trace_addresses(request: Request) -> tuple[IPAddress, ...] | None:
+    """Return the addresses that the ADD's result names; None where there is none to read."""
+    with suppress(CNIError):
+        previous = parse_prev_result(request.config, request.cni_version)
+        if previous and previous.ips:
+            return tuple(ip.address.ip for ip in previous.ips)
+    return None
+
+
+def bare_site(request: Request, host: Namespace, pod: Namespace | None) -> Site:
+    """Return the site of a verb that makes nothing."""
+    state_dir = ""
+    with suppress(CNIError):
+        state_dir = f"{data_dir(request.config)}/.podwire"
+    return Site(attachment=parse_attachment(request), host=host, pod=pod, label="", state_dir=state_dir)
+
+
+def parse_kept(request: Request) -> frozenset[str] | None:
+    """Return the identities that a GC must keep; None when the runtime named no list."""
+    valid = parse_valid_attachments(request.config)
+    if valid is None:
+        return None
+    named = [(v.container_id, v.ifname) for v in valid]
+    return frozenset(
+        Attachment(network=request.network, container_id=c, ifname=i, netns="").identity for c, i in named
+    )
+
+
+def collect_features(
+    request: Request, host: Namespace, keep: Collection[str]
+) -> Iterator[Callable[[], object]]:
+    """Yield the collection of every built-in feature."""
+    site = bare_site(request, host, None)
+    yield partial(collect, host.nftables, request.network, keep)
+    for each in FEATURES.values():
+        yield partial(each.load().collect, request.network, keep, site)
