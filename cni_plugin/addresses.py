@@ -8,7 +8,7 @@ names and `dataDir` only, so that no error in the ranges can hold an address bac
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from netaddr import IPNetwork
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from netaddr import IPAddress
 
     from cni_plugin.contract.request import Request
+
+# Of use to the agent; a process that makes one call looks once, which is not remembered.
+_MEMORY: Final = ipam.Memory()
 
 _CODES: tuple[tuple[type[ipam.IPAMError], Code], ...] = (
     (ipam.InvalidRange, Code.INVALID_CONFIG),
@@ -149,7 +152,7 @@ def open_store(request: Request) -> ipam.Store:
     """Return the network's store; nothing is touched on disk until it is used."""
     _section(request)
     with _translated():
-        return ipam.Store(data_dir(request.config), request.network)
+        return ipam.Store(data_dir(request.config), request.network, memory=_MEMORY)
 
 
 def _section(request: Request) -> Fields:

@@ -1,7 +1,8 @@
 """The address manager: which attachment holds which address, on which terms.
 
 `ranges` is arithmetic, `store` the locked directory in the reference `host-local`'s own format,
-`allocator` the policy that joins them, `errors` what can go wrong in its own words. It imports
+`allocator` the policy that joins them, `memory` what spares a process that stays the search (`index`,
+`watch`), `errors` what can go wrong in its own words. It imports
 nothing of the plugin and knows nothing of CNI, interfaces or the kernel.
 """
 
@@ -19,6 +20,7 @@ from ipam.errors import (
     PoolExhausted,
     StoreUnavailable,
 )
+from ipam.memory import Memory
 from ipam.ranges import Range, RangeSet, make_range, make_range_sets
 from ipam.store import Owner, Store, list_networks
 
@@ -31,6 +33,7 @@ __all__ = [
     "InvalidNetwork",
     "InvalidRange",
     "LockTimeout",
+    "Memory",
     "NotInRange",
     "Owner",
     "PoolExhausted",

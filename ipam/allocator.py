@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from netaddr import IPAddress, IPNetwork
 
-from ipam.address import collapse, render_address, render_value
+from ipam.address import collapse, render_address
 from ipam.errors import AddressTaken, DuplicateAllocation, NotInRange, PoolExhausted
 from ipam.store import Holdings, Owner, Store
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Allocation", "Owner", "Usage", "allocate", "collect", "held", "release", "usage"]
 
-_NOTHING: Final = Holdings(exact=(), legacy=(), taken=())
+_NOTHING: Final = Holdings(exact=(), legacy=(), first_free=lambda _, first, __: first)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,12 +154,14 @@ def _reserve_next(
     for each in (*holdings.exact, *holdings.legacy):
         if range_set.range_of(each):
             raise DuplicateAllocation(render_address(each), owner.container_id)
-    version, taken = range_set.version, holdings.taken
-    for within, value in range_set.candidates(after):
-        if render_value(value, version) not in taken:
+    version = range_set.version
+    for within, first, last in range_set.spans_after(after):
+        value = holdings.first_free(version, first, last)
+        while value is not None:
             address = IPAddress(value, version)
             if store.reserve(address, owner):
                 return _allocation(within, address)
+            value = holdings.first_free(version, value + 1, last)
     raise PoolExhausted(range_set)
 
 

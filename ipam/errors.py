@@ -87,11 +87,11 @@ class DuplicateAllocation(IPAMError):
 
 
 class LockTimeout(IPAMError):
-    """Another process held the store's lock for longer than the caller would wait."""
+    """Another call held the store's lock for longer than the caller would wait."""
 
     def __init__(self, path: str, seconds: float) -> None:
         """Name the lock file and the time that was waited."""
-        super().__init__(f"lock {path}: wanted within {seconds:g} s, found held by another process")
+        super().__init__(f"lock {path}: wanted within {seconds:g} s, found held by another call")
 
 
 class StoreUnavailable(IPAMError):

@@ -36,21 +36,37 @@ def walk(directory: str) -> Iterator[tuple[str, bytes | None]]:
     try:
         with os.scandir(fd) as entries:
             for entry in entries:
-                if entry.name[0] in _ADDRESS_BEGINS:
+                if may_be_address(entry.name):
                     yield entry.name, _content(entry, fd)
     finally:
         os.close(fd)
 
 
 def _content(entry: os.DirEntry[str], directory: int) -> bytes | None:
-    if not entry.is_file(follow_symlinks=False):
-        return None
+    return _trimmed(entry.name, directory) if entry.is_file(follow_symlinks=False) else None
+
+
+def content(path: str) -> bytes | None:
+    """Return a file's content as `walk` does, and of an absent file that of an empty one."""
     try:
-        return read(entry.name, directory).strip()
+        regular = S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return b""
+    return _trimmed(path) if regular else None
+
+
+def _trimmed(path: str, directory: int | None = None) -> bytes | None:
+    try:
+        return read(path, directory).strip()
     except OSError as error:
         if error.errno in _OUR_OWN_LIMITS:
             raise  # it is not the file's fault, and no answer would be the wrong answer
         return None
+
+
+def may_be_address(name: str) -> bool:
+    """Say cheaply whether a name is worth reading the file."""
+    return name[:1] in _ADDRESS_BEGINS
 
 
 def names(directory: str, *, skip_empty: bool) -> list[str]:

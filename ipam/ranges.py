@@ -10,7 +10,7 @@ and ours beside them: no gateway, excluded blocks, /31, /32, /127 and /128.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain, pairwise, repeat
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Final
 
 from netaddr import IPAddress, IPNetwork
@@ -96,8 +96,8 @@ class RangeSet:
         """Return how many addresses can be handed out."""
         return sum(each.size() for each in self.ranges)
 
-    def candidates(self, after: IPAddress | None) -> Iterator[tuple[Range, int]]:
-        """Yield every allocatable address once, round robin from behind `after`.
+    def spans_after(self, after: IPAddress | None) -> Iterator[tuple[Range, int, int]]:
+        """Yield every allocatable address once, in spans, round robin from behind `after`.
 
         Without an address that lies in the set the walk begins at the first range.
         """
@@ -106,7 +106,7 @@ class RangeSet:
         later = ((i, a if (i, a) > pivot else value + 1, b) for i, a, b in spans if (i, b) > pivot)
         earlier = ((i, a, min(b, value) if i == index else b) for i, a, b in spans if (i, a) <= pivot)
         for i, first, last in chain(later, earlier):
-            yield from zip(repeat(self.ranges[i]), range(first, last + 1))
+            yield self.ranges[i], first, last
 
     def _pivot(self, after: IPAddress | None) -> tuple[int, int]:
         for index, each in enumerate(self.ranges):

@@ -9,6 +9,7 @@ This is the reference `host-local`'s own format on its own lock, so both can sha
 the same time. What changes a file is done under the lock; an address file of ours appears with
 its content (link(2)), so under the lock an empty one is debris of a crash. Readers need neither
 lock nor write access. An operator reads it with `ls` and `cat` and repairs it with `rm`.
+Every search is a walk, but for a process that stays: see `memory`.
 """
 # Plain os calls, as in files.py.
 # ruff: noqa: PTH108, PTH120
@@ -18,6 +19,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from ipam import files
@@ -25,10 +27,15 @@ from ipam.address import parse_address, parse_value, render_address, render_valu
 from ipam.errors import InvalidNetwork, LockTimeout, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from netaddr import IPAddress
+
+    from ipam.address import Version
+    from ipam.memory import Memory, Remembered
+
+    FirstFree = Callable[[Version, int, int], int | None]
 
 # filelock polls; how often (seconds) is a trade of CPU against idle time, measured with 16
 # processes: 1 ms costs twice the CPU of 3 ms and saves nothing, 50 ms idles half of the time.
@@ -66,15 +73,16 @@ class Owner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """What one walk found: the owner's addresses, and the names that are in use.
+    """What a search found: the owner's addresses, and what else is in use.
 
-    `legacy` are files that name only the container id. `taken` merely spares vain attempts:
-    what decides is `Store.reserve`.
+    `legacy` are files that name only the container id. `first_free` takes a version and two
+    numbers and returns the lowest between them that no file takes, or None. It merely spares
+    vain attempts: what decides is `Store.reserve`.
     """
 
     exact: tuple[IPAddress, ...]
     legacy: tuple[IPAddress, ...]
-    taken: Collection[str]
+    first_free: FirstFree
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
@@ -85,16 +93,22 @@ class Holdings:
 class Store:
     """The address files of one network. Making a Store touches no file."""
 
-    __slots__ = ("directory", "lock_timeout", "temporary")
+    __slots__ = ("_remembered", "directory", "lock_timeout", "temporary")
 
-    def __init__(self, data_dir: str | Path, network: str, lock_timeout: float = 10.0) -> None:
-        """Name a network's directory; `lock_timeout` is in seconds. Raises InvalidNetwork."""
+    def __init__(
+        self, data_dir: str | Path, network: str, lock_timeout: float = 10.0, memory: Memory | None = None
+    ) -> None:
+        """Name a network's directory; `lock_timeout` is in seconds. Raises InvalidNetwork.
+
+        `memory` is one and the same for all stores of a process, or none.
+        """
         if not network or network.startswith(".") or "/" in network or "\0" in network:
             raise InvalidNetwork(network)
         root = os.fspath(data_dir)
         self.directory = f"{root}/{network}"
         self.temporary = f"{root}/{_PRIVATE}/{network}.new"
         self.lock_timeout = lock_timeout
+        self._remembered = memory.of(self.directory) if memory else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -102,17 +116,36 @@ class Store:
 
         Raises LockTimeout and StoreUnavailable.
         """
+        path = f"{self.directory}/lock"
+        deadline = monotonic() + self.lock_timeout
+        with self._turn(path), self._file_locked(path, deadline):
+            yield
+
+    @contextmanager
+    def _turn(self, path: str) -> Iterator[None]:
+        """Let the threads of this process wait for each other here, where they are woken at once."""
+        if self._remembered is None:
+            yield
+            return
+        if not self._remembered.turn.acquire(timeout=self.lock_timeout):
+            raise LockTimeout(path, self.lock_timeout)
+        try:
+            yield
+        finally:
+            self._remembered.turn.release()
+
+    @contextmanager
+    def _file_locked(self, path: str, deadline: float) -> Iterator[None]:
         from filelock import FileLock, Timeout  # readers need not pay for it
 
-        path = f"{self.directory}/lock"
-        wait = self.lock_timeout
+        wait = max(0.0, deadline - monotonic())
         lock = FileLock(path, wait, 0o600, poll_interval=_POLL, preserve_lock_file=True)
         with _failing_as("lock", path):
             files.make_directories(self.directory)
             try:
                 lock.acquire()
             except Timeout as error:
-                raise LockTimeout(path, wait) from error
+                raise LockTimeout(path, self.lock_timeout) from error
         try:
             yield
         finally:
@@ -171,7 +204,21 @@ class Store:
         return None
 
     def find(self, owner: Owner) -> Holdings:
-        """Return the owner's addresses and the names in use, in one walk."""
+        """Return the owner's addresses and what else is in use, from memory or in one walk."""
+        with _failing_as("read", self.directory):
+            if self._remembered is not None and self._remembered.look():
+                return self._find_remembered(owner, self._remembered)
+        return self._find_in_walk(owner)
+
+    def _find_remembered(self, owner: Owner, remembered: Remembered) -> Holdings:
+        """Read again what memory names: a digest may be another's, and a file changes without the lock."""
+        exact, legacy = (
+            tuple(each for each in remembered.named(key) if files.content(self._path(each)) == key)
+            for key in owner.keys
+        )
+        return Holdings(exact=exact, legacy=legacy, first_free=remembered.first_free)
+
+    def _find_in_walk(self, owner: Owner) -> Holdings:
         key, legacy_key = owner.keys
         exact, legacy, taken = [], [], set()
         for name, content in self._walk():
@@ -181,7 +228,12 @@ class Store:
                 exact.append(name)
             elif content == legacy_key:
                 legacy.append(name)
-        return Holdings(exact=_addresses(exact), legacy=_addresses(legacy), taken=taken)
+
+        def first_free(version: Version, first: int, last: int) -> int | None:
+            numbers = range(first, last + 1)
+            return next((each for each in numbers if render_value(each, version) not in taken), None)
+
+        return Holdings(exact=_addresses(exact), legacy=_addresses(legacy), first_free=first_free)
 
     def owner_of(self, address: IPAddress) -> Owner | None:
         """Return who holds the address; None if nobody does or the file cannot be read."""

@@ -1,7 +1,8 @@
 """One directory, two implementations at the same time: ours and the Go `host-local`.
 
 Run as a script the file is the worker: it forks one process for each allocation or release of
-ours, so that every call is a process of its own as it is on a node, without the start of Python.
+ours, so that every call is a process of its own as it is on a node, without the start of Python;
+or it has a thread for each and a memory, as the agent does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipam import LockTimeout, Owner, Store, allocate, make_range, make_range_sets, release
+import pytest
+
+from ipam import LockTimeout, Memory, Owner, Store, allocate, make_range, make_range_sets, release
 
 if TYPE_CHECKING:
     from ipam import RangeSet
@@ -71,8 +74,10 @@ def all_go(command: str, data_dir: Path | str, names: list[str]) -> list[list[st
         return list(pool.map(lambda name: go_to_end(command, data_dir, name), names))
 
 
-def start_ours(command: str, data_dir: Path | str, names: list[str]) -> subprocess.Popen[bytes]:
-    worker = [sys.executable, __file__, command, str(data_dir), *names]
+def start_ours(
+    command: str, data_dir: Path | str, names: list[str], each: str = "processes"
+) -> subprocess.Popen[bytes]:
+    worker = [sys.executable, __file__, each, command, str(data_dir), *names]
     return subprocess.Popen(worker, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
@@ -85,13 +90,14 @@ def addresses(data_dir: Path | str) -> dict[str, Path]:
     return {each.name: each for each in files if each.name[0] in "1f"}
 
 
-def test_two_hundred_processes_half_of_them_go_share_a_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("each", ["processes", "threads"])
+def test_two_hundred_calls_half_of_them_go_share_a_directory(tmp_path: Path, each: str) -> None:
     ours, theirs = names("a"), names("b")
     go_to_end("ADD", tmp_path, "first")
     go_to_end("DEL", tmp_path, "first")
     lock = (tmp_path / "net" / "lock").stat()
 
-    with start_ours("add", tmp_path, ours) as worker:
+    with start_ours("add", tmp_path, ours, each) as worker:
         reported = all_go("ADD", tmp_path, theirs)
     assert worker.returncode == 0
     held = addresses(tmp_path)
@@ -99,9 +105,9 @@ def test_two_hundred_processes_half_of_them_go_share_a_directory(tmp_path: Path)
     contents = sorted(each.read_bytes() for each in held.values())
     assert contents == sorted(f"{name}\r\neth0".encode() for name in [*ours, *theirs] * 2)
     for name, pair in zip(theirs, reported, strict=True):
-        assert {held[each].read_bytes() for each in pair} == {f"{name}\r\neth0".encode()}
+        assert {held[address].read_bytes() for address in pair} == {f"{name}\r\neth0".encode()}
 
-    with start_ours("del", tmp_path, theirs) as worker:
+    with start_ours("del", tmp_path, theirs, each) as worker:
         all_go("DEL", tmp_path, ours)
     assert worker.returncode == 0
     assert addresses(tmp_path) == {}
@@ -186,15 +192,15 @@ def test_an_observer_never_sees_an_empty_address_file(tmp_path: Path) -> None:
     assert addresses(tmp_path) == {}
 
 
-def work(command: str, data_dir: Path | str, name: str) -> None:
-    store = Store(data_dir, "net", lock_timeout=60)
+def work(command: str, data_dir: Path | str, name: str, memory: Memory | None = None) -> None:
+    store = Store(data_dir, "net", lock_timeout=60, memory=memory)
     if command == "add":
         assert len(allocate(store, range_sets(), owner(name))) == len(SUBNETS)
     else:
         assert len(release(store, owner(name))) == len(SUBNETS)
 
 
-def main(command: str, data_dir: Path | str, *todo: str) -> int:
+def in_processes(command: str, data_dir: Path | str, *todo: str) -> int:
     running, failed = 0, 0
     for name in (*todo, *[None] * AT_ONCE):
         if name is None or running == AT_ONCE:
@@ -208,5 +214,12 @@ def main(command: str, data_dir: Path | str, *todo: str) -> int:
     return 1 if failed else 0
 
 
+def in_threads(command: str, data_dir: Path | str, *todo: str) -> int:
+    memory = Memory()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda name: work(command, data_dir, name, memory), todo))
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit({"processes": in_processes, "threads": in_threads}[sys.argv[1]](*sys.argv[2:]))

@@ -13,6 +13,7 @@ from ipam import (
     AddressUnavailable,
     DuplicateAllocation,
     LockTimeout,
+    Memory,
     NotInRange,
     Owner,
     PoolExhausted,
@@ -49,9 +50,10 @@ def texts(addresses: Iterable[IPAddress]) -> list[str]:
     return sorted(map(str, addresses))
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path, "net", lock_timeout=5)
+@pytest.fixture(params=["walks", "remembers"])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Store:
+    memory = Memory() if request.param == "remembers" else None
+    return Store(tmp_path, "net", lock_timeout=5, memory=memory)
 
 
 def given(store: Store, range_sets: tuple[RangeSet, ...], name: str, *requested: str) -> list[str]:
