@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -115,12 +116,16 @@ def test_under_the_reference_names_a_go_configuration_works_unchanged(plain_node
     assert node.held() == {}
 
 
-def test_the_quickstart_shows_two_pods_and_leaves_nothing() -> None:
+def test_the_quickstart_shows_two_pods_and_what_the_agent_is_good_for_and_leaves_nothing() -> None:
     before = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
     done = subprocess.run([ROOT / "scripts/quickstart"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("2 received, 0% packet loss") == 2
     assert "no veth, no address" in done.stdout
+    without, with_agent = (
+        int(ms) for ms in re.findall(r"ADD with(?:out)? the agent: ([0-9]+) ms", done.stdout)
+    )
+    assert with_agent < without
     after = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
     assert after == before
     spaces = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
