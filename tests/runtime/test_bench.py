@@ -1,0 +1,67 @@
+"""scripts/bench as a person runs it: its smallest work, and what is left when it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+from bench.figures import parse_json
+
+from tests.conftest import ROOT
+from tests.runtime import tools
+
+BENCH = str(ROOT / "scripts/bench")
+NOTHING_LEFT = str(ROOT / "scripts/lib/nothing-left")
+
+
+def arguments(directory: Path, *more: str) -> list[str]:
+    places = ["--json", str(directory / "bench.json"), "--svg", str(directory / "bench.svg")]
+    return ["--quick", "--go", str(tools.reference_plugins()), *places, *more]
+
+
+def test_the_smallest_work_is_measured_for_everybody_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [NOTHING_LEFT, BENCH, *arguments(tmp_path, "--only", "version")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = parse_json((tmp_path / "bench.json").read_text())
+    assert [row.contender for row in found.rows] == found.contenders
+    assert len(found.contenders) == 4
+    assert found.contenders[0].startswith("Go 1.")
+    assert [row.ratio for row in found.rows if row.contender == found.contenders[0]] == [1.0]
+    assert "| VERSION | C shim | 20 |" in done.stdout
+
+
+def test_figures_of_an_earlier_run_are_shown_without_measuring(tmp_path: Path) -> None:
+    document = {"machine": {"processor": "p", "kernel": "k", "python": "p", "load": "0.0"}}
+    document |= {"contenders": ["Go 1"], "quick": True, "rows": [], "absences": [], "memory": []}
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    words = arguments(tmp_path, "--from-json", str(tmp_path / "old.json"))
+    done = subprocess.run([BENCH, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("p; k; p; load 0.0 before")
+    assert (tmp_path / "bench.svg").read_text().startswith("<svg")
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("podwire-bench.*"))
+    words = arguments(tmp_path, "--only", "version", "--only", "v4")
+    with subprocess.Popen([BENCH, *words], stderr=subprocess.PIPE, text=True) as bench:
+        assert bench.stderr
+        while "version: " not in bench.stderr.readline():
+            assert bench.poll() is None
+        # v4 has begun: there are namespaces, an agent and a store.
+        bench.send_signal(signal.SIGTERM)
+        bench.stderr.read()
+    assert bench.returncode == 128 + signal.SIGTERM
+    assert set(Path(tempfile.gettempdir()).glob("podwire-bench.*")) <= before
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in running.splitlines() if str(tmp_path) in line]
+
+
+def test_an_unknown_work_is_refused_by_name(tmp_path: Path) -> None:
+    words = arguments(tmp_path, "--only", "everything")
+    done = subprocess.run([BENCH, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "found everything" in done.stderr
