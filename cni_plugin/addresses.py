@@ -8,16 +8,15 @@ names and `dataDir` only, so that no error in the ranges can hold an address bac
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
-
-from netaddr import IPNetwork
 
 import ipam
 from cni_plugin.config import KNOWN_ARGS, Addressing, RangeFacts, data_dir
 from cni_plugin.contract import versions
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.fields import Fields, objects
-from cni_plugin.contract.inet import parse_ip_or_cidr
+from cni_plugin.contract.inet import parse_ip_or_cidr, with_prefix
 from cni_plugin.contract.request import parse_args, parse_valid_attachments
 from cni_plugin.contract.result import DNS, IPConfig, Result, parse_prev_result, parse_routes
 
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
 # Of use to the agent; a process that makes one call looks once, which is not remembered.
 _MEMORY: Final = ipam.Memory()
+# A network's ranges come with every call, and are the same text every time.
+_make_range = lru_cache(maxsize=256)(ipam.make_range)
 
 _CODES: tuple[tuple[type[ipam.IPAMError], Code], ...] = (
     (ipam.InvalidRange, Code.INVALID_CONFIG),
@@ -68,8 +69,7 @@ def allocate(request: Request) -> Result:
     with _translated():
         allocations = ipam.allocate(open_store(request), range_sets, _owner(request), requested)
     ips = tuple(
-        IPConfig(address=IPNetwork(f"{a.address}/{a.subnet.prefixlen}"), gateway=a.gateway)
-        for a in allocations
+        IPConfig(address=with_prefix(a.address, a.subnet.prefixlen), gateway=a.gateway) for a in allocations
     )
     return Result(ips=ips, routes=routes, dns=dns)
 
@@ -143,7 +143,7 @@ def addressing(request: Request) -> Addressing:
 
 
 def _facts(found: ipam.Range) -> RangeFacts:
-    whole = ipam.make_range(subnet=str(found.subnet), gateway="none")
+    whole = _make_range(subnet=str(found.subnet), gateway="none")
     covers = found.start <= whole.start and found.end >= whole.end and not found.exclude
     return RangeFacts(subnet=found.subnet, gateway=found.gateway, whole=covers)
 
@@ -194,12 +194,12 @@ def _parse_set(member: object, path: str) -> list[ipam.Range]:
 
 def _parse_range(fields: Fields) -> ipam.Range:
     with _translated():
-        return ipam.make_range(
+        return _make_range(
             subnet=fields.string("subnet"),
             range_start=fields.string("rangeStart") or None,
             range_end=fields.string("rangeEnd") or None,
             gateway=fields.string("gateway") or None,
-            exclude=fields.strings("exclude"),
+            exclude=tuple(fields.strings("exclude")),
         )
 
 

@@ -126,7 +126,8 @@ def failure(error: CNIError, stdin: bytes = b"") -> Answer:
 
 
 def _encode(rendered: dict[str, object]) -> bytes:
-    return json.dumps(rendered, indent=4).encode() + b"\n"
+    # One line: an indent would keep the json module's C encoder out.
+    return json.dumps(rendered).encode() + b"\n"
 
 
 def _read_stdin() -> bytes:

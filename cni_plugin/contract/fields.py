@@ -26,20 +26,20 @@ _NAMES = {str: "a string", bool: "true or false", int: "an integer", list: "a li
 class Fields:
     """One JSON object and the path that leads to it."""
 
-    __slots__ = ("path", "raw")
+    __slots__ = ("_names", "path", "raw")
 
     def __init__(self, raw: Mapping[str, object], path: str = "") -> None:
         """Read `raw`, found at the dotted `path` ("" for the document itself)."""
         self.raw = raw
         self.path = path
+        self._names = {name.casefold(): name for name in raw}
 
     def value(self, key: str) -> object:
         """Return the value under `key` whatever its type, None when absent."""
         if key in self.raw:
             return self.raw[key]
-        folded = key.casefold()
-        found = [name for name in self.raw if name.casefold() == folded]
-        return self.raw[found[-1]] if found else None
+        name = self._names.get(key.casefold())
+        return None if name is None else self.raw[name]
 
     def name(self, key: str) -> str:
         """Return the dotted path of `key`, as error messages show it."""

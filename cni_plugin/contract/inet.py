@@ -27,7 +27,12 @@ def parse_cidr(text: str, what: str) -> IPNetwork:
     ip = parse_ip(address, what)
     if int(prefix) > width(ip):
         raise invalid_config(f'{what} must have a prefix length up to {width(ip)}, found "{text}"')
-    return IPNetwork(f"{ip}/{prefix}")
+    return with_prefix(ip, int(prefix))
+
+
+def with_prefix(ip: IPAddress, prefixlen: int) -> IPNetwork:
+    """Return the address with the prefix length of its network, host bits kept."""
+    return IPNetwork((int(ip), prefixlen), version=ip.version)
 
 
 def parse_ip_or_cidr(text: str, what: str) -> IPAddress:
@@ -47,4 +52,4 @@ def width(ip: IPAddress) -> int:
 
 def default_route(version: int) -> IPNetwork:
     """Return the prefix of everything, in the family `version` (4 or 6)."""
-    return IPNetwork("0.0.0.0/0" if version == 4 else "::/0")
+    return IPNetwork((0, 0), version=4 if version == 4 else 6)

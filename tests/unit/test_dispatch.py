@@ -41,7 +41,7 @@ def test_each_verb_reaches_its_function_and_only_add_and_version_speak() -> None
     for verb in ("DEL", "CHECK", "GC", "STATUS"):
         assert (ask(verb, seen=seen).status, ask(verb).stdout) == (0, b"")
     assert seen == ["DEL", "CHECK", "GC", "STATUS"]
-    assert ask("ADD").stdout == b'{\n    "cniVersion": "1.1.0"\n}\n'
+    assert ask("ADD").stdout == b'{"cniVersion": "1.1.0"}\n'
     assert json.loads(ask("VERSION").stdout)["cniVersion"] == "1.1.0"
 
 
