@@ -10,11 +10,9 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from netaddr import IPAddress, IPNetwork
-
 from cni_plugin.attach.port import host_mac
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
-from cni_plugin.contract.inet import default_route, width
+from cni_plugin.contract.inet import default_route, width, with_prefix
 from cni_plugin.contract.result import Route
 from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses, wait_until_resolvable
 from cni_plugin.kernel.errors import KernelError
@@ -25,6 +23,8 @@ from cni_plugin.kernel.vlan import access_vlan, add_vlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from netaddr import IPAddress, IPNetwork
 
     from cni_plugin.attach.bridge_plan import BridgePlan
     from cni_plugin.contract.result import IPConfig, Result
@@ -86,7 +86,7 @@ def ensure_gateway(
 
 def address_on_node(ip: IPConfig) -> IPNetwork:
     """Return the gateway with the prefix length of the pod's address."""
-    return IPNetwork(f"{gateway_of(ip)}/{ip.address.prefixlen}")
+    return with_prefix(gateway_of(ip), ip.address.prefixlen)
 
 
 def _ensure_gateway_address(plan: BridgePlan, holder: Link, wanted: IPNetwork, host: Namespace) -> None:
@@ -100,7 +100,7 @@ def _ensure_gateway_address(plan: BridgePlan, holder: Link, wanted: IPNetwork, h
             )
         delete_address(host.netlink, holder.index, other)
     ensure_address(host.netlink, holder.index, wanted)
-    wait_until_resolvable(holder.name, [wanted.ip])
+    wait_until_resolvable(host.netlink, holder.index, [wanted.ip])
 
 
 def _conflicts(wanted: IPNetwork, present: list[IPNetwork]) -> list[IPNetwork]:

@@ -158,8 +158,8 @@ def announce_addresses(pod: Namespace, link: Link, ips: tuple[IPConfig, ...]) ->
     section 3, RFC 4861 section 7.2.6). At link-up, when it would also do it, the port does not
     forward yet. A packet socket of our own would cost a grace period (RCU) to close, about 8 ms.
     """
+    wait_until_resolvable(pod.netlink, link.index, [ip.address.ip for ip in ips])
     with pod.entered():
-        wait_until_resolvable(link.name, [ip.address.ip for ip in ips])
         for version in sorted({ip.address.version for ip in ips}):
             ensure_sysctl(f"net/ipv{version}/conf/{link.name}/{_NOTIFY[version]}", 1)
     pod.netlink.change(set_mac(link.name, link.mac))

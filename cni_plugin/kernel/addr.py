@@ -7,54 +7,55 @@ usable at once: a fresh namespace cannot hold a duplicate.
 from __future__ import annotations
 
 import errno
-import os
+import struct
 import time
-from typing import TYPE_CHECKING
-
-from netaddr import IPNetwork
+from typing import TYPE_CHECKING, NamedTuple
 
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.netlink import Change, Message, Netlink, ifaddrmsg
+from cni_plugin.kernel.message import (
+    AF_INET6,
+    FAMILY,
+    ip,
+    parse_address,
+    parse_attributes,
+    parse_network,
+    parse_number,
+)
+from cni_plugin.kernel.netlink import HEADER, Change, Query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    from netaddr import IPAddress
+    from netaddr import IPAddress, IPNetwork
 
-# linux/socket.h and linux/if_addr.h
-AF_INET, AF_INET6 = 2, 10
-FAMILY = {4: AF_INET, 6: AF_INET6}
+    from cni_plugin.kernel.netlink import Netlink
+
+# linux/if_addr.h
+_IFADDRMSG = struct.Struct("=4BI")  # family, prefix length, flags, scope, index
+_ATTRIBUTES = HEADER.size + _IFADDRMSG.size
+_SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_MULTICAST, _IFA_FLAGS = 1, 2, 4, 7, 8
 _IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x02, 0x08, 0x40
 _RT_SCOPE_LINK = 253
-_JOIN_TIMEOUT = 2.0  # seconds
-_JOIN_POLL = 0.0003
+_JOIN_TIMEOUT = 5.0  # seconds; the work queue is one for the whole machine
+_JOIN_POLLS = (0.0003, 0.02)  # seconds, from the first to the longest pause
 
 
 def add_address(index: int, address: IPNetwork, *, dad: bool = False) -> Change:
     """Return the change that adds `address` to the link with this index."""
-    message = _message(index, address)
-    if address.version == 6 and not dad:
-        message["flags"] = _IFA_F_NODAD
-    nodad = " nodad" if message["flags"] else ""
-    command = f"ip addr add {address} dev index {index}{nodad}"
-    return Change(command, message, netlink.RTM_NEWADDR, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
+    nodad = address.version == 6 and not dad
+    command = f"ip addr add {address} dev index {index}" + (" nodad" if nodad else "")
+    body = _body(index, address, _IFA_F_NODAD if nodad else 0)
+    return Change(command, netlink.RTM_NEWADDR, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
 
 
-def _message(index: int, address: IPNetwork) -> Message:
-    message = ifaddrmsg()
-    message["family"] = FAMILY[address.version]
-    message["prefixlen"] = address.prefixlen
-    message["index"] = index
-    message["attrs"] = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
-    if _has_broadcast(address):
-        message["attrs"].append(("IFA_BROADCAST", str(address.broadcast)))
-    return message
-
-
-def _has_broadcast(address: IPNetwork) -> bool:
-    return address.version == 4 and address.prefixlen < 31
+def _body(index: int, address: IPNetwork, flags: int = 0) -> bytes:
+    head = _IFADDRMSG.pack(FAMILY[address.version], address.prefixlen, flags, 0, index)
+    body = head + ip(_IFA_LOCAL, address.ip) + ip(_IFA_ADDRESS, address.ip)
+    broadcast = address.broadcast if address.version == 4 else None  # none of /31 and /32
+    return body if broadcast is None else body + ip(_IFA_BROADCAST, broadcast)
 
 
 def ensure_address(nl: Netlink, index: int, address: IPNetwork) -> None:
@@ -70,57 +71,64 @@ def delete_address(nl: Netlink, index: int, address: IPNetwork) -> None:
     """Remove `address` from the link with this index."""
     try:
         nl.change(
-            Change(f"ip addr del {address} dev index {index}", _message(index, address), netlink.RTM_DELADDR)
+            Change(f"ip addr del {address} dev index {index}", netlink.RTM_DELADDR, _body(index, address))
         )
     except KernelError as error:
         if error.errno != errno.EADDRNOTAVAIL:
             raise
 
 
+class _Found(NamedTuple):
+    address: IPNetwork
+    flags: int
+    scope: int
+
+
 def list_addresses(nl: Netlink, index: int = 0) -> list[IPNetwork]:
     """Return the addresses of the link with this index (0 for all), link-local IPv6 left out."""
-    return [_parse(m) for m in _dump(nl, index) if m["scope"] != _RT_SCOPE_LINK or m["family"] == AF_INET]
+    found = _list(nl, index)
+    return [a for a, _, scope in found if a.version == 4 or scope != _RT_SCOPE_LINK]
 
 
 def list_unsettled(nl: Netlink, index: int) -> list[tuple[IPNetwork, bool]]:
     """Return the addresses still probed for duplicates, and whether one was found."""
-    found = [(_parse(m), m.get_attr("IFA_FLAGS") or m["flags"]) for m in _dump(nl, index)]
-    return [(a, bool(flags & _IFA_F_DADFAILED)) for a, flags in found if flags & _IFA_F_TENTATIVE]
+    found = _list(nl, index)
+    return [(a, bool(flags & _IFA_F_DADFAILED)) for a, flags, _ in found if flags & _IFA_F_TENTATIVE]
 
 
-def wait_until_resolvable(ifname: str, addresses: Iterable[IPAddress]) -> None:
+def _list(nl: Netlink, index: int) -> Iterator[_Found]:
+    body = _IFADDRMSG.pack(0, 0, 0, 0, index)
+    for raw in nl.dump(Query(f"ip addr show dev index {index}", netlink.RTM_GETADDR, body)):
+        _, prefixlen, flags, scope, _ = _IFADDRMSG.unpack_from(raw, HEADER.size)
+        attributes = parse_attributes(raw, _ATTRIBUTES)
+        # IFA_LOCAL is the address itself; IFA_ADDRESS is the peer's on a point-to-point link.
+        address = parse_network(attributes.get(_IFA_LOCAL) or attributes[_IFA_ADDRESS], prefixlen)
+        yield _Found(address, parse_number(attributes.get(_IFA_FLAGS)) or flags, scope)
+
+
+def wait_until_resolvable(nl: Netlink, index: int, addresses: Iterable[IPAddress]) -> None:
     """Wait until neighbours can resolve the IPv6 ones of `addresses`; CNIError 11 when they cannot.
 
-    The interface is the one in the namespace that the thread is in. The kernel joins the group
-    that an address is solicited at (RFC 4291 section 2.7.1) from a work queue, after the
-    request that added the address was answered (addrconf_dad_begin in net/ipv6/addrconf.c).
-    What is solicited before is lost, and asked for again a second later.
+    The kernel joins the group that an address is solicited at (RFC 4291 section 2.7.1) from a
+    work queue, after the request that added the address was answered (addrconf_dad_begin in
+    net/ipv6/addrconf.c). What is solicited before is lost, and asked for again a second later.
     """
-    wanted = {f"ff0200000000000000000001ff{a.packed[-3:].hex()}" for a in addresses if a.version == 6}
+    wanted = {_SOLICITED_NODE + int(a).to_bytes(16, "big")[-3:] for a in addresses if a.version == 6}
     deadline = time.monotonic() + _JOIN_TIMEOUT
-    while missing := wanted - (_joined_groups(ifname) if wanted else set()):
+    pause, longest = _JOIN_POLLS
+    while missing := wanted - (_list_groups(nl, index) if wanted else set()):
         if time.monotonic() > deadline:
             raise CNIError(
                 Code.TRY_AGAIN_LATER,
-                f"{ifname}: wanted {sorted(missing)} joined in {_JOIN_TIMEOUT} s, found other groups only",
+                f"link index {index}: wanted {sorted(str(parse_address(group)) for group in missing)} "
+                f"joined in {_JOIN_TIMEOUT} s, found other groups only",
             )
-        time.sleep(_JOIN_POLL)
+        time.sleep(pause)
+        pause = min(pause * 2, longest)
 
 
-def _joined_groups(ifname: str) -> set[str]:
-    """Return the IPv6 multicast groups of an interface, in hexadecimal."""
-    with open("/proc/thread-self/net/igmp6", "rb") as file:
-        lines = map(bytes.split, file)
-        return {group.decode() for _, name, group, *_ in lines if name == os.fsencode(ifname)}
-
-
-def _dump(nl: Netlink, index: int) -> list[Message]:
-    message = ifaddrmsg()
-    message["index"] = index
-    return nl.dump(f"ip addr show dev index {index}", message, netlink.RTM_GETADDR)
-
-
-def _parse(message: Message) -> IPNetwork:
-    # IFA_LOCAL is the address itself; IFA_ADDRESS is the peer's on a point-to-point link.
-    address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    return IPNetwork(f"{address}/{message['prefixlen']}")
+def _list_groups(nl: Netlink, index: int) -> set[bytes]:
+    """Return the IPv6 multicast groups that the link with this index has joined."""
+    body = _IFADDRMSG.pack(AF_INET6, 0, 0, 0, index)
+    found = nl.dump(Query(f"ip -6 maddr show dev index {index}", netlink.RTM_GETMULTICAST, body))
+    return {parse_attributes(raw, _ATTRIBUTES)[_IFA_MULTICAST] for raw in found}

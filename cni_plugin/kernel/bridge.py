@@ -17,23 +17,32 @@ from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import (
     IFF_UP,
+    IFLA_BRPORT_ISOLATED,
+    IFLA_BRPORT_MODE,
+    IFLA_IFALIAS,
+    IFLA_INFO_SLAVE_DATA,
+    IFLA_INFO_SLAVE_KIND,
+    IFLA_LINKINFO,
     Link,
     get_link,
-    ifinfmsg_of,
     list_links,
     set_alias,
+    set_link,
     set_mac,
     set_mtu,
     set_promisc,
     set_up,
 )
+from cni_plugin.kernel.message import nested, text, u8
 from cni_plugin.kernel.netlink import Change, Netlink
+from cni_plugin.kernel.pyroute import pack_device
 from cni_plugin.kernel.sysctl import ensure_sysctl
 
 _OURS = "podwire:"
 ALIAS = f"{_OURS} bridge"
 MAX_MTU = 65535  # bytes, ETH_MAX_MTU
 _NO_MAC = "00:00:00:00:00:00"
+_FILTERING = (("IFLA_BR_VLAN_FILTERING", 1),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,19 +100,13 @@ def _adopt(nl: Netlink, found: Link) -> None:
 def _add_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
     """Make the bridge; of two processes that try at once, one makes it and both go on."""
     mac = spec.mac or random_mac()
-    settings: list[tuple[str, object]] = [("IFLA_BR_VLAN_FILTERING", 1)] if spec.vlan_filtering else []
-    info = {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", {"attrs": settings})]}
-    attrs = [
-        ("IFLA_IFNAME", spec.name),
-        ("IFLA_ADDRESS", mac),
-        ("IFLA_MTU", spec.mtu),
-        ("IFLA_LINKINFO", info),
-    ]
+    settings = _FILTERING if spec.vlan_filtering else ()
+    body = pack_device("bridge", settings, IFNAME=spec.name, ADDRESS=mac, MTU=spec.mtu)
     filtering = " vlan_filtering 1" if spec.vlan_filtering else ""
     command = f"ip link add {spec.name} address {mac} mtu {spec.mtu} type bridge{filtering}"
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
     try:
-        nl.change(Change(command, ifinfmsg_of(attrs=attrs), netlink.RTM_NEWLINK, flags))
+        nl.change(Change(command, netlink.RTM_NEWLINK, body, flags))
     except KernelError as error:
         if error.errno == errno.EOPNOTSUPP and spec.vlan_filtering:
             raise _no_vlan_filtering(spec.name) from error
@@ -167,10 +170,8 @@ def _difference(attribute: str, wanted: object, found: object, mend: Change) -> 
 
 
 def _set_vlan_filtering(name: str) -> Change:
-    data = {"attrs": [("IFLA_BR_VLAN_FILTERING", 1)]}
-    info = {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", data)]}
-    message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name), ("IFLA_LINKINFO", info)])
-    return Change(f"ip link set {name} type bridge vlan_filtering 1", message, netlink.RTM_NEWLINK)
+    body = pack_device("bridge", _FILTERING, IFNAME=name)
+    return Change(f"ip link set {name} type bridge vlan_filtering 1", netlink.RTM_NEWLINK, body)
 
 
 def _bring_in_line(nl: Netlink, found: Link, differences: list[_Difference]) -> None:
@@ -238,13 +239,14 @@ def _largest(mtu: int, ports: list[Link]) -> int:
 
 def set_port(name: str, *, alias: str, hairpin: bool, isolated: bool) -> Change:
     """Return the change that gives a bridge port its alias and its flags."""
-    flags = [("IFLA_BRPORT_MODE", int(hairpin)), ("IFLA_BRPORT_ISOLATED", int(isolated))]
-    info = {"attrs": [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": flags})]}
-    message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias), ("IFLA_LINKINFO", info)])
-    words = f"hairpin {_switch(on=hairpin)} isolated {_switch(on=isolated)}"
-    return Change(
-        f'ip link set {name} alias "{alias}" type bridge_slave {words}', message, netlink.RTM_NEWLINK
+    settings = nested(
+        IFLA_INFO_SLAVE_DATA,
+        u8(IFLA_BRPORT_MODE, int(hairpin)),
+        u8(IFLA_BRPORT_ISOLATED, int(isolated)),
     )
+    info = nested(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), settings)
+    words = f"hairpin {_switch(on=hairpin)} isolated {_switch(on=isolated)}"
+    return set_link(name, f'alias "{alias}" type bridge_slave {words}', text(IFLA_IFALIAS, alias), info)
 
 
 def _switch(*, on: bool) -> str:

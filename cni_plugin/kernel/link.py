@@ -9,26 +9,39 @@ from __future__ import annotations
 
 import errno
 import struct
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.netlink import Change, Message, Netlink, ifinfmsg, parse_attributes
+from cni_plugin.kernel.message import (
+    attribute,
+    find_attribute,
+    lladdr,
+    nested,
+    parse_attributes,
+    parse_mac,
+    parse_number,
+    parse_text,
+    text,
+    u32,
+)
+from cni_plugin.kernel.netlink import HEADER, Change, Query
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from cni_plugin.kernel.netlink import Netlink
 
 IFF_UP, IFF_PROMISC = 0x1, 0x100
-# linux/if_link.h, linux/if.h
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
-_IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS = 16, 18, 20
-_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+# linux/if_link.h, linux/if.h, linux/veth.h, linux/rtnetlink.h
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, _IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+_IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 16, 18, 20, 28, 29
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+_VETH_INFO_PEER, _SKIP_STATS = 1, 8
 _IFLA_BR_VLAN_FILTERING = 7
-_IFLA_BRPORT_STATE, _IFLA_BRPORT_MODE, _IFLA_BRPORT_ISOLATED = 1, 4, 33
+_IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 1, 4, 33
 _IF_OPER_UNKNOWN, _IF_OPER_UP = 0, 6
-_IFINFOMSG = struct.Struct("=16x4xiI4x")  # nlmsghdr, then of ifinfomsg index and flags
+_IFINFOMSG = struct.Struct("=Bxxxi2I")  # family, index, flags and which of them are meant
+_WITHOUT_STATS = u32(_IFLA_EXT_MASK, _SKIP_STATS)
 _ABSENT = frozenset({errno.ENODEV, errno.ENXIO})
 
 
@@ -67,17 +80,17 @@ class Link:
 
 def get_link(nl: Netlink, name: str) -> Link | None:
     """Return the link called `name`, None when there is none."""
-    return _get(nl, f"ip link show {name}", ifinfmsg_of(attrs=[("IFLA_IFNAME", name)]))
+    return _get(nl, f"ip link show {name}", link_body(text(IFLA_IFNAME, name), _WITHOUT_STATS))
 
 
 def get_link_by_index(nl: Netlink, index: int) -> Link | None:
     """Return the link with this index, None when there is none."""
-    return _get(nl, f"ip link show index {index}", ifinfmsg_of(index=index))
+    return _get(nl, f"ip link show index {index}", link_body(_WITHOUT_STATS, index=index))
 
 
-def _get(nl: Netlink, command: str, message: Message) -> Link | None:
+def _get(nl: Netlink, command: str, body: bytes) -> Link | None:
     try:
-        return _parse(nl.get_raw(command, message, netlink.RTM_GETLINK))
+        return _parse(nl.get(Query(command, netlink.RTM_GETLINK, body)))
     except KernelError as error:
         if error.errno in _ABSENT:
             return None
@@ -86,65 +99,71 @@ def _get(nl: Netlink, command: str, message: Message) -> Link | None:
 
 def list_links(nl: Netlink, *, master: int = 0, kind: str = "") -> list[Link]:
     """Return all links, or the ports of `master`, or those of one kind; the kernel filters."""
-    attrs: list[tuple[str, object]] = [("IFLA_MASTER", master)] if master else []
+    wanted = [u32(IFLA_MASTER, master)] if master else []
     if kind:
-        attrs.append(("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind)]}))
-    found = nl.dump_raw("ip link show", ifinfmsg_of(attrs=attrs), netlink.RTM_GETLINK)
-    return [_parse(raw) for raw in found]
+        wanted.append(nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, kind)))
+    return [_parse(raw) for raw in list_raw_links(nl, "ip link show", *wanted)]
 
 
-def ifinfmsg_of(
-    *, index: int = 0, flags: int = 0, mask: int = 0, attrs: Sequence[tuple[str, object]] = ()
-) -> Message:
-    """Return a link message; `flags` takes effect where `mask` has a one."""
-    message = ifinfmsg()
-    message["index"] = index
-    message["flags"] = flags
-    message["change"] = mask
-    message["attrs"] = list(attrs)
-    return message
+def list_raw_links(nl: Netlink, command: str, *wanted: bytes) -> list[bytes]:
+    """Return the messages of all links that the attributes in `wanted` let through."""
+    body = link_body(*wanted, _WITHOUT_STATS)
+    return nl.dump(Query(command, netlink.RTM_GETLINK, body))
+
+
+def link_body(*attributes: bytes, index: int = 0, flags: int = 0, mask: int = 0, family: int = 0) -> bytes:
+    """Return struct ifinfomsg and attributes; `flags` takes effect where `mask` has a one."""
+    return _IFINFOMSG.pack(family, index, flags, mask) + b"".join(attributes)
+
+
+def set_link(name: str, words: str, *attributes: bytes, flags: int = 0) -> Change:
+    """Return the change `ip link set NAME WORDS`; `flags` are switched on."""
+    body = link_body(text(IFLA_IFNAME, name), *attributes, flags=flags, mask=flags)
+    return Change(f"ip link set {name} {words}", netlink.RTM_NEWLINK, body)
+
+
+def parse_index(raw: bytes) -> int:
+    """Return the index of the link that a message is about."""
+    return int(_IFINFOMSG.unpack_from(raw, HEADER.size)[1])
+
+
+def read_link(raw: bytes) -> dict[int, bytes]:
+    """Return the attributes of the link that a message is about."""
+    return parse_attributes(raw, HEADER.size + _IFINFOMSG.size)
 
 
 def _parse(raw: bytes) -> Link:
-    index, flags = _IFINFOMSG.unpack_from(raw)
-    attributes = parse_attributes(raw, _IFINFOMSG.size)
-    info = parse_attributes(attributes.get(_IFLA_LINKINFO, b""))
-    kind = _text(info.get(_IFLA_INFO_KIND))
-    settings = parse_attributes(info.get(_IFLA_INFO_DATA, b"")) if kind == "bridge" else {}
+    _, index, flags, _ = _IFINFOMSG.unpack_from(raw, HEADER.size)
+    attributes = read_link(raw)
+    info = parse_attributes(attributes.get(IFLA_LINKINFO, b""))
+    kind = parse_text(info.get(IFLA_INFO_KIND))
+    settings = info.get(IFLA_INFO_DATA, b"") if kind == "bridge" else b""
     return Link(
         index=index,
-        name=_text(attributes.get(_IFLA_IFNAME)),
+        name=parse_text(attributes.get(IFLA_IFNAME)),
         kind=kind,
-        mac=attributes.get(_IFLA_ADDRESS, b"").hex(":"),
-        mtu=_number(attributes.get(_IFLA_MTU)),
+        mac=parse_mac(attributes.get(IFLA_ADDRESS)),
+        mtu=parse_number(attributes.get(IFLA_MTU)),
         flags=flags,
-        carrier_seen=_number(attributes.get(_IFLA_OPERSTATE)) in {_IF_OPER_UNKNOWN, _IF_OPER_UP},
-        master=_number(attributes.get(_IFLA_MASTER)),
-        peer=_number(attributes.get(_IFLA_LINK)),
-        alias=_text(attributes.get(_IFLA_IFALIAS)),
-        vlan_filtering=bool(_number(settings.get(_IFLA_BR_VLAN_FILTERING))),
+        carrier_seen=parse_number(attributes.get(_IFLA_OPERSTATE)) in {_IF_OPER_UNKNOWN, _IF_OPER_UP},
+        master=parse_number(attributes.get(IFLA_MASTER)),
+        peer=parse_number(attributes.get(_IFLA_LINK)),
+        alias=parse_text(attributes.get(IFLA_IFALIAS)),
+        vlan_filtering=bool(parse_number(find_attribute(settings, _IFLA_BR_VLAN_FILTERING))),
         port=_parse_port(info),
     )
 
 
-def _text(value: bytes | None) -> str:
-    return (value or b"").rstrip(b"\0").decode(errors="replace")
-
-
-def _number(value: bytes | None) -> int:
-    return int.from_bytes(value or b"", sys.byteorder)
-
-
 def _parse_port(info: dict[int, bytes]) -> Port | None:
-    if _text(info.get(_IFLA_INFO_SLAVE_KIND)) != "bridge":
+    if parse_text(info.get(IFLA_INFO_SLAVE_KIND)) != "bridge":
         return None
-    settings = parse_attributes(info.get(_IFLA_INFO_SLAVE_DATA, b""))
-    state = _number(settings.get(_IFLA_BRPORT_STATE))
+    settings = parse_attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))
+    state = parse_number(settings.get(_IFLA_BRPORT_STATE))
     return Port(
         forwarding=state == 3,  # BR_STATE_FORWARDING, linux/if_bridge.h
         blocked_by_stp=state in {1, 2, 4},  # listening, learning, blocking
-        hairpin=bool(_number(settings.get(_IFLA_BRPORT_MODE))),
-        isolated=bool(_number(settings.get(_IFLA_BRPORT_ISOLATED))),
+        hairpin=bool(parse_number(settings.get(IFLA_BRPORT_MODE))),
+        isolated=bool(parse_number(settings.get(IFLA_BRPORT_ISOLATED))),
     )
 
 
@@ -170,30 +189,33 @@ def add_veth(nl: Netlink, pair: VethPair) -> None:
     ends = f"peer name {pair.peer_name} netns POD address {pair.peer_mac}"
     master = f" master index {pair.master}" if pair.master else ""
     command = f"ip link add {pair.name} address {pair.mac} mtu {pair.mtu}{master} up type veth {ends}"
-    peer = [
-        ("IFLA_IFNAME", pair.peer_name),
-        ("IFLA_NET_NS_FD", pair.peer_netns),
-        ("IFLA_ADDRESS", pair.peer_mac),
-        ("IFLA_MTU", pair.mtu),
-    ]
-    data = {"attrs": [("VETH_INFO_PEER", {"attrs": peer})]}
-    attrs: list[tuple[str, object]] = [
-        ("IFLA_IFNAME", pair.name),
-        ("IFLA_ADDRESS", pair.mac),
-        ("IFLA_MTU", pair.mtu),
-        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", data)]}),
-    ]
-    if pair.master:
-        attrs.append(("IFLA_MASTER", pair.master))
-    message = ifinfmsg_of(flags=IFF_UP, mask=IFF_UP, attrs=attrs)
-    nl.change(Change(command, message, netlink.RTM_NEWLINK, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL))
+    peer = link_body(
+        text(IFLA_IFNAME, pair.peer_name),
+        lladdr(IFLA_ADDRESS, pair.peer_mac),
+        u32(IFLA_MTU, pair.mtu),
+        u32(_IFLA_NET_NS_FD, pair.peer_netns),
+    )
+    body = link_body(
+        text(IFLA_IFNAME, pair.name),
+        lladdr(IFLA_ADDRESS, pair.mac),
+        u32(IFLA_MTU, pair.mtu),
+        *([u32(IFLA_MASTER, pair.master)] if pair.master else []),
+        nested(
+            IFLA_LINKINFO,
+            text(IFLA_INFO_KIND, "veth"),
+            nested(IFLA_INFO_DATA, attribute(_VETH_INFO_PEER, peer)),
+        ),
+        flags=IFF_UP,
+        mask=IFF_UP,
+    )
+    nl.change(Change(command, netlink.RTM_NEWLINK, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL))
 
 
 def delete_link(nl: Netlink, name: str) -> bool:
     """Delete the link; return whether there was one."""
-    message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name)])
+    body = link_body(text(IFLA_IFNAME, name))
     try:
-        nl.change(Change(f"ip link del {name}", message, netlink.RTM_DELLINK))
+        nl.change(Change(f"ip link del {name}", netlink.RTM_DELLINK, body))
     except KernelError as error:
         if error.errno in _ABSENT:
             return False
@@ -203,29 +225,24 @@ def delete_link(nl: Netlink, name: str) -> bool:
 
 def set_up(name: str) -> Change:
     """Return the change that brings a link up."""
-    message = ifinfmsg_of(flags=IFF_UP, mask=IFF_UP, attrs=[("IFLA_IFNAME", name)])
-    return Change(f"ip link set {name} up", message, netlink.RTM_NEWLINK)
+    return set_link(name, "up", flags=IFF_UP)
 
 
 def set_mtu(name: str, mtu: int) -> Change:
     """Return the change that sets a link's MTU, in bytes."""
-    message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name), ("IFLA_MTU", mtu)])
-    return Change(f"ip link set {name} mtu {mtu}", message, netlink.RTM_NEWLINK)
+    return set_link(name, f"mtu {mtu}", u32(IFLA_MTU, mtu))
 
 
 def set_promisc(name: str) -> Change:
     """Return the change that switches promiscuous mode on."""
-    message = ifinfmsg_of(flags=IFF_PROMISC, mask=IFF_PROMISC, attrs=[("IFLA_IFNAME", name)])
-    return Change(f"ip link set {name} promisc on", message, netlink.RTM_NEWLINK)
+    return set_link(name, "promisc on", flags=IFF_PROMISC)
 
 
 def set_mac(name: str, mac: str) -> Change:
     """Return the change that sets a link's MAC; on a bridge this also pins it."""
-    message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name), ("IFLA_ADDRESS", mac)])
-    return Change(f"ip link set {name} address {mac}", message, netlink.RTM_NEWLINK)
+    return set_link(name, f"address {mac}", lladdr(IFLA_ADDRESS, mac))
 
 
 def set_alias(name: str, alias: str) -> Change:
     """Return the change that says whose a link is."""
-    message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name), ("IFLA_IFALIAS", alias)])
-    return Change(f'ip link set {name} alias "{alias}"', message, netlink.RTM_NEWLINK)
+    return set_link(name, f'alias "{alias}"', text(IFLA_IFALIAS, alias))

@@ -10,27 +10,36 @@ was there. Linux: drivers/net/vxlan/vxlan_core.c.
 from __future__ import annotations
 
 import errno
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from netaddr import IPAddress
-
 from cni_plugin.kernel import netlink
-from cni_plugin.kernel.addr import FAMILY
-from cni_plugin.kernel.netlink import Change, Message, Netlink, ndmsg
+from cni_plugin.kernel.message import (
+    AF_BRIDGE,
+    FAMILY,
+    ip,
+    lladdr,
+    parse_address,
+    parse_attributes,
+    parse_mac,
+    u32,
+)
+from cni_plugin.kernel.netlink import HEADER, Change, Query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from netaddr import IPAddress
 
+    from cni_plugin.kernel.netlink import Netlink
 
 ALL_ZERO = "00:00:00:00:00:00"
-_AF_BRIDGE = 7
 # linux/neighbour.h
+_NDMSG = struct.Struct("=BxxxiHBx")  # family, index, state, flags
+_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _NUD_NOARP, _NUD_PERMANENT = 0x40, 0x80
 _NTF_SELF = 0x02
 # What a removal answers when there is nothing to remove.
 ABSENT = frozenset({errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
-_STATE_OFFSET, _FLAGS_OFFSET = 8, 10  # in struct ndmsg
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,26 +60,19 @@ class FdbEntry:
 
 def set_neighbour(index: int, neighbour: Neighbour) -> Change:
     """Return the change that makes the neighbour permanent, whatever was known before."""
-    message = _neighbour_message(index, neighbour.address)
-    message["attrs"].append(("NDA_LLADDR", neighbour.mac))
+    body = _neighbour_body(index, neighbour.address) + lladdr(_NDA_LLADDR, neighbour.mac)
     command = f"ip neigh replace {neighbour.address} lladdr {neighbour.mac} dev index {index} nud permanent"
-    flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
-    return Change(command, message, netlink.RTM_NEWNEIGH, flags)
+    return Change(command, netlink.RTM_NEWNEIGH, body, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE)
 
 
 def remove_neighbour(index: int, neighbour: Neighbour) -> Change:
     """Return the change that forgets the neighbour."""
-    message = _neighbour_message(index, neighbour.address)
-    return Change(f"ip neigh del {neighbour.address} dev index {index}", message, netlink.RTM_DELNEIGH)
+    body = _neighbour_body(index, neighbour.address)
+    return Change(f"ip neigh del {neighbour.address} dev index {index}", netlink.RTM_DELNEIGH, body)
 
 
-def _neighbour_message(index: int, address: IPAddress) -> Message:
-    message = ndmsg()
-    message["family"] = FAMILY[address.version]
-    message["ifindex"] = index
-    message["state"] = _NUD_PERMANENT
-    message["attrs"] = [("NDA_DST", str(address))]
-    return message
+def _neighbour_body(index: int, address: IPAddress) -> bytes:
+    return _NDMSG.pack(FAMILY[address.version], index, _NUD_PERMANENT, 0) + ip(_NDA_DST, address)
 
 
 def set_fdb(index: int, entry: FdbEntry) -> Change:
@@ -79,71 +81,66 @@ def set_fdb(index: int, entry: FdbEntry) -> Change:
         ("append", netlink.NLM_F_APPEND) if entry.mac == ALL_ZERO else ("replace", netlink.NLM_F_REPLACE)
     )
     command = f"bridge fdb {verb} {entry.mac} dev index {index} dst {entry.vtep}"
-    return Change(command, _fdb_message(index, entry), netlink.RTM_NEWNEIGH, netlink.NLM_F_CREATE | mode)
+    return Change(command, netlink.RTM_NEWNEIGH, _fdb_body(index, entry), netlink.NLM_F_CREATE | mode)
 
 
 def remove_fdb(index: int, entry: FdbEntry) -> Change:
     """Return the change that removes one destination of a MAC."""
     command = f"bridge fdb del {entry.mac} dev index {index} dst {entry.vtep}"
-    return Change(command, _fdb_message(index, entry), netlink.RTM_DELNEIGH)
+    return Change(command, netlink.RTM_DELNEIGH, _fdb_body(index, entry))
 
 
-def _fdb_message(index: int, entry: FdbEntry) -> Message:
-    message = ndmsg()
-    message["family"] = _AF_BRIDGE
-    message["ifindex"] = index
-    message["state"] = _NUD_NOARP | _NUD_PERMANENT
-    message["flags"] = _NTF_SELF
-    message["attrs"] = [("NDA_LLADDR", entry.mac), ("NDA_DST", str(entry.vtep))]
-    return message
+def _fdb_body(index: int, entry: FdbEntry) -> bytes:
+    head = _NDMSG.pack(AF_BRIDGE, index, _NUD_NOARP | _NUD_PERMANENT, _NTF_SELF)
+    return head + lladdr(_NDA_LLADDR, entry.mac) + ip(_NDA_DST, entry.vtep)
 
 
 def list_neighbours(nl: Netlink, index: int, version: int) -> set[Neighbour]:
     """Return the permanent neighbours of one family (4 or 6) on the link with this index."""
-    found = nl.dump(*_neighbour_query(index, version), keep=_is_permanent)
-    return {Neighbour(address=IPAddress(m.get_attr("NDA_DST")), mac=m.get_attr("NDA_LLADDR")) for m in found}
+    found = map(_parse, _list_raw_neighbours(nl, index, version))
+    return {Neighbour(address=parse_address(a[_NDA_DST]), mac=parse_mac(a.get(_NDA_LLADDR))) for a in found}
 
 
 def count_neighbours(nl: Netlink, index: int, version: int) -> int:
     """Return how many permanent neighbours of one family the link has, without reading them."""
-    return nl.count(*_neighbour_query(index, version), keep=_is_permanent)
+    return len(_list_raw_neighbours(nl, index, version))
 
 
-def _neighbour_query(index: int, version: int) -> tuple[str, Message, int]:
-    message = ndmsg()
-    message["family"] = FAMILY[version]
-    message["attrs"] = [("NDA_IFINDEX", index)]
-    return f"ip -{version} neigh show dev index {index} nud permanent", message, netlink.RTM_GETNEIGH
+def _list_raw_neighbours(nl: Netlink, index: int, version: int) -> list[bytes]:
+    body = _NDMSG.pack(FAMILY[version], 0, 0, 0) + u32(_NDA_IFINDEX, index)
+    command = f"ip -{version} neigh show dev index {index} nud permanent"
+    return [raw for raw in nl.dump(Query(command, netlink.RTM_GETNEIGH, body)) if _is_permanent(raw)]
 
 
 def list_fdb(nl: Netlink, index: int) -> set[FdbEntry]:
     """Return the permanent entries of the VXLAN device with this index; learned ones are its own."""
-    found = nl.dump(*_fdb_query(index), keep=_is_own_permanent(index))
-    with_dst = [(m.get_attr("NDA_LLADDR"), m.get_attr("NDA_DST")) for m in found]
-    return {FdbEntry(mac=mac, vtep=IPAddress(vtep)) for mac, vtep in with_dst if vtep}
+    found = map(_parse, _list_raw_fdb(nl, index))
+    with_dst = [(a.get(_NDA_LLADDR), a[_NDA_DST]) for a in found if _NDA_DST in a]
+    return {FdbEntry(mac=parse_mac(mac), vtep=parse_address(vtep)) for mac, vtep in with_dst}
 
 
 def count_fdb(nl: Netlink, index: int) -> int:
     """Return how many permanent entries the VXLAN device has, without reading them."""
-    return nl.count(*_fdb_query(index), keep=_is_own_permanent(index))
+    return len(_list_raw_fdb(nl, index))
 
 
-def _fdb_query(index: int) -> tuple[str, Message, int]:
-    message = ndmsg()
-    message["family"] = _AF_BRIDGE
-    message["ifindex"] = index
-    return f"bridge fdb show dev index {index}", message, netlink.RTM_GETNEIGH
+def _list_raw_fdb(nl: Netlink, index: int) -> list[bytes]:
+    """Return the entries of the device itself: a bridge keeps entries for its ports too."""
+    query = Query(
+        f"bridge fdb show dev index {index}", netlink.RTM_GETNEIGH, _NDMSG.pack(AF_BRIDGE, index, 0, 0)
+    )
+    return [raw for raw in nl.dump(query) if _is_permanent(raw) and _is_own(raw, index)]
 
 
 def _is_permanent(raw: bytes) -> bool:
-    return bool(raw[_STATE_OFFSET] & _NUD_PERMANENT)
+    _, _, state, _ = _NDMSG.unpack_from(raw, HEADER.size)
+    return bool(state & _NUD_PERMANENT)
 
 
-def _is_own_permanent(index: int) -> Callable[[bytes], bool]:
-    """Return the test for entries of the device itself: a bridge keeps entries for its ports too."""
-    ifindex = index.to_bytes(4, "little")
+def _is_own(raw: bytes, index: int) -> bool:
+    _, ifindex, _, flags = _NDMSG.unpack_from(raw, HEADER.size)
+    return bool(ifindex == index and flags & _NTF_SELF)
 
-    def keep(raw: bytes) -> bool:
-        return raw[4:8] == ifindex and bool(raw[_FLAGS_OFFSET] & _NTF_SELF) and _is_permanent(raw)
 
-    return keep
+def _parse(raw: bytes) -> dict[int, bytes]:
+    return parse_attributes(raw, HEADER.size + _NDMSG.size)

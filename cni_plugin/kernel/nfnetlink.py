@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, log
-from cni_plugin.kernel.netlink import parse_attributes as parse
+from cni_plugin.kernel.message import attribute, list_attributes, parse_text, text
+from cni_plugin.kernel.message import parse_attributes as parse
+from cni_plugin.kernel.netlink import HEADER, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, log, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,9 +43,7 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NESTED = 0x8000
 # EINVAL is what a kernel without nf_tables says to everything.
 _ABSENT = frozenset({0, errno.ENOENT, errno.EINVAL})
-_HEADER = struct.Struct("=IHHII")
 _BODY = 20  # bytes of struct nlmsghdr and struct nfgenmsg
-_ATTRIBUTE = struct.Struct("=HH")
 _BUFFER = 256 * 1024
 _ANSWER_TIMEOUT = 30.0  # seconds
 _PATIENCE = 10.0  # seconds that others may keep changing the ruleset under us
@@ -99,7 +98,7 @@ class Nftables:
 
     def get(self, family: str, set_name: str, key: bytes) -> Element | None:
         """Return the element with this key; None when there is none, or no such set."""
-        body = _element_list(set_name, [_nested(_ELEM_KEY, _attribute(_DATA_VALUE, key))])
+        body = _element_list(set_name, [_nested(_ELEM_KEY, attribute(_DATA_VALUE, key))])
         found = self._ask(f"nft get element {family} {TABLE} {set_name}", _GETSETELEM, family, body)
         return next((e for raw in found for e in _parse_elements(family, set_name, raw)), None)
 
@@ -116,14 +115,14 @@ class Nftables:
 
     def list_sets(self, family: str, prefix: str = "") -> list[str]:
         """Return the names of our table's sets and maps that begin with `prefix`."""
-        body = _attribute(_SET_TABLE, _zero(TABLE))
+        body = text(_SET_TABLE, TABLE)
         answers = self._ask(f"nft list sets {family}", _GETSET, family, body, NLM_F_DUMP)
-        names = (_text(parse(raw, _BODY).get(_SET_NAME, b"")) for raw in answers)
+        names = (parse_text(parse(raw, _BODY).get(_SET_NAME, b"")) for raw in answers)
         return [name for name in names if name.startswith(prefix)]
 
     def list_comments(self, family: str, chain: str) -> list[str]:
         """Return the comment of each rule of a chain; none when there is no such chain."""
-        body = _attribute(_RULE_TABLE, _zero(TABLE)) + _attribute(_RULE_CHAIN, _zero(chain))
+        body = text(_RULE_TABLE, TABLE) + text(_RULE_CHAIN, chain)
         answers = self._ask(f"nft list chain {family} {chain}", _GETRULE, family, body, NLM_F_DUMP)
         return [_parse_comment(parse(raw, _BODY).get(_RULE_USERDATA, b"")) for raw in answers]
 
@@ -157,15 +156,15 @@ class Nftables:
             return
         first = self._number()
         subsystem = _general(0, _SUBSYSTEM)
-        named = _attribute(_NFNL_BATCH_GENID, generation.to_bytes(4, "big"))
-        batch = [_pack(_BATCH_BEGIN, NLM_F_REQUEST, first, subsystem + named)]
+        named = attribute(_NFNL_BATCH_GENID, generation.to_bytes(4, "big"))
+        batch = [pack(_BATCH_BEGIN, 0, subsystem + named, first)]
         awaited = {}
         for change in changes:
             log.debug("%s", change.command)
             number = self._number()
             awaited[number] = change
             batch.append(_pack_change(change, number))
-        batch.append(_pack(_BATCH_END, NLM_F_REQUEST, self._number(), subsystem))
+        batch.append(pack(_BATCH_END, 0, subsystem, self._number()))
         self._socket.send(b"".join(batch))
         self._await(first, awaited)
 
@@ -176,7 +175,7 @@ class Nftables:
             for number, kind, raw in self._receive():
                 if kind != _NLMSG_ERROR:
                     continue
-                refusal = -struct.unpack_from("=i", raw, _HEADER.size)[0]
+                refusal = -struct.unpack_from("=i", raw, HEADER.size)[0]
                 if number == first and refusal == errno.ERESTART:
                     raise _MovedError
                 change = awaited.pop(number, None)
@@ -192,7 +191,7 @@ class Nftables:
         number = self._number()
         ack = 0 if flags & NLM_F_DUMP else NLM_F_ACK
         body = _general(_FAMILIES[family]) + body
-        self._socket.send(_pack(_SUBSYSTEM << 8 | kind, NLM_F_REQUEST | ack | flags, number, body))
+        self._socket.send(pack(_SUBSYSTEM << 8 | kind, ack | flags, body, number))
         answers: list[bytes] = []
         while True:
             for answered, answer, raw in self._receive():
@@ -201,7 +200,7 @@ class Nftables:
                 if answer not in {_NLMSG_ERROR, _NLMSG_DONE}:
                     answers.append(raw)
                     continue
-                refusal = -struct.unpack_from("=i", raw, _HEADER.size)[0]
+                refusal = -struct.unpack_from("=i", raw, HEADER.size)[0]
                 if refusal not in _ABSENT:
                     raise KernelError(command, refusal)
                 return answers
@@ -215,7 +214,7 @@ class Nftables:
         datagram = self._socket.recv(_BUFFER)
         offset = 0
         while offset < len(datagram):
-            length, kind, _, sequence, _ = _HEADER.unpack_from(datagram, offset)
+            length, kind, _, sequence, _ = HEADER.unpack_from(datagram, offset)
             yield sequence, kind, datagram[offset : offset + length]
             offset += (length + 3) & ~3
 
@@ -254,25 +253,21 @@ def _is_own(namespace: int) -> bool:
 
 def _pack_change(change: Change, number: int) -> bytes:
     element = change.element
-    members = _nested(_ELEM_KEY, _attribute(_DATA_VALUE, element.key))
+    members = _nested(_ELEM_KEY, attribute(_DATA_VALUE, element.key))
     if change.present and element.data:
-        members += _nested(_ELEM_DATA, _attribute(_DATA_VALUE, element.data))
+        members += _nested(_ELEM_DATA, attribute(_DATA_VALUE, element.data))
     if change.present and element.comment:
-        members += _attribute(_ELEM_USERDATA, _render_comment(element.comment))
+        members += attribute(_ELEM_USERDATA, _render_comment(element.comment))
     kind = _NEWSETELEM if change.present else _DELSETELEM
-    flags = NLM_F_REQUEST | NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if change.present else 0)
+    flags = NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if change.present else 0)
     body = _general(_FAMILIES[element.family]) + _element_list(element.set_name, [members])
-    return _pack(_SUBSYSTEM << 8 | kind, flags, number, body)
+    return pack(_SUBSYSTEM << 8 | kind, flags, body, number)
 
 
 def _element_list(set_name: str, elements: list[bytes] | None = None) -> bytes:
-    body = _attribute(_LIST_TABLE, _zero(TABLE)) + _attribute(_LIST_SET, _zero(set_name))
+    body = text(_LIST_TABLE, TABLE) + text(_LIST_SET, set_name)
     members = b"".join(_nested(_LIST_ELEM, element) for element in elements or ())
     return body + (_nested(_LIST_ELEMENTS, members) if members else b"")
-
-
-def _pack(kind: int, flags: int, number: int, body: bytes) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, number, 0) + body
 
 
 def _general(family: int, resource: int = 0) -> bytes:
@@ -280,24 +275,12 @@ def _general(family: int, resource: int = 0) -> bytes:
     return struct.pack("!BBH", family, 0, resource)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
-
-
 def _nested(kind: int, members: bytes) -> bytes:
-    return _attribute(kind | _NESTED, members)
+    return attribute(kind | _NESTED, members)
 
 
-def _zero(text: str) -> bytes:
-    return text.encode() + b"\0"
-
-
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")
-
-
-def _render_comment(text: str) -> bytes:
-    value = _zero(text)
+def _render_comment(comment: str) -> bytes:
+    value = comment.encode() + b"\0"
     return bytes([_COMMENT, len(value)]) + value
 
 
@@ -306,14 +289,14 @@ def _parse_comment(userdata: bytes) -> str:
     while len(userdata) > 2:
         kind, length = userdata[:2]
         if kind == _COMMENT:
-            return _text(userdata[2 : 2 + length])
+            return parse_text(userdata[2 : 2 + length])
         userdata = userdata[2 + length :]
     return ""
 
 
 def _parse_elements(family: str, set_name: str, raw: bytes) -> Iterator[Element]:
     members = parse(raw, _BODY).get(_LIST_ELEMENTS, b"")
-    for member in split_attributes(members):
+    for _, member in list_attributes(members):
         found = parse(member)
         yield Element(
             family=family,
@@ -326,12 +309,3 @@ def _parse_elements(family: str, set_name: str, raw: bytes) -> Iterator[Element]
 
 def _parse_value(raw: bytes) -> bytes:
     return parse(raw).get(_DATA_VALUE, b"")
-
-
-def split_attributes(raw: bytes) -> Iterator[bytes]:
-    """Yield the values of a list of attributes, which all have the same type."""
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(raw):
-        length, _ = _ATTRIBUTE.unpack_from(raw, offset)
-        yield raw[offset + _ATTRIBUTE.size : offset + length]
-        offset += max((length + 3) & ~3, _ATTRIBUTE.size)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import delete_link, ifinfmsg_of
+from cni_plugin.kernel.link import delete_link, link_body, list_raw_links, parse_index, set_link
+from cni_plugin.kernel.message import u32
 from cni_plugin.kernel.netlink import Change
 
 if TYPE_CHECKING:
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("podwire")
 
 _IFLA_GROUP = 27  # linux/if_link.h
-_SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS, linux/rtnetlink.h
-_ATTRIBUTE = struct.Struct("=HHI")  # struct nlattr and a number
-_INDEX = struct.Struct("=20xi")  # struct nlmsghdr and struct ifinfomsg up to the index
 
 
 @dataclass(slots=True, eq=False)
@@ -126,32 +123,27 @@ def delete_together(nl: Netlink, links: Mapping[int, Link], group: int) -> set[i
     """
     # One that is gone by now is refused; the others of the same send are moved all the same.
     with suppress(KernelError):
-        nl.change(*(_set_group(link.name, group) for link in links.values()))
-    members = {_INDEX.unpack_from(raw)[0]: raw for raw in _list_group(nl, group)}
+        nl.change(
+            *(set_link(link.name, f"group {group}", u32(_IFLA_GROUP, group)) for link in links.values())
+        )
+    members = {parse_index(raw): raw for raw in _list_group(nl, group)}
     strangers = [index for index, raw in members.items() if not _shows(raw, links.get(index))]
     if strangers:
         log.warning("ip link del group %d: not done, link indexes %s are not ours", group, strangers)
         return set()
-    message = ifinfmsg_of(attrs=[("IFLA_GROUP", group)])
+    body = link_body(u32(_IFLA_GROUP, group))
     try:
-        nl.change(Change(f"ip link del group {group}", message, netlink.RTM_DELLINK))
+        nl.change(Change(f"ip link del group {group}", netlink.RTM_DELLINK, body))
     except KernelError as error:
         log.warning("%s; each is deleted alone", error)
         return set()
     return set(members)
 
 
-def _set_group(name: str, group: int) -> Change:
-    message = ifinfmsg_of(attrs=[("IFLA_IFNAME", name), ("IFLA_GROUP", group)])
-    return Change(f"ip link set {name} group {group}", message, netlink.RTM_NEWLINK)
-
-
 def _list_group(nl: Netlink, group: int) -> list[bytes]:
     """Return the group's links undecoded: the kernel lists all links, and decoding each is what costs."""
-    attribute = _ATTRIBUTE.pack(_ATTRIBUTE.size, _IFLA_GROUP, group)
-    message = ifinfmsg_of(attrs=[("IFLA_EXT_MASK", _SKIP_STATS)])
-    found = nl.dump_raw(f"ip link show group {group}", message, netlink.RTM_GETLINK)
-    return [raw for raw in found if attribute in raw]
+    wanted = u32(_IFLA_GROUP, group)
+    return [raw for raw in list_raw_links(nl, f"ip link show group {group}") if wanted in raw]
 
 
 def _shows(raw: bytes, link: Link | None) -> bool:

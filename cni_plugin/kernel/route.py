@@ -9,18 +9,30 @@ from __future__ import annotations
 import errno
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from netaddr import IPAddress, IPNetwork
+from typing import TYPE_CHECKING, NamedTuple
 
 from cni_plugin.contract.inet import default_route, width
 from cni_plugin.kernel import netlink
-from cni_plugin.kernel.addr import AF_INET, AF_INET6, FAMILY
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.netlink import Change, Message, Netlink, rtmsg
+from cni_plugin.kernel.message import (
+    FAMILY,
+    VERSION,
+    ip,
+    nested,
+    parse_address,
+    parse_attributes,
+    parse_network,
+    parse_number,
+    u32,
+)
+from cni_plugin.kernel.netlink import HEADER, Change, Query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
+
+    from netaddr import IPAddress, IPNetwork
+
+    from cni_plugin.kernel.netlink import Netlink
 
 MAIN_TABLE = 254
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
@@ -28,8 +40,11 @@ _RTPROT_BOOT = 3
 PODWIRE_PROTO = 112  # a number nobody has in iproute2's rt_protos: the routes that a sync owns
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _RTNH_F_ONLINK = 4
-_RTA_PRIORITY = 6
-_VERSION = {AF_INET: 4, AF_INET6: 6}
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
+_RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE = 8, 9, 15
+_RTAX_MTU, _RTAX_ADVMSS = 2, 8
+_RTMSG = struct.Struct("=8BI")
+_HOP = struct.Struct("=4xi")  # struct rtnexthop up to the index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,33 +65,47 @@ class RouteSpec:
 
 def add_route(spec: RouteSpec) -> Change:
     """Return the change that adds the route; an equal one already there is EEXIST."""
-    return Change(_command("add", spec), _message(spec), netlink.RTM_NEWROUTE, netlink.NLM_F_CREATE)
+    return Change(_command("add", spec), netlink.RTM_NEWROUTE, _body(spec), netlink.NLM_F_CREATE)
 
 
 def set_route(spec: RouteSpec) -> Change:
     """Return the change that makes this the route of its destination and priority."""
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
-    return Change(_command("replace", spec), _message(spec), netlink.RTM_NEWROUTE, flags)
+    return Change(_command("replace", spec), netlink.RTM_NEWROUTE, _body(spec), flags)
 
 
 def remove_route(spec: RouteSpec) -> Change:
     """Return the change that deletes the route."""
-    return Change(_command("del", spec), _message(spec), netlink.RTM_DELROUTE)
+    return Change(_command("del", spec), netlink.RTM_DELROUTE, _body(spec))
 
 
-def _message(spec: RouteSpec) -> Message:
-    message = rtmsg()
-    message["family"] = FAMILY[spec.dst.version]
-    message["dst_len"] = spec.dst.prefixlen
-    message["proto"] = spec.proto
-    message["type"] = _RTN_UNICAST
-    message["scope"] = _scope(spec)
-    message["flags"] = _RTNH_F_ONLINK if spec.onlink else 0
+class _Head(NamedTuple):
+    """Struct rtmsg."""
+
+    family: int
+    dst_len: int = 0
+    src_len: int = 0
+    tos: int = 0
+    table: int = 0
+    proto: int = 0
+    scope: int = 0
+    type: int = 0
+    flags: int = 0
+
+
+def _body(spec: RouteSpec) -> bytes:
     table = MAIN_TABLE if spec.table is None else spec.table
-    # The header has one byte for the table; the attribute holds it whole.
-    message["table"] = table if table < 256 else 0
-    message["attrs"] = [("RTA_TABLE", table), *_attributes(spec)]
-    return message
+    head = _Head(
+        family=FAMILY[spec.dst.version],
+        dst_len=spec.dst.prefixlen,
+        # The header has one byte for the table; the attribute holds it whole.
+        table=table if table < 256 else 0,
+        proto=spec.proto,
+        scope=_scope(spec),
+        type=_RTN_UNICAST,
+        flags=_RTNH_F_ONLINK if spec.onlink else 0,
+    )
+    return _RTMSG.pack(*head) + u32(_RTA_TABLE, table) + b"".join(_attributes(spec))
 
 
 def _scope(spec: RouteSpec) -> int:
@@ -85,22 +114,18 @@ def _scope(spec: RouteSpec) -> int:
     return _SCOPE_UNIVERSE if spec.gw is not None or spec.dst.version == 6 else _SCOPE_LINK
 
 
-def _attributes(spec: RouteSpec) -> list[tuple[str, object]]:
-    attrs: list[tuple[str, object]] = []
+def _attributes(spec: RouteSpec) -> Iterator[bytes]:
     if spec.dst.prefixlen:
-        attrs.append(("RTA_DST", str(spec.dst.ip)))
+        yield ip(_RTA_DST, spec.dst.ip)
     if spec.gw is not None:
-        attrs.append(("RTA_GATEWAY", str(spec.gw)))
+        yield ip(_RTA_GATEWAY, spec.gw)
     if spec.index:
-        attrs.append(("RTA_OIF", spec.index))
+        yield u32(_RTA_OIF, spec.index)
     if spec.priority is not None:
-        attrs.append(("RTA_PRIORITY", spec.priority))
-    metrics = [("RTAX_MTU", spec.mtu), ("RTAX_ADVMSS", spec.advmss)]
+        yield u32(_RTA_PRIORITY, spec.priority)
+    metrics = [(_RTAX_MTU, spec.mtu), (_RTAX_ADVMSS, spec.advmss)]
     if any(value is not None for _, value in metrics):
-        attrs.append(
-            ("RTA_METRICS", {"attrs": [(key, value) for key, value in metrics if value is not None]})
-        )
-    return attrs
+        yield nested(_RTA_METRICS, *(u32(kind, value) for kind, value in metrics if value is not None))
 
 
 def _command(verb: str, spec: RouteSpec) -> str:
@@ -112,33 +137,42 @@ def _command(verb: str, spec: RouteSpec) -> str:
     return " ".join(words)
 
 
-def list_routes(nl: Netlink, version: int, keep: Callable[[bytes], bool] | None = None) -> list[RouteSpec]:
-    """Return the unicast routes of all tables of one family (4 or 6).
-
-    `keep` looks at the raw `struct rtmsg`, before the costly decoding.
-    """
-    message = rtmsg()
-    message["family"] = FAMILY[version]
-    found = nl.dump(f"ip -{version} route show table all", message, netlink.RTM_GETROUTE, keep)
-    return [_parse(m) for m in found if m["type"] == _RTN_UNICAST]
+def list_routes(nl: Netlink, version: int) -> list[RouteSpec]:
+    """Return the unicast routes of all tables of one family (4 or 6)."""
+    return [_parse(raw) for raw in _list_raw(nl, version) if _head(raw).type == _RTN_UNICAST]
 
 
 def list_own_routes(nl: Netlink, version: int, priority: int) -> list[RouteSpec]:
     """Return the routes of one family that syncs with this priority own, on whatever link."""
-    return [route for route in map(_parse, nl.dump(*_own_query(version))) if route.priority == priority]
+    return list(map(_parse, _list_own(nl, version, priority)))
 
 
 def count_own_routes(nl: Netlink, version: int, priority: int) -> int:
-    """Return how many routes `list_own_routes` would return, without decoding one."""
-    needle = struct.pack("=HHI", 8, _RTA_PRIORITY, priority)
-    return nl.count(*_own_query(version), keep=lambda raw: needle in raw)
+    """Return how many routes `list_own_routes` would return, without reading one."""
+    return len(_list_own(nl, version, priority))
 
 
-def _own_query(version: int) -> tuple[str, Message, int]:
-    message = rtmsg()
-    message["family"] = FAMILY[version]
-    message["proto"] = PODWIRE_PROTO
-    return f"ip -{version} route show proto {PODWIRE_PROTO}", message, netlink.RTM_GETROUTE
+def list_default_routes(nl: Netlink, version: int) -> list[RouteSpec]:
+    """Return the main table's default routes of one family, best first."""
+    found = [_parse(raw) for raw in _list_raw(nl, version) if _is_default(_head(raw))]
+    main = [route for route in found if route.table == MAIN_TABLE and route.index]
+    return sorted(main, key=lambda route: route.priority or 0)
+
+
+def _is_default(head: _Head) -> bool:
+    return head.dst_len == 0 and head.type == _RTN_UNICAST
+
+
+def _list_raw(nl: Netlink, version: int) -> list[bytes]:
+    body = _RTMSG.pack(*_Head(FAMILY[version]))
+    return nl.dump(Query(f"ip -{version} route show table all", netlink.RTM_GETROUTE, body))
+
+
+def _list_own(nl: Netlink, version: int, priority: int) -> list[bytes]:
+    body = _RTMSG.pack(*_Head(FAMILY[version], proto=PODWIRE_PROTO))
+    query = Query(f"ip -{version} route show proto {PODWIRE_PROTO}", netlink.RTM_GETROUTE, body)
+    needle = u32(_RTA_PRIORITY, priority)
+    return [raw for raw in nl.dump(query) if needle in raw]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,53 +187,55 @@ class Path:
 
 def find_path(nl: Netlink, address: IPAddress) -> Path | None:
     """Return the path to `address`, None when there is no route."""
-    message = rtmsg()
-    message["family"] = FAMILY[address.version]
-    message["dst_len"] = width(address)
-    message["attrs"] = [("RTA_DST", str(address))]
+    head = _Head(FAMILY[address.version], dst_len=width(address))
+    body = _RTMSG.pack(*head) + ip(_RTA_DST, address)
     try:
-        found = nl.get(f"ip route get {address}", message, netlink.RTM_GETROUTE)
+        raw = nl.get(Query(f"ip route get {address}", netlink.RTM_GETROUTE, body))
     except KernelError as error:
         if error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH}:
             return None
         raise
-    source, gateway = found.get_attr("RTA_PREFSRC"), found.get_attr("RTA_GATEWAY")
+    found = _read(raw)
+    source, gateway = found.get(_RTA_PREFSRC), found.get(_RTA_GATEWAY)
     return Path(
-        index=found.get_attr("RTA_OIF"),
-        source=IPAddress(source) if source else address,
-        gateway=IPAddress(gateway) if gateway else None,
-        local=found["type"] == _RTN_LOCAL,
+        index=parse_number(found.get(_RTA_OIF)),
+        source=parse_address(source) if source else address,
+        gateway=parse_address(gateway) if gateway else None,
+        local=_head(raw).type == _RTN_LOCAL,
     )
 
 
-def list_default_routes(nl: Netlink, version: int) -> list[RouteSpec]:
-    """Return the main table's default routes of one family, best first."""
-    found = list_routes(nl, version, keep=lambda raw: raw[1] == 0)  # rtm_dst_len
-    main = [route for route in found if route.table == MAIN_TABLE and route.index]
-    return sorted(main, key=lambda route: route.priority or 0)
+def _head(raw: bytes) -> _Head:
+    return _Head._make(_RTMSG.unpack_from(raw, HEADER.size))
 
 
-def _parse(message: Message) -> RouteSpec:
-    version = _VERSION[message["family"]]
-    dst = message.get_attr("RTA_DST")
-    gw = message.get_attr("RTA_GATEWAY")
-    metrics = message.get_attr("RTA_METRICS")
+def _read(raw: bytes) -> dict[int, bytes]:
+    return parse_attributes(raw, HEADER.size + _RTMSG.size)
+
+
+def _parse(raw: bytes) -> RouteSpec:
+    head, found = _head(raw), _read(raw)
+    dst, gw = found.get(_RTA_DST), found.get(_RTA_GATEWAY)
+    metrics = parse_attributes(found.get(_RTA_METRICS, b""))
     return RouteSpec(
-        dst=IPNetwork(f"{dst}/{message['dst_len']}") if dst else default_route(version),
-        gw=IPAddress(gw) if gw else None,
-        index=_oif(message),
-        mtu=metrics.get_attr("RTAX_MTU") if metrics else None,
-        advmss=metrics.get_attr("RTAX_ADVMSS") if metrics else None,
-        priority=message.get_attr("RTA_PRIORITY"),
-        table=message.get_attr("RTA_TABLE") or message["table"],
-        scope=message["scope"],
-        proto=message["proto"],
-        onlink=bool(message["flags"] & _RTNH_F_ONLINK),
+        dst=parse_network(dst, head.dst_len) if dst else default_route(VERSION[head.family]),
+        gw=parse_address(gw) if gw else None,
+        index=_oif(found),
+        mtu=_optional(metrics.get(_RTAX_MTU)),
+        advmss=_optional(metrics.get(_RTAX_ADVMSS)),
+        priority=_optional(found.get(_RTA_PRIORITY)),
+        table=parse_number(found.get(_RTA_TABLE)) or head.table,
+        scope=head.scope,
+        proto=head.proto,
+        onlink=bool(head.flags & _RTNH_F_ONLINK),
     )
 
 
-def _oif(message: Message) -> int:
+def _optional(value: bytes | None) -> int | None:
+    return None if value is None else parse_number(value)
+
+
+def _oif(found: dict[int, bytes]) -> int:
     """Return the output interface; of several next hops the first one's."""
-    oif = message.get_attr("RTA_OIF")
-    hops = message.get_attr("RTA_MULTIPATH") or ()
-    return oif or next((hop["oif"] for hop in hops), 0)
+    oif, hops = found.get(_RTA_OIF), found.get(_RTA_MULTIPATH)
+    return int(_HOP.unpack_from(hops)[0]) if hops and not oif else parse_number(oif)

@@ -7,14 +7,21 @@ uapi/linux/if_bridge.h.
 from __future__ import annotations
 
 import errno
+import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import ifinfmsg_of
-from cni_plugin.kernel.netlink import Change, Message, Netlink, ifinfmsg
+from cni_plugin.kernel.link import link_body, parse_index, read_link
+from cni_plugin.kernel.message import AF_BRIDGE, attribute, list_attributes, nested, u32
+from cni_plugin.kernel.netlink import Change, Query
 
-_AF_BRIDGE = 7
+if TYPE_CHECKING:
+    from cni_plugin.kernel.netlink import Netlink
+
+_IFLA_AF_SPEC, _IFLA_EXT_MASK, _IFLA_BRIDGE_VLAN_INFO = 26, 29, 2
+_VLAN_INFO = struct.Struct("=HH")  # struct bridge_vlan_info: flags, vid
 _PVID, _UNTAGGED, _RANGE_BEGIN, _RANGE_END = 0x02, 0x04, 0x08, 0x10
 _RTEXT_FILTER_BRVLAN = 0x02
 
@@ -41,20 +48,19 @@ def access_vlan(vid: int) -> Vlan:
 
 def add_vlan(port: str, index: int, vlan: Vlan) -> Change:
     """Return the change that makes the port a member of the VLAN."""
-    return Change(f"bridge vlan add dev {port} {vlan}", _message(index, vlan), netlink.RTM_SETLINK)
+    return Change(f"bridge vlan add dev {port} {vlan}", netlink.RTM_SETLINK, _body(index, vlan))
 
 
 def delete_vlan(port: str, index: int, vlan: Vlan) -> Change:
     """Return the change that takes the port out of the VLAN."""
-    return Change(f"bridge vlan del dev {port} {vlan}", _message(index, vlan), netlink.RTM_DELLINK)
+    return Change(f"bridge vlan del dev {port} {vlan}", netlink.RTM_DELLINK, _body(index, vlan))
 
 
-def _message(index: int, vlan: Vlan) -> Message:
-    message = ifinfmsg_of(index=index)
-    message["family"] = _AF_BRIDGE
+def _body(index: int, vlan: Vlan) -> bytes:
     flags = (_PVID if vlan.pvid else 0) | (_UNTAGGED if vlan.untagged else 0)
-    message["attrs"] = [("IFLA_AF_SPEC", {"attrs": [_info(*member) for member in _members(vlan, flags)]})]
-    return message
+    infos = (_VLAN_INFO.pack(*member) for member in _members(vlan, flags))
+    spec = nested(_IFLA_AF_SPEC, *(attribute(_IFLA_BRIDGE_VLAN_INFO, info) for info in infos))
+    return link_body(spec, index=index, family=AF_BRIDGE)
 
 
 def _members(vlan: Vlan, flags: int) -> list[tuple[int, int]]:
@@ -63,39 +69,27 @@ def _members(vlan: Vlan, flags: int) -> list[tuple[int, int]]:
     return [(flags | _RANGE_BEGIN, vlan.vid), (flags | _RANGE_END, vlan.last)]
 
 
-def _info(flags: int, vid: int) -> tuple[str, dict[str, int]]:
-    return "IFLA_BRIDGE_VLAN_INFO", {"flags": flags, "vid": vid}
-
-
 def list_vlans(nl: Netlink, index: int) -> list[Vlan]:
     """Return the VLANs of the port with this index, one entry per id."""
-    message = ifinfmsg()
-    message["family"] = _AF_BRIDGE
-    message["attrs"] = [("IFLA_EXT_MASK", _RTEXT_FILTER_BRVLAN)]
-    ports = nl.dump("bridge vlan show", message, netlink.RTM_GETLINK)
-    return [vlan for port in ports if port["index"] == index for vlan in _parse(port)]
+    body = link_body(u32(_IFLA_EXT_MASK, _RTEXT_FILTER_BRVLAN), family=AF_BRIDGE)
+    ports = nl.dump(Query("bridge vlan show", netlink.RTM_GETLINK, body))
+    return [vlan for port in ports if parse_index(port) == index for vlan in _parse(port)]
 
 
-def _parse(port: Message) -> list[Vlan]:
-    spec = port.get_attr("IFLA_AF_SPEC")
-    infos = spec.get_attrs("IFLA_BRIDGE_VLAN_INFO") if spec else []
+def _parse(port: bytes) -> list[Vlan]:
+    infos = list_attributes(read_link(port).get(_IFLA_AF_SPEC, b""))
+    found = [_VLAN_INFO.unpack(value) for kind, value in infos if kind == _IFLA_BRIDGE_VLAN_INFO]
     return [
-        Vlan(
-            vid=info["vid"],
-            last=info["vid"],
-            pvid=bool(info["flags"] & _PVID),
-            untagged=bool(info["flags"] & _UNTAGGED),
-        )
-        for info in infos
+        Vlan(vid=vid, last=vid, pvid=bool(flags & _PVID), untagged=bool(flags & _UNTAGGED))
+        for flags, vid in found
     ]
 
 
 def vlans_can_be_filtered(nl: Netlink) -> bool:
     """Tell whether bridges of this kernel filter VLANs; no VLAN database means that they cannot."""
-    message = ifinfmsg()
-    message["family"] = _AF_BRIDGE
+    body = link_body(family=AF_BRIDGE)
     try:
-        nl.dump("bridge vlan global show", message, netlink.RTM_GETVLAN)
+        nl.dump(Query("bridge vlan global show", netlink.RTM_GETVLAN, body))
     except KernelError as error:
         # Another refusal comes from the VLAN code itself, which is then there.
         return error.errno != errno.EOPNOTSUPP

@@ -16,21 +16,32 @@ from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import (
     IFF_UP,
+    IFLA_IFNAME,
+    IFLA_INFO_DATA,
+    IFLA_INFO_KIND,
+    IFLA_LINKINFO,
+    IFLA_MASTER,
     Link,
     delete_link,
     get_link,
-    ifinfmsg_of,
+    link_body,
+    read_link,
     set_alias,
+    set_link,
     set_mac,
     set_mtu,
     set_up,
 )
-from cni_plugin.kernel.netlink import Change, Message, Netlink
+from cni_plugin.kernel.message import parse_address, parse_attributes, parse_number, parse_text, text, u32
+from cni_plugin.kernel.netlink import Change, Query
+from cni_plugin.kernel.pyroute import pack_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from netaddr import IPAddress
+
+    from cni_plugin.kernel.netlink import Netlink
 
 ALIAS = "podwire: vxlan"
 _MAX_ALIAS = 255  # bytes, IFALIASZ less the terminating zero; a network's name is ASCII
@@ -126,21 +137,19 @@ def ensure_master(nl: Netlink, device: Link, bridge: Link) -> bool:
     """Make the device a port of the bridge; tell whether it was none."""
     if device.master == bridge.index:
         return False
-    attrs: list[tuple[str, object]] = [("IFLA_IFNAME", device.name), ("IFLA_MASTER", bridge.index)]
-    command = f"ip link set {device.name} master {bridge.name}"
-    nl.change(Change(command, ifinfmsg_of(attrs=attrs), netlink.RTM_NEWLINK))
+    nl.change(set_link(device.name, f"master {bridge.name}", u32(IFLA_MASTER, bridge.index)))
     return True
 
 
 def _wanted(spec: VxlanSpec) -> dict[str, object]:
-    """Return the attributes of the kernel that cannot differ, in its own form."""
+    """Return the attributes of the kernel that cannot differ, as pyroute2 writes them."""
     six = "6" if spec.local.version == 6 else ""
-    return {
+    group = {f"IFLA_VXLAN_GROUP{six}": str(spec.group)} if spec.group else {}
+    return group | {
         "IFLA_VXLAN_ID": spec.vni,
         "IFLA_VXLAN_PORT": spec.port,
         "IFLA_VXLAN_LINK": spec.underlay,
         f"IFLA_VXLAN_LOCAL{six}": str(spec.local),
-        f"IFLA_VXLAN_GROUP{six}": str(spec.group) if spec.group else None,
         "IFLA_VXLAN_LEARNING": int(spec.learning),
         "IFLA_VXLAN_TTL": spec.ttl,
         "IFLA_VXLAN_TOS": spec.tos,
@@ -159,19 +168,44 @@ _CHECKSUMS: Mapping[str, object] = {
 }
 
 
+# linux/if_link.h
+_NUMBERS: Mapping[str, int] = {
+    "IFLA_VXLAN_ID": 1,
+    "IFLA_VXLAN_GROUP": 2,
+    "IFLA_VXLAN_LINK": 3,
+    "IFLA_VXLAN_LOCAL": 4,
+    "IFLA_VXLAN_TTL": 5,
+    "IFLA_VXLAN_TOS": 6,
+    "IFLA_VXLAN_LEARNING": 7,
+    "IFLA_VXLAN_AGEING": 8,
+    "IFLA_VXLAN_PORT": 15,
+    "IFLA_VXLAN_GROUP6": 16,
+    "IFLA_VXLAN_LOCAL6": 17,
+    "IFLA_VXLAN_UDP_CSUM": 18,
+    "IFLA_VXLAN_UDP_ZERO_CSUM6_TX": 19,
+    "IFLA_VXLAN_UDP_ZERO_CSUM6_RX": 20,
+}
+
+
 def _settings(nl: Netlink, name: str) -> dict[str, object] | None:
     """Return the same attributes as the kernel holds them; None for another kind of link."""
-    message = nl.get(
-        f"ip -d link show {name}", ifinfmsg_of(attrs=[("IFLA_IFNAME", name)]), netlink.RTM_GETLINK
-    )
-    info = message.get_attr("IFLA_LINKINFO")
-    if not info or info.get_attr("IFLA_INFO_KIND") != "vxlan":
+    body = link_body(text(IFLA_IFNAME, name))
+    link = read_link(nl.get(Query(f"ip -d link show {name}", netlink.RTM_GETLINK, body)))
+    info = parse_attributes(link.get(IFLA_LINKINFO, b""))
+    if parse_text(info.get(IFLA_INFO_KIND)) != "vxlan":
         return None
-    data = info.get_attr("IFLA_INFO_DATA")
-    six = "6" if data.get_attr("IFLA_VXLAN_LOCAL6") or data.get_attr("IFLA_VXLAN_GROUP6") else ""
-    keys = ("ID", "PORT", "LINK", f"LOCAL{six}", f"GROUP{six}", "LEARNING", "TTL", "TOS", "AGEING")
-    names = (*(f"IFLA_VXLAN_{key}" for key in keys), *_CHECKSUMS)
-    return {name: data.get_attr(name) for name in names}
+    data = parse_attributes(info.get(IFLA_INFO_DATA, b""))
+    found = {name: _parse(name, data.get(number)) for name, number in _NUMBERS.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _parse(name: str, value: bytes | None) -> object:
+    """Return an attribute as pyroute2 writes it."""
+    if value is None:
+        return None
+    if name.startswith(("IFLA_VXLAN_LOCAL", "IFLA_VXLAN_GROUP")):
+        return str(parse_address(value))
+    return int.from_bytes(value, "big") if name == "IFLA_VXLAN_PORT" else parse_number(value)
 
 
 def _add_vxlan(nl: Netlink, spec: VxlanSpec) -> Link:
@@ -181,9 +215,11 @@ def _add_vxlan(nl: Netlink, spec: VxlanSpec) -> Link:
         f"{spec.underlay} local {spec.local}{group} dstport {spec.port} udpcsum"
         f"{' learning' if spec.learning else ' nolearning'}"
     )
+    body = pack_device("vxlan", _wanted(spec).items(), IFNAME=spec.name, ADDRESS=spec.mac, MTU=spec.mtu)
+    flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
     try:
         nl.change(
-            Change(command, _create_message(spec), netlink.RTM_NEWLINK, _NEW),
+            Change(command, netlink.RTM_NEWLINK, body, flags),
             set_alias(spec.name, spec.alias),
         )
     except KernelError as error:
@@ -199,18 +235,3 @@ def _in_use(spec: VxlanSpec, error: KernelError) -> CNIError:
         "found it in use by something that is not podwire's",
         error.msg,
     )
-
-
-_NEW = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
-
-
-def _create_message(spec: VxlanSpec) -> Message:
-    data = {"attrs": [(key, value) for key, value in _wanted(spec).items() if value is not None]}
-    info = {"attrs": [("IFLA_INFO_KIND", "vxlan"), ("IFLA_INFO_DATA", data)]}
-    attrs: list[tuple[str, object]] = [
-        ("IFLA_IFNAME", spec.name),
-        ("IFLA_ADDRESS", spec.mac),
-        ("IFLA_MTU", spec.mtu),
-        ("IFLA_LINKINFO", info),
-    ]
-    return ifinfmsg_of(attrs=attrs)

@@ -121,7 +121,7 @@ class Faults:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left = -1
-        for name in ("change", "get_raw", "dump_raw"):
+        for name in ("change", "get", "dump"):
             monkeypatch.setattr(Netlink, name, self.failing(getattr(Netlink, name)))
 
     def failing(self, real: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cni_plugin.kernel.netlink import parse_attributes
+from cni_plugin.kernel.message import parse_attributes
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni_plugin.kernel.netlink import RTM_DELLINK, RTM_SETLINK, _encode
+from cni_plugin.kernel.netlink import NLM_F_ACK, RTM_DELLINK, RTM_SETLINK, pack
 from cni_plugin.kernel.vlan import Vlan, access_vlan, add_vlan, delete_vlan
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ AF_BRIDGE = 7
 def test_a_request_holds_the_port_and_one_entry_for_each_end_of_a_range(
     change: Callable[..., Change], kind: int, vlan: Vlan, infos: list[tuple[int, int]]
 ) -> None:
-    raw = _encode(change("veth0", 7, vlan).message)
+    made = change("veth0", 7, vlan)
+    raw = pack(made.kind, NLM_F_ACK, made.body)
     nested = b"".join(struct.pack("=HHHH", 8, 2, flags, vid) for flags, vid in infos)
     length, found_kind = struct.unpack_from("=IH", raw)
     family, index = struct.unpack_from("=BxxxI", raw, 16)
