@@ -99,34 +99,54 @@ def configure(
     gateway_link = gateway.ensure_gateway(plan, wire.bridge, addresses.ips, wire.mtu, host)
     if plan.container_interface_up:
         pod_side.dress(pod, link, pod_side.Outfit(ips=addresses.ips, routes=addresses.routes, dad=plan.dad))
-        _wait_until_forwarding(plan, wire, host)
+        made = _wait_until_forwarding(plan, wire, host)
         pod_side.announce_addresses(pod, link, addresses.ips)
-    return _result(plan, gateway_link, host, pod, addresses)
+    else:
+        made = _read(plan, host)
+    extra = [] if gateway_link.name == plan.bridge else [_interface(gateway_link)]
+    return Result(
+        interfaces=(*map(_interface, made), _interface(link, plan.attachment.netns), *extra),
+        ips=tuple(replace(ip, interface=len(made)) for ip in addresses.ips),
+        routes=addresses.routes,
+        dns=plan.dns or addresses.dns,
+    )
 
 
-def _wait_until_forwarding(plan: BridgePlan, wire: BridgeWire, host: Namespace) -> None:
-    """Wait for the state in which the first packet of the pod is not lost.
+def _wait_until_forwarding(plan: BridgePlan, wire: BridgeWire, host: Namespace) -> tuple[Link, Link]:
+    """Wait for the state in which the first packet of the pod is not lost; return bridge and port.
 
     The kernel tells the bridge of the new carrier by asynchronous work (net/core/link_watch.c),
     and the bridge's own device starts to transmit only after the same work was done for it.
-    A port that the spanning tree holds back is the administrator's business.
+    From Linux 6.8 on reading a link does the work that is due for it (rtnl_getlink). A port that the
+    spanning tree holds back is the administrator's business.
     """
     deadline = time.monotonic() + _FORWARDING_TIMEOUT
     while True:
-        state = _require(host, plan.attachment.host_ifname).port
-        bridge = _require(host, plan.bridge)
+        bridge, port = _read(plan, host)
         if bridge.mtu < wire.mtu:
             # Another network with a smaller MTU lowered the bridge before it could see our port.
             host.netlink.change(set_mtu(bridge.name, wire.mtu))
-        if state and (state.blocked_by_stp or (state.forwarding and bridge.carrier_seen)):
-            return
+        elif _passes_packets(bridge, port):
+            return bridge, port
         if time.monotonic() > deadline:
             raise CNIError(
                 Code.TRY_AGAIN_LATER,
-                f"bridge {plan.bridge}: wanted port {plan.attachment.host_ifname} forwarding "
-                f"in {_FORWARDING_TIMEOUT} s, found {state}",
+                f"bridge {plan.bridge}: wanted port {port.name} forwarding "
+                f"in {_FORWARDING_TIMEOUT} s, found {port.port}",
             )
         time.sleep(_FORWARDING_POLL)
+
+
+def _passes_packets(bridge: Link, port: Link) -> bool:
+    state = port.port
+    return bool(state and (state.blocked_by_stp or (state.forwarding and bridge.carrier_seen)))
+
+
+def _read(plan: BridgePlan, host: Namespace) -> tuple[Link, Link]:
+    """Return bridge and port as the kernel holds them now: udev may have given one another MAC."""
+    # The port first: what it brings about in the bridge is seen at once.
+    port = _require(host, plan.attachment.host_ifname)
+    return _require(host, plan.bridge), port
 
 
 def _require(namespace: Namespace, name: str) -> Link:
@@ -136,22 +156,6 @@ def _require(namespace: Namespace, name: str) -> Link:
             Code.TRY_AGAIN_LATER, f"link {name}: wanted it, found it removed while the pod was attached"
         )
     return link
-
-
-def _result(
-    plan: BridgePlan, gateway_link: Link, host: Namespace, pod: Namespace, addresses: Result
-) -> Result:
-    """Return what was made, as the kernel holds it now: udev may have renamed a MAC meanwhile."""
-    names = [plan.bridge, plan.attachment.host_ifname]
-    made = [_interface(_require(host, name)) for name in names]
-    inside = _interface(pod_side.require_link(pod, plan.attachment), plan.attachment.netns)
-    extra = [_interface(gateway_link)] if gateway_link.name != plan.bridge else []
-    return Result(
-        interfaces=(*made, inside, *extra),
-        ips=tuple(replace(ip, interface=len(made)) for ip in addresses.ips),
-        routes=addresses.routes,
-        dns=plan.dns or addresses.dns,
-    )
 
 
 def _interface(link: Link, sandbox: str = "") -> Interface:

@@ -1,7 +1,8 @@
 """Network namespaces: a pod's, held open by a descriptor, and the host's own.
 
-A `Namespace` owns netlink sockets made inside it. Entering is per thread (setns(2)) and is
-needed only for what has no descriptor: sysctls, and making sockets. By hand: `ip netns exec`.
+A `Namespace` owns netlink sockets inside it, made when they are first used. Entering is per thread
+(setns(2)) and is needed only for what has no descriptor: sysctls, and making sockets. By hand:
+`ip netns exec`.
 """
 
 from __future__ import annotations
@@ -33,18 +34,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Namespace:
     """A network namespace that stays in existence while this object is open."""
 
-    def __init__(self, fd: int, path: str = "") -> None:
-        """Take over `fd`, a descriptor of a network namespace; `path` leads to it."""
+    def __init__(self, fd: int, path: str = "", netlink: Netlink | None = None) -> None:
+        """Take over `fd`, a descriptor of a network namespace, and a socket in it; `path` leads to it."""
         self.fd = fd
         self._path = path
+        self._netlink = netlink
         self._nftables: Nftables | None = None
-        self.netlink: Netlink
-        try:
+
+    @property
+    def netlink(self) -> Netlink:
+        """The namespace's route netlink: a DEL rarely needs the pod's."""
+        if self._netlink is None:
             with self.entered():
-                self.netlink = Netlink()
-        except BaseException:
-            os.close(fd)
-            raise
+                self._netlink = Netlink()
+        return self._netlink
 
     def __enter__(self) -> Self:
         """Return the namespace, to be closed at the end of the block."""
@@ -52,14 +55,15 @@ class Namespace:
 
     def __exit__(self, *_: object) -> None:
         """Close the sockets and the descriptor."""
-        self.netlink.close()
+        if self._netlink is not None:
+            self._netlink.close()
         if self._nftables is not None:
             nfnetlink.give_back(self.fd, self._nftables)
         os.close(self.fd)
 
     @property
     def nftables(self) -> Nftables:
-        """The namespace's nftables; the socket is made when it is first used."""
+        """The namespace's nftables."""
         if self._nftables is None:
             with self.entered():
                 self._nftables = nfnetlink.borrow(self.fd)
@@ -101,7 +105,8 @@ def current_namespace() -> int:
 
 def open_host() -> Namespace:
     """Return the namespace that the calling thread is in: the node's."""
-    return Namespace(current_namespace())
+    netlink = Netlink()
+    return Namespace(current_namespace(), netlink=netlink)
 
 
 def open_caller(connection: socket) -> int:
