@@ -105,32 +105,33 @@ def _require_size(what: str, size: int, limit: int) -> None:
 
 
 class _Reader:
-    """Reads pieces of known size, and keeps the descriptors that come with them."""
+    """Reads parts of known size, and keeps the descriptors that come with them."""
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
         self._connection = connection
         self._deadline = deadline
         self._descriptors: list[int] = []
+        self._unread = bytearray()
 
     def read(self, size: int) -> bytes:
         """Return `size` bytes, none when the peer closed before the first of the frame."""
-        pieces: list[bytes] = []
-        missing = size
-        while missing:
-            piece = self._receive(min(missing, _CHUNK))
-            if not piece and (pieces or size != _HEAD.size):
-                raise WireError(f"wanted {missing} more bytes, found the end")
+        while len(self._unread) < size:
+            piece = self._receive()
+            if not piece and (self._unread or size != _HEAD.size):
+                raise WireError(f"wanted {size - len(self._unread)} more bytes, found the end")
             if not piece:
-                break
-            pieces.append(piece)
-            missing -= len(piece)
-        return b"".join(pieces)
+                return b""
+            self._unread += piece
+        part = bytes(self._unread[:size])
+        del self._unread[:size]
+        return part
 
-    def _receive(self, size: int) -> bytes:
+    def _receive(self) -> bytes:
+        """Return what has come, as a rule the whole frame."""
         # Each piece gets what is left, so that a trickle does not stretch the limit.
         self._connection.settimeout(max(self._deadline - time.monotonic(), 0.001))
         space = socket.CMSG_SPACE(_INT)
-        piece, messages, _, _ = self._connection.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
+        piece, messages, _, _ = self._connection.recvmsg(_CHUNK, space, socket.MSG_CMSG_CLOEXEC)
         for level, kind, content in messages:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._descriptors += array.array("i", content[: len(content) // _INT * _INT])
