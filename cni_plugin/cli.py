@@ -97,10 +97,11 @@ def _add_ipam(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _add_agent(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     agent = commands.add_parser("agent", help="serve the executables' calls from one warm process")
-    workers = 2 * (os.cpu_count() or 1)
+    # A call waits for the kernel's lock on links most of the time, behind all the others.
+    workers = 8 * (os.cpu_count() or 1)
     agent.add_argument("--socket", default=server.DEFAULT_SOCKET, help=f"default {server.DEFAULT_SOCKET}")
     agent.add_argument(
-        "--workers", type=_count, default=workers, help=f"calls at once (default twice the cores: {workers})"
+        "--workers", type=_count, default=workers, help=f"calls at once (default 8 a core: {workers})"
     )
     agent.add_argument(
         "--queue",
