@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -196,6 +195,8 @@ class Foreign:
         self._run("STATUS")
 
     def _run(self, command: str) -> bytes:
+        import subprocess
+
         timeout = self._timeout()
         environ = dict(self.request.environ) | {"CNI_COMMAND": command}
         try:
@@ -250,6 +251,8 @@ class Foreign:
 
 def _execute(path: str, environ: dict[str, str], stdin: bytes, timeout: float) -> tuple[int, bytes, bytes]:
     """Run a plugin; when the time (seconds) is up end it with everything it started."""
+    import subprocess
+
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [path], env=environ, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True

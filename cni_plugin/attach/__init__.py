@@ -1,19 +1,39 @@
 """How a pod is joined to a network: one module per mode and the MODES dictionary.
 
-A mode is a module with its own keys, its tests and its line here.
+A mode is a module with its own keys, its tests and its line here. Each entry imports its module
+when it is asked for, because a call needs one of them only.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_plugin.attach import bridge, routed, vxlan
-
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cni_plugin.attach.mode import Mode
 
-MODES: dict[str, Mode] = {
-    "bridge": bridge.MODE,
-    "vxlan": vxlan.MODE,
-    "routed": routed.MODE,
+
+def _bridge() -> Mode:
+    from cni_plugin.attach import bridge
+
+    return bridge.MODE
+
+
+def _vxlan() -> Mode:
+    from cni_plugin.attach import vxlan
+
+    return vxlan.MODE
+
+
+def _routed() -> Mode:
+    from cni_plugin.attach import routed
+
+    return routed.MODE
+
+
+MODES: dict[str, Callable[[], Mode]] = {
+    "bridge": _bridge,
+    "vxlan": _vxlan,
+    "routed": _routed,
 }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -118,6 +117,8 @@ def run_nft(script: Iterable[str]) -> None:
     for line in lines:
         log.debug("nft %s", line)
     text = "".join(f"{line}\n" for line in lines)
+    import subprocess
+
     done = subprocess.run([require_nft(), "-f", "-"], input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CNIError(Code.TRY_AGAIN_LATER, f"nft -f -: {done.stderr.strip()}", text)

@@ -18,7 +18,6 @@ from cni_plugin.contract import versions
 from cni_plugin.contract.dispatch import Plugin
 from cni_plugin.contract.errors import CNIError, Code, invalid_config, run_all
 from cni_plugin.delegate import find_delegate
-from cni_plugin.kernel.iptables import delete_reference_chains
 from cni_plugin.kernel.link import delete_link, get_link, list_links
 from cni_plugin.kernel.netns import find_pod, open_host
 from cni_plugin.plumbing.pods import (
@@ -79,7 +78,7 @@ def _parse(request: Request) -> Network:
 def _mode(network: Network) -> Mode:
     if network.mode not in MODES:
         raise invalid_config(f'"mode" must be one of {sorted(MODES)}, found "{network.mode}"')
-    return MODES[network.mode]
+    return MODES[network.mode]()
 
 
 def _plan(network: Network, mode: Mode, delegate: Delegate) -> tuple[Plan, list[tuple[Feature, Settings]]]:
@@ -120,6 +119,8 @@ def _disconnect(attachment: Attachment, host: Namespace, pod: Namespace | None) 
     link = get_link(pod.netlink, attachment.ifname) if pod is not None else None
     if pod is not None and link is not None and link.kind == "veth":
         delete_link(pod.netlink, link.name)
+    from cni_plugin.kernel.iptables import delete_reference_chains
+
     delete_reference_chains(attachment.network, attachment.container_id)
 
 
