@@ -1,9 +1,9 @@
 """Group commit: deletions of veths that are pending together leave in one request.
 
 A veth takes the kernel one or two RCU grace periods to delete, about 16 ms, whether alone or with
-a hundred others. So whoever comes first deletes at once and waits for nobody; who comes
-meanwhile is deleted together by the next: `ip link set VETH group N` for each, then `ip link
-del group N`. In a process of one call there is never anybody else.
+a hundred others. So the first few delete at once and wait for nobody; who comes meanwhile is
+deleted together by the next: `ip link set VETH group N` for each, then `ip link del group N`. In a
+process of one call there is never anybody else.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("podwire")
 
+# Requests under way at once: the waits of some overlap, and each of many takes the kernel's time.
+_LEADERS = 4
 _IFLA_GROUP = 27  # linux/if_link.h
 
 
@@ -37,7 +39,8 @@ _IFLA_GROUP = 27  # linux/if_link.h
 class _Deletion:
     link: Link
     turn: threading.Event = field(default_factory=threading.Event)
-    finished: bool = False
+    batch: list[_Deletion] = field(default_factory=list)
+    """Those that it is to delete, itself among them; none when another one does."""
     existed: bool = False
     error: Exception | None = None
 
@@ -48,35 +51,35 @@ class _Line:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._waiting: list[_Deletion] = []
-        self._busy = False
+        self._leaders = 0
 
     def delete(self, nl: Netlink, link: Link) -> bool:
         own = _Deletion(link)
         with self._guard:
-            self._waiting.append(own)
-            leads = not self._busy
-            self._busy = True
-        if not leads:
+            if self._leaders < _LEADERS:
+                self._leaders += 1
+                own.batch = [own]
+            else:
+                self._waiting.append(own)
+        if not own.batch:
             own.turn.wait()
-        if not own.finished:
-            self._lead(nl)
+        if own.batch:
+            self._lead(nl, own.batch)
         if own.error:
             raise own.error
         return own.existed
 
-    def _lead(self, nl: Netlink) -> None:
-        """Delete for everybody who waits now; of those who came meanwhile the first leads next."""
-        with self._guard:
-            batch, self._waiting = self._waiting, []
+    def _lead(self, nl: Netlink, batch: list[_Deletion]) -> None:
+        """Delete for everybody in the batch; of those who came meanwhile the first leads next."""
         try:
             _commit(nl, batch)
         finally:
             with self._guard:
-                successors = self._waiting[:1]
-                self._busy = bool(successors)
-            for deletion in batch:
-                deletion.finished = True
-            for deletion in (*batch, *successors):
+                successors, self._waiting = self._waiting, []
+                self._leaders -= not successors
+            for first in successors[:1]:
+                first.batch = successors
+            for deletion in (*batch, *successors[:1]):
                 deletion.turn.set()
 
 
