@@ -2,7 +2,7 @@
 
 Delegation as the specification has it (section 4): a foreign plugin is looked up in CNI_PATH
 and gets our whole stdin and our environment with only the command replaced. `podwire-ipam`,
-and any type that CNI_PATH resolves to our own executable, is called without a process.
+and any IPAM type that CNI_PATH resolves to our own executable, is called without a process.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.result import Result, parse_result
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from contextlib import ExitStack
 
     from cni_plugin.contract.request import Request
@@ -58,21 +59,57 @@ class Delegate(Protocol):
         """Raise CNIError when no address could be given now."""
 
 
+class Source(Protocol):
+    """What gives addresses in process: a module with these functions."""
+
+    def addressing(self, request: Request) -> Addressing:
+        """Return what is known before any address is taken."""
+
+    def allocate(self, request: Request) -> Result:
+        """Take the addresses."""
+
+    def release(self, request: Request) -> None:
+        """Give them back."""
+
+    def check(self, request: Request) -> None:
+        """Compare with prevResult."""
+
+    def collect(self, request: Request) -> None:
+        """Release what the runtime's list does not name."""
+
+    def status(self, request: Request) -> None:
+        """Raise CNIError when no address could be given now."""
+
+
+def _addresses() -> Source:
+    return addresses
+
+
+def _static() -> Source:
+    from cni_plugin import static
+
+    return static
+
+
+# Who gives the addresses when the file of that name is our executable.
+SOURCES: Mapping[str, Callable[[], Source]] = {**dict.fromkeys(OWN_NAMES, _addresses), "static": _static}
+
+
 def find_delegate(request: Request) -> Delegate:
     """Return the delegate that the configuration names; CNIError 7 when it cannot be found."""
     kind = ipam_type(request.config)
     if not kind:
         return Nobody()
     if kind == OWN_TYPE:
-        return Own(request)
+        return Own(request, addresses)
     path = _look_up(kind, request)
     if not _is_ours(path):
         return Foreign(request=request, kind=kind, path=path)
-    if kind not in OWN_NAMES:
+    if kind not in SOURCES:
         raise invalid_config(
             f'"ipam.type" {kind}: wanted an IPAM plugin, found {path}, which is podwire under that name'
         )
-    return Own(request)
+    return Own(request, SOURCES[kind]())
 
 
 def _look_up(kind: str, request: Request) -> str:
@@ -123,35 +160,36 @@ class Nobody:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Our address manager, in process."""
+    """Addresses of our own, in process."""
 
     request: Request
+    source: Source
 
     def addressing(self) -> Addressing:
-        """Return what the ranges say."""
-        return addresses.addressing(self.request)
+        """Return what the configuration says."""
+        return self.source.addressing(self.request)
 
     def allocate(self, undo: ExitStack) -> Result:
         """Take addresses; a failed allocation holds nothing, so it has nothing to release."""
-        result = addresses.allocate(self.request)
+        result = self.source.allocate(self.request)
         undo.callback(_give_back, self)
         return result
 
     def release(self) -> None:
         """Release what the attachment holds."""
-        addresses.release(self.request)
+        self.source.release(self.request)
 
     def check(self) -> None:
-        """Compare the store with prevResult."""
-        addresses.check(self.request)
+        """Compare with prevResult."""
+        self.source.check(self.request)
 
     def gc(self) -> None:
-        """Collect the store."""
-        addresses.collect(self.request)
+        """Release what is not listed."""
+        self.source.collect(self.request)
 
     def status(self) -> None:
-        """Look at pool and store."""
-        addresses.status(self.request)
+        """Look at what addresses come from."""
+        self.source.status(self.request)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,12 +26,19 @@ def _ipam() -> Plugin:
     return ipam.PLUGIN
 
 
+def _static() -> Plugin:
+    from cni_plugin.plugins import static
+
+    return static.PLUGIN
+
+
 PLUGINS: dict[str, Callable[[], Plugin]] = {
     "podwire": _podwire,
     "podwire-ipam": _ipam,
     # The reference's names, for a drop-in installation.
     "bridge": _podwire,
     "host-local": _ipam,
+    "static": _static,
 }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cni_plugin.plugins import PLUGINS
 from tests.conftest import ROOT
 from tests.kernel.networks import dual_stack
 
@@ -39,10 +40,15 @@ def test_install_adds_only_its_own_names(target: Path) -> None:
     assert all(os.access(path, os.X_OK) for path in target.iterdir())
 
 
+def test_drop_in_adds_every_reference_name_that_is_built(target: Path) -> None:
+    assert install("--bin-dir", target, "--drop-in", "--python", sys.executable).returncode == 0
+    assert sorted(path.name for path in target.iterdir()) == sorted(PLUGINS)
+
+
 def test_drop_in_keeps_what_it_replaces_and_uninstall_restores_it(target: Path) -> None:
     target.mkdir()
     (target / "bridge").write_text("the reference's\n")
-    (target / "portmap").write_text("somebody's\n")
+    (target / "macvlan").write_text("somebody's\n")
     for _ in range(2):  # the second must not keep our own file as the reference's
         assert install("--bin-dir", target, "--drop-in", "--python", sys.executable).returncode == 0
     assert "podwire-cni-executable" in (target / "bridge").read_text()
@@ -51,7 +57,7 @@ def test_drop_in_keeps_what_it_replaces_and_uninstall_restores_it(target: Path) 
     assert done.returncode == 0, done.stderr
     assert {path.name: path.read_text() for path in target.iterdir()} == {
         "bridge": "the reference's\n",
-        "portmap": "somebody's\n",
+        "macvlan": "somebody's\n",
     }
 
 

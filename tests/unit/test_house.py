@@ -17,10 +17,11 @@ BELOW = {
     "config": {"contract"},
     "kernel": {"contract"},
     "addresses": {"contract", "config", "ipam"},
-    "delegate": {"contract", "config", "addresses"},
+    "static": {"contract", "config"},
+    "delegate": {"contract", "config", "addresses", "static"},
     "attach": {"contract", "config", "kernel"},
     "plumbing": {"contract", "config", "kernel"},
-    "plugins": {"contract", "config", "kernel", "addresses", "delegate", "attach", "plumbing"},
+    "plugins": {"contract", "config", "kernel", "addresses", "static", "delegate", "attach", "plumbing"},
     "report": {"contract", "config", "kernel", "addresses", "delegate", "plugins", "ipam"},
     "agent": {"", "contract", "kernel", "plugins", "__main__"},  # the shim is what starts the program
     "cli": {"", "contract", "config", "kernel", "addresses", "plugins", "report", "agent", "ipam"},
