@@ -228,6 +228,12 @@ def set_up(name: str) -> Change:
     return set_link(name, "up", flags=IFF_UP)
 
 
+def set_down(name: str) -> Change:
+    """Return the change that takes a link down."""
+    message = ifinfmsg_of(mask=IFF_UP, attrs=[("IFLA_IFNAME", name)])
+    return Change(f"ip link set {name} down", message, netlink.RTM_NEWLINK)
+
+
 def set_mtu(name: str, mtu: int) -> Change:
     """Return the change that sets a link's MTU, in bytes."""
     return set_link(name, f"mtu {mtu}", u32(IFLA_MTU, mtu))

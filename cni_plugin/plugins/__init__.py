@@ -26,6 +26,12 @@ def _ipam() -> Plugin:
     return ipam.PLUGIN
 
 
+def _loopback() -> Plugin:
+    from cni_plugin.plugins import loopback
+
+    return loopback.PLUGIN
+
+
 def _static() -> Plugin:
     from cni_plugin.plugins import static
 
@@ -39,6 +45,7 @@ PLUGINS: dict[str, Callable[[], Plugin]] = {
     "bridge": _podwire,
     "host-local": _ipam,
     "static": _static,
+    "loopback": _loopback,
 }
 
 
