@@ -38,6 +38,13 @@ def _static() -> Plugin:
     return static.PLUGIN
 
 
+def _bandwidth() -> Plugin:
+    from cni_plugin.plugins.chained import chained
+    from cni_plugin.plumbing import bandwidth
+
+    return chained(bandwidth.FEATURE)
+
+
 PLUGINS: dict[str, Callable[[], Plugin]] = {
     "podwire": _podwire,
     "podwire-ipam": _ipam,
@@ -46,6 +53,7 @@ PLUGINS: dict[str, Callable[[], Plugin]] = {
     "host-local": _ipam,
     "static": _static,
     "loopback": _loopback,
+    "bandwidth": _bandwidth,
 }
 
 

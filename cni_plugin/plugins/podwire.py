@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.attach import MODES
 from cni_plugin.attach.port import delete_port
-from cni_plugin.config import MARK, Attachment, Network, alias_prefix, parse_attachment, parse_network
+from cni_plugin.config import Attachment, Network, is_stale_alias, parse_attachment, parse_network
 from cni_plugin.contract import versions
 from cni_plugin.contract.dispatch import Plugin
 from cni_plugin.contract.errors import CNIError, Code, invalid_config, run_all
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
     from cni_plugin.delegate import Delegate
-    from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.plumbing.feature import Feature, Settings
 
@@ -152,14 +151,9 @@ def gc(request: Request) -> None:
 
 
 def _collect_links(network: str, host: Namespace, keep: Collection[str]) -> None:
-    stale = [link.name for link in list_links(host.netlink, kind="veth") if _is_stale(link, network, keep)]
+    veths = list_links(host.netlink, kind="veth")
+    stale = [link.name for link in veths if is_stale_alias(link.alias, network, keep)]
     run_all(*(partial(delete_link, host.netlink, name) for name in stale))
-
-
-def _is_stale(link: Link, network: str, keep: Collection[str]) -> bool:
-    """Tell whether a link is an attachment of this network that the runtime does not list."""
-    identity = link.alias.removeprefix(MARK).partition(" ")[0]
-    return link.alias.startswith(alias_prefix(identity, network)) and identity not in keep
 
 
 def status(request: Request) -> None:

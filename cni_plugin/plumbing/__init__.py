@@ -21,6 +21,12 @@ def _masquerade() -> Feature:
     return masquerade.FEATURE
 
 
+def _bandwidth() -> Feature:
+    from cni_plugin.plumbing import bandwidth
+
+    return bandwidth.FEATURE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltIn:
     """A feature that the main plugin has built in, and what asks for it."""
@@ -35,4 +41,9 @@ class BuiltIn:
 # In the order of an ADD.
 FEATURES = {
     "masquerade": BuiltIn(load=_masquerade, keys=("ipMasq", "ipMasqBackend", "nonMasqueradeCIDRs")),
+    "bandwidth": BuiltIn(
+        load=_bandwidth,
+        keys=("ingressRate", "ingressBurst", "egressRate", "egressBurst"),
+        capabilities=("bandwidth",),
+    ),
 }

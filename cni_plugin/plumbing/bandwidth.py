@@ -1,0 +1,195 @@
+"""`ingressRate`, `egressRate`: what a pod receives and sends is limited, outside the pod's reach.
+
+What goes to the pod passes a token bucket on the host's end of its veth. What comes from it is
+sent through a device of the pod's own first, whose name `bwp...` is its identity, with another
+bucket; DEL needs nothing but that name. Rates are bits/s, bursts bits, as the reference has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cni_plugin.config import MARK, is_stale_alias
+from cni_plugin.contract.errors import broken, invalid_config, run_all
+from cni_plugin.contract.result import Interface
+from cni_plugin.kernel.link import Link, delete_link, get_link, get_link_by_index, list_links
+from cni_plugin.plumbing.feature import Feature
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from contextlib import ExitStack
+
+    from cni_plugin.config import Addressing, Attachment, Network
+    from cni_plugin.contract.fields import Fields
+    from cni_plugin.contract.result import Result
+    from cni_plugin.kernel.netns import Namespace
+    from cni_plugin.kernel.qdisc import Bucket
+    from cni_plugin.plumbing.feature import Site, Traces
+
+_KEYS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
+_MAX_RATE = 2**63 - 1  # bits/s
+_MAX_BURST = 8 * (2**32 - 1) - 1  # bits; the kernel counts bytes in 32 bits
+_MAX_BYTES = 2**32 - 1
+_LATENCY = 25  # milliseconds, the reference's
+# What runtimes send because Kubernetes has no word for a burst: half a gigabyte at full speed.
+_NO_WORD = frozenset({2**31 - 1, 2**32 - 1})
+_OWN_BURST_TIME = 100  # a hundredth of a second, what a busy node may oversleep
+_LEAST_OWN_BURST = 64 * 1024  # bytes; one packet that segmentation offload made
+_FRAME = 18  # bytes that a frame has beside its MTU, a VLAN tag included
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """One direction's limit: bytes/s, bytes, and the bytes that may wait for the rate."""
+
+    rate: int
+    burst: int
+    queue: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bandwidth:
+    """What the pod may receive (`ingress`) and send (`egress`); None is as much as it can."""
+
+    ingress: Limit | None
+    egress: Limit | None
+
+
+def parse(network: Network, addressing: Addressing) -> Bandwidth | None:
+    """Return the limits of the configuration, else of the runtime; CNIError 7 for one that cannot be."""
+    del addressing
+    fields = network.fields
+    latency = fields.integer("latency", 1, 10_000) or _LATENCY
+    source = _find_source(fields)
+    if source is None:
+        return None
+    ingress, egress = (_parse_limit(source, direction, latency) for direction in ("ingress", "egress"))
+    return Bandwidth(ingress=ingress, egress=egress) if ingress or egress else None
+
+
+def _find_source(fields: Fields) -> Fields | None:
+    if any(fields.value(key) is not None for key in _KEYS):
+        return fields
+    runtime = fields.section("runtimeConfig")
+    return runtime.section("bandwidth") if runtime else None
+
+
+def _parse_limit(source: Fields, direction: str, latency: int) -> Limit | None:
+    rate = source.integer(f"{direction}Rate", 0, _MAX_RATE) or 0
+    burst = source.integer(f"{direction}Burst", 0, _MAX_BURST) or 0
+    if bool(rate) != bool(burst):
+        raise invalid_config(
+            f'"{source.name(direction)}Rate" and "{direction}Burst" must both be set or both be 0, '
+            f"found {rate} and {burst}"
+        )
+    if not rate:
+        return None
+    if rate < 8:
+        raise invalid_config(f'"{source.name(direction)}Rate" must be 0 or at least 8 bits/s, found {rate}')
+    bytes_per_second = rate // 8
+    return Limit(
+        rate=bytes_per_second,
+        burst=_own_burst(bytes_per_second) if burst in _NO_WORD else burst // 8,
+        queue=bytes_per_second * latency // 1000,
+    )
+
+
+def _own_burst(rate: int) -> int:
+    return min(max(rate // _OWN_BURST_TIME, _LEAST_OWN_BURST), _MAX_BYTES)
+
+
+def _bucket(limit: Limit, link: Link) -> Bucket:
+    """Return the limit as the kernel takes it: a burst holds one packet, or nothing ever passes."""
+    from cni_plugin.kernel.qdisc import Bucket
+
+    burst = max(limit.burst, link.mtu + _FRAME)
+    return Bucket(rate=limit.rate, burst=burst, limit=min(limit.queue + burst, _MAX_BYTES))
+
+
+def add(settings: Bandwidth, site: Site, result: Result, undo: ExitStack) -> Result:
+    """Limit the pod; the device that its packets pass is appended to the result."""
+    from cni_plugin.kernel.qdisc import add_ifb, drop_bucket, drop_redirection, redirect, set_bucket
+
+    nl, veth = site.host.netlink, _find_host_end(site, result)
+    if settings.ingress:
+        nl.change(set_bucket(veth, _bucket(settings.ingress, veth)))
+        undo.callback(nl.change, drop_bucket(veth))
+    if not settings.egress:
+        return result
+    name = ifb_name(site.attachment)
+    undo.callback(delete_link, nl, name)
+    ifb = add_ifb(nl, name, mtu=veth.mtu, alias=MARK + site.label)
+    nl.change(set_bucket(ifb, _bucket(settings.egress, ifb)))
+    redirect(nl, veth, ifb)
+    undo.callback(nl.change, drop_redirection(veth))
+    made = Interface(name=ifb.name, mac=ifb.mac, mtu=ifb.mtu)
+    return replace(result, interfaces=(*result.interfaces, made))
+
+
+def ifb_name(attachment: Attachment) -> str:
+    """Return the name of the device that an attachment's packets pass."""
+    return f"bwp{attachment.identity[:12]}"
+
+
+def _find_host_end(site: Site, result: Result) -> Link:
+    """Return the host's end of the pod's veth, which the result must name too; CNIError 7."""
+    ifname = site.attachment.ifname
+    inside = get_link(site.pod.netlink, ifname) if site.pod else None
+    if inside is None:
+        raise invalid_config(f"interface {ifname}: wanted it in {site.attachment.netns}, found none")
+    outside = get_link_by_index(site.host.netlink, inside.peer) if inside.kind == "veth" else None
+    if outside is None or outside.kind != "veth" or outside.peer != inside.index:
+        raise invalid_config(f"interface {ifname}: wanted a veth whose other end is on the host, found none")
+    if not any(each.name == outside.name and not each.sandbox for each in result.interfaces):
+        raise invalid_config(f'"prevResult": wanted the interface {outside.name} without sandbox, found none')
+    return outside
+
+
+def delete(traces: Traces, site: Site) -> None:
+    """Remove the device; what is on the veth goes with the veth."""
+    del traces
+    delete_link(site.host.netlink, ifb_name(site.attachment))
+
+
+def check(settings: Bandwidth, site: Site, result: Result) -> None:
+    """Compare rate, burst and limit of both directions with what the kernel holds."""
+    nl, veth = site.host.netlink, _find_host_end(site, result)
+    if settings.ingress:
+        _check_bucket(settings.ingress, veth, site.host)
+    if settings.egress:
+        _check_egress(settings.egress, veth, ifb_name(site.attachment), site.host)
+    elif get_link(nl, ifb_name(site.attachment)):
+        raise broken(f"link {ifb_name(site.attachment)}: wanted no limit of what the pod sends, found it")
+
+
+def _check_egress(limit: Limit, veth: Link, name: str, host: Namespace) -> None:
+    from cni_plugin.kernel.qdisc import find_redirection
+
+    ifb = get_link(host.netlink, name)
+    if ifb is None:
+        raise broken(f"link {name}: wanted it, found none")
+    _check_bucket(limit, ifb, host)
+    if find_redirection(host.netlink, veth) != ifb.index:
+        raise broken(f"tc filter dev {veth.name} ingress: wanted a redirection to {name}, found none")
+
+
+def _check_bucket(limit: Limit, link: Link, host: Namespace) -> None:
+    from cni_plugin.kernel.qdisc import get_bucket
+
+    wanted, found = _bucket(limit, link), get_bucket(host.netlink, link)
+    if found is None or not found.holds(wanted):
+        raise broken(f"tc qdisc dev {link.name}: wanted tbf {wanted}, found {found or 'none'}")
+
+
+def collect(network: str, keep: Collection[str], site: Site) -> None:
+    """Remove the devices of attachments that are not to be kept."""
+    nl = site.host.netlink
+    # A kernel that does not know the kind yet lists all links.
+    devices = (each for each in list_links(nl, kind="ifb") if each.kind == "ifb")
+    stale = [each.name for each in devices if is_stale_alias(each.alias, network, keep)]
+    run_all(*(partial(delete_link, nl, name) for name in stale))
+
+
+FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, collect=collect)
