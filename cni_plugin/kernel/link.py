@@ -31,9 +31,10 @@ from cni_plugin.kernel.netlink import HEADER, Change, Query
 if TYPE_CHECKING:
     from cni_plugin.kernel.netlink import Netlink
 
-IFF_UP, IFF_PROMISC = 0x1, 0x100
+IFF_UP, IFF_PROMISC, _IFF_ALLMULTI = 0x1, 0x100, 0x200
 # linux/if_link.h, linux/if.h, linux/veth.h, linux/rtnetlink.h
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, _IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
+IFLA_TXQLEN = 13
 _IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 16, 18, 20, 28, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_INFO_PEER, _SKIP_STATS = 1, 8
@@ -65,6 +66,7 @@ class Link:
     mac: str
     mtu: int
     flags: int
+    tx_queue_length: int
     carrier_seen: bool
     master: int
     peer: int
@@ -76,6 +78,11 @@ class Link:
     def promisc(self) -> bool:
         """Tell whether somebody set promiscuous mode by hand; a bridge sets it by itself, unseen here."""
         return bool(self.flags & IFF_PROMISC)
+
+    @property
+    def allmulti(self) -> bool:
+        """Tell whether the link takes all multicast frames."""
+        return bool(self.flags & _IFF_ALLMULTI)
 
 
 def get_link(nl: Netlink, name: str) -> Link | None:
@@ -116,9 +123,9 @@ def link_body(*attributes: bytes, index: int = 0, flags: int = 0, mask: int = 0,
     return _IFINFOMSG.pack(family, index, flags, mask) + b"".join(attributes)
 
 
-def set_link(name: str, words: str, *attributes: bytes, flags: int = 0) -> Change:
-    """Return the change `ip link set NAME WORDS`; `flags` are switched on."""
-    body = link_body(text(IFLA_IFNAME, name), *attributes, flags=flags, mask=flags)
+def set_link(name: str, words: str, *attributes: bytes, flags: int = 0, mask: int = 0) -> Change:
+    """Return the change `ip link set NAME WORDS`; `flags` are switched on, others of `mask` off."""
+    body = link_body(text(IFLA_IFNAME, name), *attributes, flags=flags, mask=flags | mask)
     return Change(f"ip link set {name} {words}", netlink.RTM_NEWLINK, body)
 
 
@@ -145,6 +152,7 @@ def _parse(raw: bytes) -> Link:
         mac=parse_mac(attributes.get(IFLA_ADDRESS)),
         mtu=parse_number(attributes.get(IFLA_MTU)),
         flags=flags,
+        tx_queue_length=parse_number(attributes.get(IFLA_TXQLEN)),
         carrier_seen=parse_number(attributes.get(_IFLA_OPERSTATE)) in {_IF_OPER_UNKNOWN, _IF_OPER_UP},
         master=parse_number(attributes.get(IFLA_MASTER)),
         peer=parse_number(attributes.get(_IFLA_LINK)),
@@ -230,8 +238,7 @@ def set_up(name: str) -> Change:
 
 def set_down(name: str) -> Change:
     """Return the change that takes a link down."""
-    message = ifinfmsg_of(mask=IFF_UP, attrs=[("IFLA_IFNAME", name)])
-    return Change(f"ip link set {name} down", message, netlink.RTM_NEWLINK)
+    return set_link(name, "down", mask=IFF_UP)
 
 
 def set_mtu(name: str, mtu: int) -> Change:
@@ -239,9 +246,23 @@ def set_mtu(name: str, mtu: int) -> Change:
     return set_link(name, f"mtu {mtu}", u32(IFLA_MTU, mtu))
 
 
-def set_promisc(name: str) -> Change:
-    """Return the change that switches promiscuous mode on."""
-    return set_link(name, "promisc on", flags=IFF_PROMISC)
+def set_promisc(name: str, *, on: bool = True) -> Change:
+    """Return the change that switches promiscuous mode."""
+    return _set_flag(name, IFF_PROMISC, "promisc", on=on)
+
+
+def set_allmulti(name: str, *, on: bool) -> Change:
+    """Return the change that lets a link take all multicast frames, or only those asked for."""
+    return _set_flag(name, _IFF_ALLMULTI, "allmulticast", on=on)
+
+
+def _set_flag(name: str, flag: int, word: str, *, on: bool) -> Change:
+    return set_link(name, f"{word} {'on' if on else 'off'}", flags=flag if on else 0, mask=flag)
+
+
+def set_tx_queue_length(name: str, packets: int) -> Change:
+    """Return the change that sets the length of a link's transmit queue."""
+    return set_link(name, f"txqueuelen {packets}", u32(IFLA_TXQLEN, packets))
 
 
 def set_mac(name: str, mac: str) -> Change:

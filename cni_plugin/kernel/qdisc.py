@@ -15,8 +15,20 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import IFF_UP, delete_link, get_link, ifinfmsg_of, set_alias
-from cni_plugin.kernel.netlink import Change, parse_attributes
+from cni_plugin.kernel.link import (
+    IFF_UP,
+    IFLA_IFNAME,
+    IFLA_INFO_KIND,
+    IFLA_LINKINFO,
+    IFLA_MTU,
+    IFLA_TXQLEN,
+    delete_link,
+    get_link,
+    link_body,
+    set_alias,
+)
+from cni_plugin.kernel.message import attribute, nested, parse_attributes, text, u32
+from cni_plugin.kernel.netlink import HEADER, Change, Query
 
 if TYPE_CHECKING:
     from cni_plugin.kernel.link import Link
@@ -41,7 +53,6 @@ _RATESPEC = struct.Struct("=BBHhHI")  # cell_log, linklayer, overhead, cell_alig
 _QOPT = struct.Struct("=12s12sIII")  # rate, peak rate, limit, buffer, mtu
 _MATCH_ALL = struct.pack("=BBBxHHhhI4I", _TERMINAL, 0, 1, *[0] * 9)  # struct tc_u32_sel with one key
 _MIRRED = struct.Struct("=7I")  # index, capab, action, refcnt, bindcnt, eaction, ifindex
-_HEADER = struct.Struct("=IHHII")
 _U32_MAX = 0xFFFFFFFF
 _TICK = 64e-9  # seconds; the unit in which the kernel tells a burst (PSCHED_SHIFT)
 
@@ -69,33 +80,6 @@ class Bucket:
         return close and (self.rate, self.limit) == (wanted.rate, wanted.limit)
 
 
-class _Packed(dict[str, dict[str, int]]):
-    """A message whose body is bytes already, in the shape that the transport takes."""
-
-    def __init__(self, body: bytes) -> None:
-        super().__init__(header={})
-        self.body = body
-        self.data = b""
-
-    def reset(self) -> None:
-        """Do nothing."""
-
-    def encode(self) -> None:
-        """Put the header before the body."""
-        head = self["header"]
-        length = _HEADER.size + len(self.body)
-        self.data = _HEADER.pack(length, head["type"], head["flags"], head["sequence_number"], 0) + self.body
-
-
-def _change(command: str, kind: int, body: bytes, flags: int = 0) -> Change:
-    return Change(command, _Packed(body), kind, flags)
-
-
-def _attribute(kind: int, *values: bytes) -> bytes:
-    value = b"".join(values)
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
 def _tcmsg(index: int, *, handle: int = 0, parent: int = 0, info: int = 0) -> bytes:
     return _TCMSG.pack(0, index, handle, parent, info)
 
@@ -117,42 +101,43 @@ def add_ifb(nl: Netlink, name: str, *, mtu: int, alias: str) -> Link:
 
 
 def _add_ifb(name: str, mtu: int) -> Change:
-    attrs: list[tuple[str, object]] = [
-        ("IFLA_IFNAME", name),
-        ("IFLA_MTU", mtu),
-        ("IFLA_TXQLEN", 0),
-        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "ifb")]}),
-    ]
-    message = ifinfmsg_of(flags=IFF_UP, mask=IFF_UP, attrs=attrs)
+    body = link_body(
+        text(IFLA_IFNAME, name),
+        u32(IFLA_MTU, mtu),
+        u32(IFLA_TXQLEN, 0),
+        nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "ifb")),
+        flags=IFF_UP,
+        mask=IFF_UP,
+    )
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
-    return Change(f"ip link add {name} mtu {mtu} txqlen 0 up type ifb", message, netlink.RTM_NEWLINK, flags)
+    return Change(f"ip link add {name} mtu {mtu} txqlen 0 up type ifb", netlink.RTM_NEWLINK, body, flags)
 
 
 def set_bucket(link: Link, bucket: Bucket) -> Change:
     """Return the change that limits what the link sends, in place of any limit before."""
     rate = _RATESPEC.pack(0, _ETHERNET, 0, 0, 0, min(bucket.rate, _U32_MAX))
-    options = [_attribute(_TBF_PARMS, _QOPT.pack(rate, b"", bucket.limit, 0, 0))]
+    options = [attribute(_TBF_PARMS, _QOPT.pack(rate, b"", bucket.limit, 0, 0))]
     if bucket.rate > _U32_MAX:
-        options.append(_attribute(_TBF_RATE64, struct.pack("=Q", bucket.rate)))
-    options.append(_attribute(_TBF_BURST, struct.pack("=I", bucket.burst)))
+        options.append(attribute(_TBF_RATE64, struct.pack("=Q", bucket.rate)))
+    options.append(u32(_TBF_BURST, bucket.burst))
     body = _tcmsg(link.index, handle=_BUCKET_HANDLE, parent=_ROOT)
-    body += _attribute(_TCA_KIND, b"tbf\0") + _attribute(_TCA_OPTIONS, *options)
+    body += text(_TCA_KIND, "tbf") + nested(_TCA_OPTIONS, *options)
     command = f"tc qdisc replace dev {link.name} root handle 1: tbf {bucket}"
-    return _change(command, _RTM_NEWQDISC, body, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE)
+    return Change(command, _RTM_NEWQDISC, body, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE)
 
 
 def drop_bucket(link: Link) -> Change:
     """Return the change that takes the limit away."""
     body = _tcmsg(link.index, parent=_ROOT)
-    return _change(f"tc qdisc del dev {link.name} root", _RTM_DELQDISC, body)
+    return Change(f"tc qdisc del dev {link.name} root", _RTM_DELQDISC, body)
 
 
 def get_bucket(nl: Netlink, link: Link) -> Bucket | None:
     """Return the limit at the link's root, None when there is none."""
     body = _tcmsg(link.index)
-    for raw in nl.dump_raw(f"tc qdisc show dev {link.name}", _Packed(body), _RTM_GETQDISC):
-        _, index, _, parent, _ = _TCMSG.unpack_from(raw, _HEADER.size)
-        found = parse_attributes(raw, _HEADER.size + _TCMSG.size)
+    for raw in nl.dump(Query(f"tc qdisc show dev {link.name}", _RTM_GETQDISC, body)):
+        _, index, _, parent, _ = _TCMSG.unpack_from(raw, HEADER.size)
+        found = parse_attributes(raw, HEADER.size + _TCMSG.size)
         if (index, parent) == (link.index, _ROOT) and found.get(_TCA_KIND) == b"tbf\0":
             return _parse_bucket(parse_attributes(found[_TCA_OPTIONS]))
     return None
@@ -178,26 +163,26 @@ _NO_FILTER = frozenset({errno.ENOENT, errno.EINVAL})
 
 
 def _add_ingress(link: Link) -> Change:
-    body = _tcmsg(link.index, handle=_INGRESS_HANDLE, parent=_INGRESS) + _attribute(_TCA_KIND, b"ingress\0")
+    body = _tcmsg(link.index, handle=_INGRESS_HANDLE, parent=_INGRESS) + text(_TCA_KIND, "ingress")
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
-    return _change(f"tc qdisc add dev {link.name} ingress", _RTM_NEWQDISC, body, flags)
+    return Change(f"tc qdisc add dev {link.name} ingress", _RTM_NEWQDISC, body, flags)
 
 
 def _add_redirection(link: Link, to: Link) -> Change:
     parameters = _MIRRED.pack(0, 0, _STOLEN, 0, 0, _EGRESS_REDIR, to.index)
-    options = _attribute(_ACT_OPTIONS, _attribute(_MIRRED_PARMS, parameters))
-    action = _attribute(_FIRST_ACTION, _attribute(_ACT_KIND, b"mirred\0"), options)
-    body = _filter(link) + _attribute(_TCA_KIND, b"u32\0")
-    body += _attribute(_TCA_OPTIONS, _attribute(_U32_SEL, _MATCH_ALL), _attribute(_U32_ACT, action))
+    options = nested(_ACT_OPTIONS, attribute(_MIRRED_PARMS, parameters))
+    action = nested(_FIRST_ACTION, text(_ACT_KIND, "mirred"), options)
+    body = _filter(link) + text(_TCA_KIND, "u32")
+    body += nested(_TCA_OPTIONS, attribute(_U32_SEL, _MATCH_ALL), nested(_U32_ACT, action))
     match = f"ingress pref {_PREFERENCE} u32 match u32 0 0"
     command = f"tc filter add dev {link.name} {match} action mirred egress redirect dev {to.name}"
-    return _change(command, _RTM_NEWTFILTER, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
+    return Change(command, _RTM_NEWTFILTER, body, netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
 
 
 def drop_redirection(link: Link) -> Change:
     """Return the change that lets what the link receives go its way."""
     command = f"tc filter del dev {link.name} ingress pref {_PREFERENCE}"
-    return _change(command, _RTM_DELTFILTER, _filter(link))
+    return Change(command, _RTM_DELTFILTER, _filter(link))
 
 
 def _filter(link: Link) -> bytes:
@@ -206,10 +191,9 @@ def _filter(link: Link) -> bytes:
 
 def find_redirection(nl: Netlink, link: Link) -> int:
     """Return the index of the link that our redirection leads to, 0 when there is none."""
-    for raw in nl.dump_raw(
-        f"tc filter show dev {link.name} ingress", _Packed(_filter(link)), _RTM_GETTFILTER
-    ):
-        found: dict[int, bytes] = parse_attributes(raw, _HEADER.size + _TCMSG.size)
+    query = Query(f"tc filter show dev {link.name} ingress", _RTM_GETTFILTER, _filter(link))
+    for raw in nl.dump(query):
+        found: dict[int, bytes] = parse_attributes(raw, HEADER.size + _TCMSG.size)
         for step in (_TCA_OPTIONS, _U32_ACT, _FIRST_ACTION, _ACT_OPTIONS):
             found = parse_attributes(found.get(step, b""))
         if _MIRRED_PARMS in found:

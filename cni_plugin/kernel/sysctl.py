@@ -7,12 +7,13 @@ a dot needs no quoting. `sysctl -w KEY=VALUE` does the same.
 from __future__ import annotations
 
 import logging
+import os
 
 from cni_plugin.kernel.errors import KernelError
 
 log = logging.getLogger("podwire")
 
-_LONGEST = 64  # bytes; every value that we read is a number
+_LONGEST = 4096  # bytes; a page is what the kernel has for a value
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
 
@@ -26,13 +27,22 @@ def get_sysctl(key: str) -> str:
         raise KernelError(f"sysctl {key}", error.errno or 0) from error
 
 
+def has_sysctl(key: str) -> bool:
+    """Tell whether there is such a key; those of an interface go with it."""
+    return os.path.exists(f"/proc/sys/{key}")
+
+
 def ensure_sysctl(key: str, value: int) -> None:
     """Set the value when it differs."""
-    if get_sysctl(key) == str(value):
-        return
-    log.debug("sysctl -w %s=%d", key, value)
+    if get_sysctl(key) != str(value):
+        set_sysctl(key, str(value))
+
+
+def set_sysctl(key: str, value: str) -> None:
+    """Set the value; KernelError when there is no such key or the kernel refuses it."""
+    log.debug("sysctl -w %s=%s", key, value)
     try:
         with open(f"/proc/sys/{key}", "wb", buffering=0) as file:
-            file.write(b"%d" % value)
+            file.write(value.encode())
     except OSError as error:
         raise KernelError(f"sysctl -w {key}={value}", error.errno or 0) from error

@@ -45,6 +45,13 @@ def _bandwidth() -> Plugin:
     return chained(bandwidth.FEATURE)
 
 
+def _tuning() -> Plugin:
+    from cni_plugin.plugins.chained import chained
+    from cni_plugin.plumbing import tuning
+
+    return chained(tuning.FEATURE)
+
+
 PLUGINS: dict[str, Callable[[], Plugin]] = {
     "podwire": _podwire,
     "podwire-ipam": _ipam,
@@ -54,6 +61,7 @@ PLUGINS: dict[str, Callable[[], Plugin]] = {
     "static": _static,
     "loopback": _loopback,
     "bandwidth": _bandwidth,
+    "tuning": _tuning,
 }
 
 

@@ -55,6 +55,8 @@ def add(request: Request) -> Result:
         for feature, settings in features:
             feature.ensure(settings, host)
         wire = mode.connect(plan, host, pod, undo)
+        for feature, settings in features:
+            feature.prepare(settings, site_of(network, host, pod), undo)
         addresses = delegate.allocate(undo)
         result = mode.configure(plan, wire, host, pod, addresses)
         for feature, settings in features:

@@ -27,6 +27,12 @@ def _bandwidth() -> Feature:
     return bandwidth.FEATURE
 
 
+def _sysctls() -> Feature:
+    from cni_plugin.plumbing import tuning
+
+    return tuning.SYSCTLS
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltIn:
     """A feature that the main plugin has built in, and what asks for it."""
@@ -46,4 +52,5 @@ FEATURES = {
         keys=("ingressRate", "ingressBurst", "egressRate", "egressBurst"),
         capabilities=("bandwidth",),
     ),
+    "sysctl": BuiltIn(load=_sysctls, keys=("sysctl",)),
 }

@@ -35,6 +35,8 @@ class Site:
     """Whose a kernel object is: the identity first, see `render_comment`."""
     state_dir: str
     """Where values are kept that neither kernel nor store can hold."""
+    fields: Fields
+    """The configuration, for verbs that do not parse it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,8 @@ class Feature:
     """Raise CNIError 50 or 51 when a pod could not get this now."""
     ensure: Callable[[Settings, Namespace], int] = _nothing
     """Make what the network's pods share equal to what is wanted; return the number of changes."""
+    prepare: Callable[[Settings, Site, ExitStack], object] = _nothing
+    """Built in only: what must be there before the pod's link comes up; its undoing is pushed."""
     collect: Callable[[str, Collection[str], Site], object] = _nothing
     """Remove what belongs to a network's attachments whose identity is not to be kept.
 

@@ -59,6 +59,7 @@ def site_of(network: Network, host: Namespace, pod: Namespace) -> Site:
         pod=pod,
         label=render_comment(network.attachment, network.pod),
         state_dir=network.state_dir,
+        fields=network.fields,
     )
 
 
@@ -90,7 +91,14 @@ def bare_site(request: Request, host: Namespace, pod: Namespace | None) -> Site:
     state_dir = ""
     with suppress(CNIError):
         state_dir = f"{data_dir(request.config)}/.podwire"
-    return Site(attachment=parse_attachment(request), host=host, pod=pod, label="", state_dir=state_dir)
+    return Site(
+        attachment=parse_attachment(request),
+        host=host,
+        pod=pod,
+        label="",
+        state_dir=state_dir,
+        fields=request.config,
+    )
 
 
 def parse_kept(request: Request) -> frozenset[str] | None:

@@ -149,8 +149,21 @@ def call(node: Node, command: str, config: dict[str, Any], pod: Pod) -> dict[str
     return json.loads(reply.stdout) if reply.status else None
 
 
-def test_add_that_fails_at_any_step_leaves_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = routed(node, {"dst": "192.0.2.0/24"}, isDefaultGateway=True)
+FEATURES = {
+    "ingressRate": 8_000_000,
+    "ingressBurst": 800_000,
+    "egressRate": 8_000_000,
+    "egressBurst": 800_000,
+    "sysctl": {"net.core.somaxconn": "555"},
+}
+
+
+@pytest.mark.parametrize("keys", [{}, FEATURES], ids=["plain", "with-features"])
+@in_process
+def test_add_that_fails_at_any_step_leaves_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
+) -> None:
+    config = routed(node, {"dst": "192.0.2.0/24"}, isDefaultGateway=True, **keys)
     before = warm(node, config)
     faults = Faults(monkeypatch)
     for step in range(1, 100):

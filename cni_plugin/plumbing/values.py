@@ -1,0 +1,248 @@
+"""Values of a pod's interface and namespace that are set, read and set back: `tuning`.
+
+One shape says what is wanted, what is there and what was there before. What was there is kept in a
+file until DEL, with the reference's keys in the reference's place, so that either undoes the other's.
+By hand: `ip link set IFNAME address MAC mtu N promisc on allmulticast on txqueuelen N`, `sysctl -w`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cni_plugin.contract.errors import CNIError, Code, broken, run_all
+from cni_plugin.contract.fields import Fields
+from cni_plugin.contract.result import MAX_MTU
+from cni_plugin.kernel.link import (
+    Link,
+    get_link,
+    get_link_by_index,
+    set_allmulti,
+    set_mac,
+    set_mtu,
+    set_promisc,
+    set_tx_queue_length,
+)
+from cni_plugin.kernel.sysctl import get_sysctl, has_sysctl, set_sysctl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from cni_plugin.config import Attachment
+    from cni_plugin.kernel.netlink import Change
+    from cni_plugin.kernel.netns import Namespace
+    from cni_plugin.plumbing.feature import Site
+
+log = logging.getLogger("podwire")
+
+MAX_TX_QUEUE_LENGTH = 2**31 - 1  # packets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """Values by what they belong to; an empty one, 0 or None is nobody's business. MTUs in bytes."""
+
+    mac: str = ""
+    mtu: int = 0
+    host_mtu: int = 0
+    """Of the host's end of a veth."""
+    promisc: bool | None = None
+    allmulti: bool | None = None
+    tx_queue_length: int | None = None
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    """By their paths below /proc/sys."""
+
+    @property
+    def of_link(self) -> bool:
+        """Tell whether anything is the interface's."""
+        others = (self.promisc, self.allmulti, self.tx_queue_length)
+        return bool(self.mac or self.mtu or any(each is not None for each in others))
+
+
+def read_values(wanted: Values, site: Site) -> Values:
+    """Return what is there of what is wanted; CNIError 100 when there is no such interface."""
+    pod = _require_pod(site)
+    sysctls = {key: _get_sysctl(pod, key) for key in wanted.sysctls}
+    if not wanted.of_link:
+        return Values(sysctls=sysctls)
+    link = _require_link(pod, site)
+    outside = find_host_end(link, site.host) if wanted.mtu else None
+    return Values(
+        mac=link.mac if wanted.mac else "",
+        mtu=link.mtu if wanted.mtu else 0,
+        host_mtu=outside.mtu if outside else 0,
+        promisc=None if wanted.promisc is None else link.promisc,
+        allmulti=None if wanted.allmulti is None else link.allmulti,
+        tx_queue_length=None if wanted.tx_queue_length is None else link.tx_queue_length,
+        sysctls=sysctls,
+    )
+
+
+def _require_pod(site: Site) -> Namespace:
+    if site.pod is None:
+        raise broken(f"{site.attachment.netns}: wanted the pod's namespace, found none")
+    return site.pod
+
+
+def _require_link(pod: Namespace, site: Site) -> Link:
+    ifname = site.attachment.ifname
+    link = get_link(pod.netlink, ifname)
+    if link is None:
+        raise broken(f"interface {ifname} in {site.attachment.netns}: wanted it, found none")
+    return link
+
+
+def find_host_end(link: Link, host: Namespace) -> Link | None:
+    """Return the other end of a pod's veth, None when it is none or not on the host."""
+    outside = get_link_by_index(host.netlink, link.peer) if link.kind == "veth" else None
+    return outside if outside and outside.kind == "veth" and outside.peer == link.index else None
+
+
+def _get_sysctl(pod: Namespace, key: str) -> str:
+    with pod.entered():
+        return " ".join(get_sysctl(key).split())
+
+
+def apply_values(values: Values, site: Site) -> None:
+    """Set the values; KernelError for the first that the kernel refuses."""
+    for step in _plan_steps(values, site):
+        step()
+
+
+def _plan_steps(values: Values, site: Site) -> Iterator[Callable[[], object]]:
+    """Yield a call per value. An MTU comes before sysctls: below 1280 bytes IPv6 has none."""
+    pod = _require_pod(site)
+    if values.of_link:
+        link = _require_link(pod, site)
+        outside = find_host_end(link, site.host) if values.host_mtu else None
+        if outside:
+            yield partial(site.host.netlink.change, set_mtu(outside.name, values.host_mtu))
+        for change in _plan_changes(values, link.name):
+            yield partial(pod.netlink.change, change)
+    for key, value in values.sysctls.items():
+        yield partial(_ensure_sysctl, pod, key, value)
+
+
+def _plan_changes(values: Values, ifname: str) -> Iterator[Change]:
+    if values.mac:
+        yield set_mac(ifname, values.mac)
+    if values.mtu:
+        yield set_mtu(ifname, values.mtu)
+    if values.promisc is not None:
+        yield set_promisc(ifname, on=values.promisc)
+    if values.allmulti is not None:
+        yield set_allmulti(ifname, on=values.allmulti)
+    if values.tx_queue_length is not None:
+        yield set_tx_queue_length(ifname, values.tx_queue_length)
+
+
+def _ensure_sysctl(pod: Namespace, key: str, value: str) -> None:
+    with pod.entered():
+        if get_sysctl(key).split() != value.split():
+            set_sysctl(key, value)
+
+
+def check_values(wanted: Values, site: Site) -> None:
+    """Raise CNIError 100 for the first value that is another."""
+    found = read_values(wanted, site)
+    pairs = {
+        "MAC": (wanted.mac, found.mac),
+        "MTU": (wanted.mtu, found.mtu),
+        "MTU of the host's end": (found.host_mtu and wanted.host_mtu, found.host_mtu),
+        "promisc": (wanted.promisc, found.promisc),
+        "allmulti": (wanted.allmulti, found.allmulti),
+        "txQLen": (wanted.tx_queue_length, found.tx_queue_length),
+    }
+    for what, (want, have) in pairs.items():
+        if want != have:
+            raise broken(f"interface {site.attachment.ifname}: wanted {what} {want}, found {have}")
+    for key, value in wanted.sysctls.items():
+        if value.split() != found.sysctls[key].split():
+            raise broken(f'sysctl {key}: wanted "{value}", found "{found.sysctls[key]}"')
+
+
+def keep_values(path: str, values: Values, attachment: Attachment) -> None:
+    """Write what was there before to a file, whole or not at all; CNIError 5 when it cannot be."""
+    document = {
+        "network": attachment.network,
+        "identity": attachment.identity,
+        "mac": values.mac or None,
+        "mtu": values.mtu or None,
+        "hostMtu": values.host_mtu or None,
+        "promisc": values.promisc,
+        "allmulti": values.allmulti,
+        "txQLen": values.tx_queue_length,
+        "sysctl": dict(values.sysctls) or None,
+    }
+    kept = {key: value for key, value in document.items() if value is not None}
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(kept, file)
+        os.rename(f"{path}.new", path)
+    except OSError as error:
+        raise CNIError(Code.IO_FAILURE, f"{path}: {error.strerror}") from error
+
+
+def restore_values(path: str, site: Site) -> None:
+    """Set back what the file keeps as far as that is possible, and remove the file; none is fine."""
+    fields = _read_file(path)
+    if fields is None:
+        return
+    try:
+        if site.pod is not None:
+            run_all(*_plan_steps(_narrow(_parse_values(fields), site.pod, site.attachment.ifname), site))
+    except CNIError as error:
+        log.warning("%s: not all is as it was: %s", path, error)
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _narrow(values: Values, pod: Namespace, ifname: str) -> Values:
+    """Return those of the values that there is still something to set on."""
+    with pod.entered():
+        sysctls = {key: value for key, value in values.sysctls.items() if has_sysctl(key)}
+    return replace(values, sysctls=sysctls) if get_link(pod.netlink, ifname) else Values(sysctls=sysctls)
+
+
+def _read_file(path: str) -> Fields | None:
+    """Return the file's object, an empty one when it is garbage, None when there is no file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CNIError(Code.IO_FAILURE, f"{path}: {error.strerror}") from error
+    except ValueError:
+        document = None
+    return Fields(document if isinstance(document, dict) else {}, path)
+
+
+def _parse_values(fields: Fields) -> Values:
+    sysctls = fields.section("sysctl") or Fields({})
+    return Values(
+        mac=fields.string("mac"),
+        mtu=fields.integer("mtu", 0, MAX_MTU) or 0,
+        host_mtu=fields.integer("hostMtu", 0, MAX_MTU) or 0,
+        promisc=None if fields.value("promisc") is None else fields.boolean("promisc"),
+        allmulti=None if fields.value("allmulti") is None else fields.boolean("allmulti"),
+        tx_queue_length=fields.integer("txQLen", 0, MAX_TX_QUEUE_LENGTH),
+        sysctls={key: sysctls.string(key) for key in sysctls.raw},
+    )
+
+
+def collect_values(directory: str, network: str, keep: Collection[str]) -> None:
+    """Remove the files of a network's attachments that are not to be kept, and nobody else's."""
+    with suppress(FileNotFoundError):
+        for name in os.listdir(directory):
+            path = os.path.join(directory, name)
+            fields = _read_file(path) if name.endswith(".json") else None
+            if fields and fields.raw.get("network") == network and fields.raw.get("identity") not in keep:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
