@@ -87,7 +87,7 @@ _lines: dict[int, _Line] = {}
 
 
 def delete_veth(host: Namespace, link: Link) -> bool:
-    """Delete a veth of ours, maybe together with others; return whether there was one.
+    """Delete a veth of ours or what belongs to it, maybe together with others; tell whether there was one.
 
     Raises KernelError for this link's own deletion only.
     """

@@ -15,6 +15,7 @@ from cni_plugin.config import MARK, is_stale_alias
 from cni_plugin.contract.errors import broken, invalid_config, run_all
 from cni_plugin.contract.result import Interface
 from cni_plugin.kernel.link import Link, delete_link, get_link, get_link_by_index, list_links
+from cni_plugin.kernel.reaper import delete_veth
 from cni_plugin.plumbing.feature import Feature
 
 if TYPE_CHECKING:
@@ -150,7 +151,11 @@ def _find_host_end(site: Site, result: Result) -> Link:
 def delete(traces: Traces, site: Site) -> None:
     """Remove the device; what is on the veth goes with the veth."""
     del traces
-    delete_link(site.host.netlink, ifb_name(site.attachment))
+    link = get_link(site.host.netlink, ifb_name(site.attachment))
+    if link is not None and link.alias.startswith(MARK):
+        delete_veth(site.host, link)  # which lets it go together with other pods' links
+    elif link is not None:
+        delete_link(site.host.netlink, link.name)
 
 
 def check(settings: Bandwidth, site: Site, result: Result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -80,6 +81,19 @@ def test_in_a_chain_behind_a_bridge_it_is_the_same(node: Node, bridge: str) -> N
     assert (ifbs(node), node.held()) == ([], {})
 
 
+@in_process
+def test_a_routed_pod_is_limited_too(node: Node) -> None:
+    config, pod = dual_stack(node, mode="routed", **LIMITS), node.pod()
+    result = node.add(config, pod)
+    # The node needs an address of its own to speak from.
+    node.run("ip", "addr", "add", "192.0.2.1/32", "dev", "lo")
+    assert_rate(node, pod, address_of(result), DOWN)
+    assert_rate(pod, node, "192.0.2.1", UP)
+    assert_ok(node.check(config, result, pod))
+    node.delete(config, pod)
+    assert ifbs(node) == []
+
+
 def test_two_attachments_of_one_container_to_one_network_do_not_collide(node: Node) -> None:
     config, pod = dual_stack(node, egressRate=UP, egressBurst=BURST), node.pod()
     second = Pod(name=pod.name, container_id=pod.container_id)
@@ -143,6 +157,13 @@ def test_nothing_is_left_whatever_is_missing_at_del(node: Node, lost: str) -> No
         if lost == "namespace":
             pod.remove()
         node.delete(asked, pod)
+
+
+def test_many_that_go_at_once_leave_nothing(node: Node) -> None:
+    made = [attached(node, **LIMITS) for _ in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda each: node.delete(each[0], each[1]), made))
+    assert [name for name in node.links() if name.startswith(("bwp", "veth"))] == []
 
 
 def test_gc_takes_the_devices_of_what_is_not_listed_and_no_others(node: Node) -> None:
