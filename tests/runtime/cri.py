@@ -57,9 +57,10 @@ class Runtime:
         """End the connection."""
         self._channel.close()
 
-    def run_pod_sandbox(self, name: str) -> str:
+    def run_pod_sandbox(self, name: str, annotations: dict[str, str] | None = None) -> str:
         """Start the pod, network included, and return its id."""
-        answer = self._call("RuntimeService/RunPodSandbox", config=self._pod(name))
+        config = self._pod(name) | {"annotations": annotations or {}}
+        answer = self._call("RuntimeService/RunPodSandbox", config=config)
         return str(answer.pod_sandbox_id)
 
     def pod_sandbox_status(self, sandbox_id: str) -> Sandbox:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import in_process
 from tests.runtime import conflists, image, state, tools
 from tests.runtime.containerd import Containerd
 
@@ -119,6 +121,26 @@ def test_a_container_reaches_its_gateways_with_every_shipped_conflist(node: Node
             output = containerd.runtime.exec_sync(container, "ping", "-c1", "-W2", gateway)
             assert output.exit_code == 0, output
         stop_pods(containerd, [pod])
+        assert_nothing_left(containerd, node)
+
+
+@in_process
+def test_a_pod_is_as_fast_as_its_annotations_say(node: Node) -> None:
+    """The runtime's words as it says them: capitals, and a burst of 2^32 - 1."""
+    shipped = conflists.with_families(4, 6)
+    document = json.loads(shipped.read_text())
+    document["plugins"][0]["capabilities"] = {"bandwidth": True}
+    limited = node.tmp / shipped.name
+    limited.write_text(json.dumps(document))
+    annotations = {f"kubernetes.io/{way}-bandwidth": "10M" for way in ("ingress", "egress")}
+    with containerd_on(node, limited) as containerd:
+        sandbox = containerd.runtime.run_pod_sandbox("slow", annotations)
+        pod = containerd.runtime.pod_sandbox_status(sandbox)
+        found = node.run("tc", "qdisc", "show").stdout.splitlines()
+        buckets = [line for line in found if line.startswith("qdisc tbf")]
+        assert ["rate 10Mbit burst 64Kb" in line for line in buckets] == [True, True], found
+        stop_pods(containerd, [pod])
+        assert [name for name in node.links() if name.startswith("bwp")] == []
         assert_nothing_left(containerd, node)
 
 
