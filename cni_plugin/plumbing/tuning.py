@@ -196,7 +196,8 @@ def delete_all(traces: Traces, site: Site) -> None:
 def delete_sysctls(traces: Traces, site: Site) -> None:
     """Set the sysctls back."""
     del traces
-    _restore(_own_directory(site.state_dir), site)
+    if site.state_dir:  # a configuration that ADD would refuse has none
+        _restore(_own_directory(site.state_dir), site)
 
 
 def _restore(directory: str, site: Site) -> None:
@@ -226,7 +227,8 @@ def collect_sysctls(network: str, keep: Collection[str], site: Site) -> None:
     """Remove the files of attachments that are not to be kept."""
     from cni_plugin.plumbing.values import collect_values
 
-    collect_values(_own_directory(site.state_dir), network, keep)
+    if site.state_dir:
+        collect_values(_own_directory(site.state_dir), network, keep)
 
 
 FEATURE = Feature(parse=parse_all, add=add_all, delete=delete_all, check=check, collect=collect_all)
