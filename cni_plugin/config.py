@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.request import parse_args
 from cni_plugin.contract.result import DNS, Result, parse_dns, parse_prev_result
 
@@ -41,7 +41,6 @@ _IDENTITY_DIGITS = 16
 _MAX_COMMENT = 127  # bytes, NFTNL_UDATA_COMMENT_MAXLEN less the terminating zero
 _MAX_ALIAS = 254  # bytes; IFALIASZ less the terminating zero, which we send and the kernel counts
 _MAX_IFNAME = 15  # bytes, IFNAMSIZ less the terminating zero
-_NOT_YET = ("macspoofchk",)
 DEFAULT_DELEGATE_TIMEOUT = 60  # seconds; a DHCP lease may take half of it
 
 
@@ -178,10 +177,8 @@ class Addressing:
 
 
 def parse_network(request: Request) -> Network:
-    """Return the configuration of an ADD, CHECK or STATUS, or raise CNIError 2, 4 or 7."""
+    """Return the configuration of an ADD, CHECK or STATUS, or raise CNIError 4 or 7."""
     fields = request.config
-    for key in _NOT_YET:
-        _refuse_switched_on(fields, key)
     _refuse_long_name(request.network)
     args = parse_args(request, KNOWN_ARGS)
     return Network(
@@ -213,14 +210,6 @@ def ipam_type(fields: Fields) -> str:
     """Return the delegate's type; empty for an attachment without addresses."""
     ipam = fields.section("ipam")
     return ipam.string("type") if ipam else ""
-
-
-def _refuse_switched_on(fields: Fields, key: str) -> None:
-    if fields.value(key) not in (None, False):
-        raise CNIError(
-            Code.UNSUPPORTED_FIELD,
-            f'"{key}": {str(fields.value(key)).lower()} is not supported by this version of podwire',
-        )
 
 
 def _refuse_long_name(network: str) -> None:

@@ -33,6 +33,12 @@ def _sysctls() -> Feature:
     return tuning.SYSCTLS
 
 
+def _spoof() -> Feature:
+    from cni_plugin.plumbing import spoof
+
+    return spoof.FEATURE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltIn:
     """A feature that the main plugin has built in, and what asks for it."""
@@ -53,4 +59,5 @@ FEATURES = {
         capabilities=("bandwidth",),
     ),
     "sysctl": BuiltIn(load=_sysctls, keys=("sysctl",)),
+    "spoof": BuiltIn(load=_spoof, keys=("macspoofchk", "spoofCheck")),
 }

@@ -35,7 +35,7 @@ def claim(
         return [change for element in wanted for change in _replace(nftables, element, site, contest)]
 
     nftables.update(decide)
-    undo.callback(_release_exactly, site, wanted)
+    undo.callback(release_exactly, site, wanted)
 
 
 def _replace(
@@ -60,9 +60,15 @@ def identity_of(element: Element) -> str:
     return element.comment.partition(" ")[0]
 
 
-def _release_exactly(site: Site, elements: Sequence[Element]) -> None:
-    for element in elements:
-        _release_from(site, element.family, [element.set_name], [element.key])
+def release_exactly(site: Site, elements: Sequence[Element]) -> None:
+    """Remove those of the elements that are there and the attachment's, whatever else they hold."""
+    nftables = site.host.nftables
+
+    def decide() -> list[Change]:
+        found = [nftables.get(e.family, e.set_name, e.key) for e in elements]
+        return [Change(element, present=False) for element in found if element and _is_of(site, element)]
+
+    nftables.update(decide)
 
 
 def release(site: Site, family: str, prefix: str, keys: Sequence[bytes] | None = None) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.config import Addressing, Attachment, Network
     from cni_plugin.contract.fields import Fields
-    from cni_plugin.contract.result import Result
+    from cni_plugin.contract.result import Interface, Result
     from cni_plugin.kernel.netns import Namespace
 
 Settings = Any  # a feature's own frozen dataclass; nothing outside the feature looks inside
@@ -46,6 +46,8 @@ class Traces:
     fields: Fields
     addresses: tuple[IPAddress, ...] | None
     """The pod's addresses; None when nothing tells them."""
+    interfaces: tuple[Interface, ...] = ()
+    """What prevResult says of links."""
 
 
 def _nothing(*_: object) -> int:

@@ -21,8 +21,6 @@ from cni_plugin.plumbing.feature import Site, Traces
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from netaddr import IPAddress
-
     from cni_plugin.config import Addressing, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.request import Request
@@ -74,16 +72,17 @@ def delete_features(
 
 def delete_feature(feature: Feature, request: Request, site: Site) -> None:
     """Remove what the feature made for the attachment."""
-    feature.delete(Traces(fields=request.config, addresses=_trace_addresses(request)), site)
+    feature.delete(_trace(request), site)
 
 
-def _trace_addresses(request: Request) -> tuple[IPAddress, ...] | None:
-    """Return the addresses that the ADD's result names; None where there is none to read."""
+def _trace(request: Request) -> Traces:
+    """Return what the configuration and the ADD's result tell, where they can be read."""
+    previous = None
     with suppress(CNIError):
         previous = parse_prev_result(request.config, request.cni_version)
-        if previous and previous.ips:
-            return tuple(ip.address.ip for ip in previous.ips)
-    return None
+    addresses = tuple(ip.address.ip for ip in previous.ips) if previous and previous.ips else None
+    interfaces = previous.interfaces if previous else ()
+    return Traces(fields=request.config, addresses=addresses, interfaces=interfaces)
 
 
 def bare_site(request: Request, host: Namespace, pod: Namespace | None) -> Site:

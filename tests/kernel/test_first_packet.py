@@ -97,13 +97,13 @@ def _processes_end() -> Any:
             process.wait(timeout=10)
 
 
-def config_of(node: Node, family: int, bridge: int) -> dict[str, Any]:
+def config_of(node: Node, family: int, bridge: int, **more: Any) -> dict[str, Any]:
     subnet = {4: f"10.22.{bridge}.0/24", 6: f"fd00:22:{bridge}::/64"}[family]
     keys = {"name": f"net{bridge}", "bridge": f"cni{bridge}", "isDefaultGateway": True}
-    return network(node, [{"subnet": subnet}], **keys)
+    return network(node, [{"subnet": subnet}], **keys, **more)
 
 
-def lost_packets(node: Node, family: int, add: Add) -> list[str]:
+def lost_packets(node: Node, family: int, add: Add, **keys: Any) -> list[str]:
     """Return what did not arrive of: pod to gateway, gateway to pod, pod to the pod before it.
 
     The pod before is on the same bridge, or behind the node on another one.
@@ -113,7 +113,7 @@ def lost_packets(node: Node, family: int, add: Add) -> list[str]:
     here, boxes = open_mailbox(node, family), [open_mailbox(pod, family) for pod in pods]
     before: str | None = None
     for number, (pod, box) in enumerate(zip(pods, boxes, strict=True)):
-        result = add(node, config_of(node, family, number // PODS_PER_BRIDGE), pod)
+        result = add(node, config_of(node, family, number // PODS_PER_BRIDGE, **keys), pod)
         box.send(gateway_of(result, family), f"{number} up")
         here.send(address_of(result, family), f"{number} down")
         if before:

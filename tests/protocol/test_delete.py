@@ -21,7 +21,7 @@ BREAK = {
     "no range": ({}, {"ranges": []}),
     "routes": ({}, {"routes": [{"dst": "?"}]}),
     "mtu": ({"mtu": "big"}, {}),
-    "ipMasq": ({"ipMasq": True, "macspoofchk": True}, {}),
+    "ipMasq": ({"ipMasq": "?", "macspoofchk": "?"}, {}),
     "mode": ({"mode": "wormhole"}, {}),
     "bridge": ({"bridge": 5, "vlan": 5000}, {}),
     "args": ({"args": [], "runtimeConfig": 7, "dns": 0, "prevResult": []}, {}),

@@ -86,4 +86,4 @@ def test_a_configuration_that_add_would_refuse_is_refused(node: Node) -> None:
     config = dual_stack(node)
     for keys in ({"mtu": "big"}, {"hairpinMode": True, "promiscMode": True}):
         assert_refused(node.call("STATUS", config | keys), 7, next(iter(keys)))
-    assert_refused(node.call("STATUS", config | {"macspoofchk": True}), 2, "macspoofchk")
+    assert_refused(node.call("STATUS", config | {"spoofCheck": "all"}), 7, "spoofCheck")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.kernel.networks import V4, dual_stack, network
 from tests.protocol.answers import assert_refused, refusal, unchanged, warm
 
@@ -167,12 +165,3 @@ def test_a_resolv_conf_that_cannot_be_read_leaves_no_link_and_no_address(node: N
         for path in ("/nowhere/resolv.conf", "/tmp/a\0b"):
             stdin = config | {"ipam": config["ipam"] | {"resolvConf": path}}
             assert_refused(node.call("ADD", stdin, pod), 7, "ipam.resolvConf")
-
-
-@pytest.mark.parametrize("key", ["macspoofchk"])
-def test_what_is_not_there_yet_is_code_2_that_names_the_key(node: Node, key: str) -> None:
-    pod, config = node.pod(), dual_stack(node)
-    with unchanged(node):
-        assert_refused(node.call("ADD", config | {key: True}, pod), 2, f'"{key}"', "true")
-        assert_refused(node.call("ADD", config | {key.lower(): True}, pod), 2, f'"{key}"')
-    node.add(config | {key: False}, pod)
