@@ -42,7 +42,8 @@ class Ruleset:
     For example `("set masq4_1234", "type ipv4_addr;")`. `title` says in every rule whose it is.
     Rules are in the words of `nft`, without a comment. `filled` are sets whose elements are as
     static as the rules: `fill` returns them by the set's name, and is called when they are written.
-    What they depend on stands in `fingerprint`.
+    What they depend on stands in `fingerprint`. `kept` are chains that others fill: made when missing,
+    never flushed.
     """
 
     family: str
@@ -50,6 +51,7 @@ class Ruleset:
     chains: tuple[Chain, ...]
     sets: tuple[tuple[str, str], ...] = ()
     filled: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     fingerprint: str = ""
     fill: Callable[[], Mapping[str, Iterable[object]]] = field(default=dict, repr=False)
 
@@ -75,6 +77,7 @@ class Ruleset:
         for name, elements in (self.fill() if self.filled else {}).items():
             if text := ", ".join(map(str, elements)):
                 lines.append(f"add element {table} {name} {{ {text} }}")
+        lines += [f"add chain {table} {name}" for name in self.kept]
         for chain in self.chains:
             hook = f" {{ {chain.hook} }}" if chain.hook else ""
             lines += [f"add chain {table} {chain.name}{hook}", f"flush chain {table} {chain.name}"]

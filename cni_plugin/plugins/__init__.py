@@ -52,6 +52,13 @@ def _tuning() -> Plugin:
     return chained(tuning.FEATURE)
 
 
+def _firewall() -> Plugin:
+    from cni_plugin.plugins.chained import chained
+    from cni_plugin.plumbing import firewall
+
+    return chained(firewall.FEATURE)
+
+
 PLUGINS: dict[str, Callable[[], Plugin]] = {
     "podwire": _podwire,
     "podwire-ipam": _ipam,
@@ -62,6 +69,7 @@ PLUGINS: dict[str, Callable[[], Plugin]] = {
     "loopback": _loopback,
     "bandwidth": _bandwidth,
     "tuning": _tuning,
+    "firewall": _firewall,
 }
 
 
