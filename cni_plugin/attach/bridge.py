@@ -67,6 +67,11 @@ def elsewhere(plan: BridgePlan) -> Elsewhere:
     return Elsewhere()
 
 
+def forwarded_by(plan: BridgePlan) -> str:
+    """Return the link with the gateway addresses."""
+    return plan.gateway_ifname if plan.is_gateway else ""
+
+
 def synchronize(plan: BridgePlan, host: Namespace) -> int:
     """Bring the bridge in line; it has no peers, so there is no change to count."""
     ensure_shared(plan, host)
@@ -184,6 +189,7 @@ MODE = Mode(
     check=check,
     ready=ready,
     elsewhere=elsewhere,
+    forwarded_by=forwarded_by,
     synchronize=synchronize,
     explain_mtu=explain_mtu,
 )

@@ -39,6 +39,8 @@ class Mode:
     """Raise CNIError 50 when the kernel lacks what this mode needs."""
     elsewhere: Callable[[Plan], Elsewhere]
     """The networks of the pods on other nodes, as far as the plan names them."""
+    forwarded_by: Callable[[Plan], str]
+    """The interface that the node forwards the pods' packets from and to; empty when it does not."""
     synchronize: Callable[[Plan, Namespace], int]
     """Make what the pods share equal to what is wanted; return the number of changes to peers."""
     explain_mtu: Callable[[Plan, Namespace], list[str]]

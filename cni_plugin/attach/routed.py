@@ -274,6 +274,12 @@ def elsewhere(plan: RoutedPlan) -> Elsewhere:
     return plan.peers.elsewhere if plan.peers else Elsewhere()
 
 
+def forwarded_by(plan: RoutedPlan) -> str:
+    """Return the pattern of the pods' host ends."""
+    del plan
+    return "veth*"
+
+
 def synchronize(plan: RoutedPlan, host: Namespace) -> int:
     """Compare the routes to other nodes and mend what differs; return the number of changes."""
     changes = _ensure_routes(plan, host, doubt=True)
@@ -312,6 +318,7 @@ MODE = Mode(
     check=check,
     ready=ready,
     elsewhere=elsewhere,
+    forwarded_by=forwarded_by,
     synchronize=synchronize,
     explain_mtu=explain_mtu,
 )

@@ -184,6 +184,11 @@ def elsewhere(plan: VxlanPlan) -> Elsewhere:
     return plan.tunnel.source.elsewhere
 
 
+def forwarded_by(plan: VxlanPlan) -> str:
+    """Return the link with the gateway addresses."""
+    return bridge_mode.forwarded_by(plan.bridge)
+
+
 def synchronize(plan: VxlanPlan, host: Namespace) -> int:
     """Compare everything and mend what differs; return the number of changes."""
     _, changes = _ensure_network(plan, host, doubt=True)
@@ -220,6 +225,7 @@ MODE = Mode(
     check=check,
     ready=ready,
     elsewhere=elsewhere,
+    forwarded_by=forwarded_by,
     synchronize=synchronize,
     explain_mtu=explain_mtu,
 )

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _NETLINK_NETFILTER = 12
-_FAMILIES = {"inet": 1, "bridge": 7}  # NFPROTO_INET, NFPROTO_BRIDGE
+_FAMILIES = {"": 0, "inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # NFPROTO_*, "" for all
 TABLE = "podwire"
 # linux/netfilter/nfnetlink.h, nf_tables.h
 _BATCH_BEGIN, _BATCH_END, _SUBSYSTEM = 0x10, 0x11, 10
+_GETCHAIN = 4
 _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 7, 10, 12, 13, 14, 16
 _NFNL_BATCH_GENID = _NFTA_GEN_ID = 1
 _RULE_TABLE, _RULE_CHAIN, _RULE_USERDATA = 1, 2, 7
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _HOOK_NUMBER = 1, 3, 4, 5, 1
 _SET_TABLE, _SET_NAME = 1, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _DATA_VALUE = 1, 2, 6, 1
@@ -80,6 +82,18 @@ class Change:
         return f"nft {'add' if self.present else 'delete'} {self.element.command}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainHead:
+    """A chain of anybody's; `hook` is None for one that only others jump to."""
+
+    family: str
+    table: str
+    name: str
+    hook: int | None
+    drops: bool
+    """Its policy is drop."""
+
+
 class Nftables:
     """A socket to the nftables of the namespace of the thread that makes it."""
 
@@ -119,6 +133,17 @@ class Nftables:
         answers = self._ask(f"nft list sets {family}", _GETSET, family, body, NLM_F_DUMP)
         names = (parse_text(parse(raw, _BODY).get(_SET_NAME, b"")) for raw in answers)
         return [name for name in names if name.startswith(prefix)]
+
+    def list_chains(self) -> list[ChainHead]:
+        """Return the chains of all tables of the families that we know, 0.01 ms each."""
+        answers = self._ask("nft list chains", _GETCHAIN, "", b"", NLM_F_DUMP)
+        return [head for raw in answers for head in _parse_chain(raw)]
+
+    def get_chain(self, family: str, table: str, name: str) -> ChainHead | None:
+        """Return a chain of anybody's; None when there is none of this name."""
+        body = _attribute(_CHAIN_TABLE, _zero(table)) + _attribute(_CHAIN_NAME, _zero(name))
+        answers = self._ask(f"nft list chain {family} {table} {name}", _GETCHAIN, family, body)
+        return next((head for raw in answers for head in _parse_chain(raw)), None)
 
     def list_comments(self, family: str, chain: str) -> list[str]:
         """Return the comment of each rule of a chain; none when there is no such chain."""
@@ -282,6 +307,20 @@ def _nested(kind: int, members: bytes) -> bytes:
 def _render_comment(comment: str) -> bytes:
     value = comment.encode() + b"\0"
     return bytes([_COMMENT, len(value)]) + value
+
+
+def _parse_chain(raw: bytes) -> Iterator[ChainHead]:
+    found = parse(raw, _BODY)
+    hook = parse(found.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER)
+    for family, number in _FAMILIES.items():
+        if number == raw[_HEADER.size]:
+            yield ChainHead(
+                family=family,
+                table=_text(found[_CHAIN_TABLE]),
+                name=_text(found[_CHAIN_NAME]),
+                hook=None if hook is None else int.from_bytes(hook, "big"),
+                drops=hook is not None and not any(found.get(_CHAIN_POLICY, b"\1")),
+            )
 
 
 def _parse_comment(userdata: bytes) -> str:

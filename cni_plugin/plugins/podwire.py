@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 def add(request: Request) -> Result:
     """Join the pod to the network and return what was made."""
+    from cni_plugin.plumbing.forwarding import warn_of_drops
+
     network = _parse(request)
     attachment = network.attachment
     mode = _mode(network)
@@ -62,6 +64,7 @@ def add(request: Request) -> Result:
         for feature, settings in features:
             result = feature.add(settings, site_of(network, host, pod), result, undo)
         _require_present(pod, attachment)
+        warn_of_drops(host, mode.forwarded_by(plan), result)
         undo.pop_all()
     return result.after(network.prev_result)
 
@@ -159,7 +162,9 @@ def _collect_links(network: str, host: Namespace, keep: Collection[str]) -> None
 
 
 def status(request: Request) -> None:
-    """Raise CNIError 50 with the reason when a pod could not be added now."""
+    """Raise CNIError 50 when a pod could not be added now, 51 when its packets would be dropped."""
+    from cni_plugin.plumbing.forwarding import require_open
+
     network = _parse(request)
     mode, delegate = _mode(network), find_delegate(request)
     plan, features = _plan(network, mode, delegate)
@@ -167,7 +172,8 @@ def status(request: Request) -> None:
         mode.ready(plan, host)
         for feature, settings in features:
             feature.ready(settings, host)
-    delegate.status()
+        delegate.status()
+        require_open(host, mode.forwarded_by(plan), delegate.addressing().families)
 
 
 def synchronize(request: Request) -> int:

@@ -22,6 +22,7 @@ from cni_plugin.kernel.nft import Chain, Ruleset, ensure_ruleset, find_differenc
 from cni_plugin.plumbing.backend import require_nftables
 from cni_plugin.plumbing.elements import claim, release, require
 from cni_plugin.plumbing.feature import Feature
+from cni_plugin.plumbing.forwarding import warn_of_drops
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -156,6 +157,7 @@ def _outgoing(settings: Firewall) -> list[str]:
 def add(settings: Firewall, site: Site, result: Result, undo: ExitStack) -> Result:
     """Let the network's rules be for the pod's addresses."""
     claim(site, _plan_elements(settings, site, result), undo)
+    warn_of_drops(site.host, result.interfaces[0].name if result.interfaces else "", result)
     return result
 
 

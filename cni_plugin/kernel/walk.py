@@ -1,0 +1,108 @@
+"""The way of a packet through the rules of a chain, as far as the rules are of interfaces and states.
+
+Rules are as `nft -j` lists them (libnftables-json(5)): a list of conditions and statements each. A
+condition is true, false, or about something that we do not know. A rule with an unknown condition
+counts only when it names the packet's interface and does not drop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+Rule = list[dict[str, Any]]
+Rules = dict[str, list[Rule]]
+_DEEPEST = 16  # jumps, NFT_JUMP_STACK_SIZE
+_DROPS = frozenset({"drop", "reject"})
+_ENDS = frozenset({"accept", "drop", "reject", "return", "jump", "goto"})
+
+_KNOWN = _ENDS | {"match", "vmap", "counter", "log", "mangle", "notrack", "flow"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packet:
+    """What is known of a packet; None for an interface that is not."""
+
+    iifname: str | None
+    oifname: str | None
+    state: str
+
+
+def walk(rules: Rules, chain: str, packet: Packet, depth: int = 0) -> str | None:
+    """Return `accept` or `drop` when a rule decides, None at the end of the chain."""
+    for rule in rules.get(chain, ()) if depth < _DEEPEST else ():
+        for verdict, target in _verdicts(rule, packet):
+            if verdict == "return":
+                return None
+            if verdict in {"accept", "drop"}:
+                return verdict
+            decided = walk(rules, target, packet, depth + 1)
+            if decided or verdict == "goto":
+                return decided
+    return None
+
+
+def _verdicts(rule: Rule, packet: Packet) -> list[tuple[str, str]]:
+    """Return what the rule does with the packet, and where it jumps to; nothing where it does not apply."""
+    truths = [_is_true(step["match"], packet) for step in rule if "match" in step]
+    unknown = None in truths or any(_is_unknown(step) for step in rule)
+    if False in truths or (unknown and not _names(rule, packet)):
+        return []
+    found = [verdict for step in rule for verdict in _verdict(step, packet)]
+    return [v for v in found if not (unknown and v[0] == "drop")]
+
+
+def _is_unknown(step: dict[str, Any]) -> bool:
+    """Tell whether a step may be a condition that we do not know: a limit, a match of iptables."""
+    return not step.keys() <= _KNOWN and (step.get("xt") or {}).get("name") != "REJECT"
+
+
+def _names(rule: Rule, packet: Packet) -> bool:
+    """Tell whether somebody wrote the rule for the interface: one of its true conditions is about it."""
+    matches = [step["match"] for step in rule if "match" in step]
+    named = [m for m in matches if m["op"] in {"==", "in"} and _key(m["left"]) in {"iifname", "oifname"}]
+    return any(_is_true(match, packet) for match in named)
+
+
+def _verdict(step: dict[str, Any], packet: Packet) -> list[tuple[str, str]]:
+    if (step.get("xt") or {}).get("name") == "REJECT":
+        return [("drop", "")]
+    if "vmap" in step:
+        return _look_up(step["vmap"], packet)
+    for name in _ENDS & step.keys():
+        return [("drop" if name in _DROPS else name, (step[name] or {}).get("target", ""))]
+    return []
+
+
+def _look_up(vmap: dict[str, Any], packet: Packet) -> list[tuple[str, str]]:
+    """Return the verdict of the entry for the packet; a named map is not read."""
+    value, data = _value(vmap["key"], packet), vmap["data"]
+    entries = data.get("set", []) if isinstance(data, dict) else []
+    found = [step for key, step in entries if value is not None and _equals(key, value)]
+    return _verdict(found[0], packet) if found else []
+
+
+def _is_true(match: dict[str, Any], packet: Packet) -> bool | None:
+    value = _value(match["left"], packet)
+    wanted = match["right"]
+    if value is None or (isinstance(wanted, str) and wanted.startswith("@")):
+        return None
+    members = wanted.get("set", []) if isinstance(wanted, dict) else wanted
+    equal = any(_equals(each, value) for each in (members if isinstance(members, list) else [members]))
+    return equal != bool(match["op"] == "!=")
+
+
+def _value(left: dict[str, Any], packet: Packet) -> str | None:
+    return {"iifname": packet.iifname, "oifname": packet.oifname, "state": packet.state}.get(_key(left))
+
+
+def _key(left: dict[str, Any]) -> str:
+    """Return what a condition is about: the name of an interface, or the state of the connection."""
+    key: str = (left.get("meta") or left.get("ct") or {}).get("key", "") if isinstance(left, dict) else ""
+    return {"iif": "iifname", "oif": "oifname"}.get(key, key)
+
+
+def _equals(wanted: object, value: str) -> bool:
+    """Compare as nft does; `veth*` as a value stands for every such interface."""
+    return isinstance(wanted, str) and (wanted == value or fnmatchcase(value, wanted))
