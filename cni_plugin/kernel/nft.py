@@ -81,9 +81,9 @@ class Ruleset:
         for chain in self.chains:
             hook = f" {{ {chain.hook} }}" if chain.hook else ""
             lines += [f"add chain {table} {chain.name}{hook}", f"flush chain {table} {chain.name}"]
+        comment = self.comment
         for chain in self.chains:
-            for rule in chain.rules:
-                lines.append(f'add rule {table} {chain.name} {rule} comment "{self.comment}"')
+            lines += [f'add rule {table} {chain.name} {rule} comment "{comment}"' for rule in chain.rules]
         return lines
 
 
@@ -100,8 +100,9 @@ def ensure_ruleset(nftables: Nftables, wanted: Ruleset) -> bool:
 
 def find_difference(nftables: Nftables, wanted: Ruleset) -> str | None:
     """Return the name of the first chain that is not as `wanted`; None when all are."""
+    comment = wanted.comment
     for chain in wanted.chains:
-        if nftables.list_comments(wanted.family, chain.name) != [wanted.comment] * len(chain.rules):
+        if nftables.list_comments(wanted.family, chain.name) != [comment] * len(chain.rules):
             return chain.name
     return None
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from netaddr import EUI, IPAddress
+from netaddr import EUI, IPAddress, valid_mac
 
 from cni_plugin.contract.errors import broken, invalid_config
 from cni_plugin.kernel.nfnetlink import Element
@@ -86,8 +86,8 @@ def _plan_elements(settings: SpoofCheck, site: Site, result: Result) -> list[Ele
 
 
 def _find_mac(site: Site, interfaces: Iterable[Interface]) -> str:
-    found = (each.mac for each in interfaces if each.sandbox and each.name == site.attachment.ifname)
-    return next(found, "")
+    own = (each.mac for each in interfaces if each.sandbox and each.name == site.attachment.ifname)
+    return next(filter(valid_mac, own), "")
 
 
 def _is_own(site: Site, result: Result, interface: int | None) -> bool:

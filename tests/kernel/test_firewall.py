@@ -275,6 +275,14 @@ def test_bad_keys_are_refused_before_anything_is_made(
     assert plain_node.run("nft", "list", "ruleset").stdout == ""
 
 
+def test_status_reads_the_configuration(plain_node: Node) -> None:
+    chain = chain_on(plain_node, ingressPolicy="isolated")
+    assert_ok(chain.call("STATUS", chain.plugins[1], None))
+    refused = chain.call("STATUS", chain.plugins[1] | {"ingressPolicy": "closed"}, None)
+    assert_refused(refused, 7, "ingressPolicy")
+    assert plain_node.run("nft", "list", "ruleset").stdout == ""
+
+
 def test_a_policy_about_bridges_is_refused_where_there_is_none(plain_node: Node) -> None:
     chain = chain_on(plain_node, ingressPolicy="same-bridge")
     chain.plugins[0] |= {"mode": "routed"}

@@ -33,7 +33,17 @@ from tests.kernel.frames import (
     tapped,
     udp,
 )
-from tests.kernel.networks import GATEWAYS, address_of, dual_stack, eventually, host_end, network
+from tests.kernel.networks import (
+    GATEWAYS,
+    address_of,
+    dual_stack,
+    eventually,
+    host_end,
+    network,
+    print_result,
+    scripted,
+    write_delegate,
+)
 from tests.kernel.test_first_packet import add_by_executable, lost_packets
 from tests.protocol.answers import assert_ok, assert_refused, unchanged, warm
 
@@ -277,7 +287,7 @@ def test_a_pod_has_a_constant_number_of_elements_that_name_it(
     assert plain_node.run("nft", "list", "chains").stdout == chains
 
 
-@pytest.mark.parametrize("lost", ["nothing", "prevResult", "namespace", "link", "configuration"])
+@pytest.mark.parametrize("lost", ["nothing", "prevResult", "namespace", "link", "configuration", "MAC"])
 @pytest.mark.parametrize("mode", ["bridge", "routed"])
 def test_nothing_is_left_whatever_is_missing_at_del(node: Node, mode: str, lost: str) -> None:
     config, pod = dual_stack(node, mode=mode, spoofCheck="ip"), node.pod()
@@ -290,6 +300,8 @@ def test_nothing_is_left_whatever_is_missing_at_del(node: Node, mode: str, lost:
         asked = {**config, "prevResult": result}
         if lost == "prevResult":
             asked = config
+        if lost == "MAC":
+            asked["prevResult"]["interfaces"][-1]["mac"] = "none"
         if lost == "configuration":
             asked = {**dual_stack(node), "spoofCheck": 7, "mode": "wormhole"}
         if lost == "link":
@@ -360,6 +372,16 @@ def test_when_nft_refuses_nothing_is_made(plain_node: Node, tmp_path: Path) -> N
         config = dual_stack(plain_node, spoofCheck="ip")
         answer = plain_node.call("ADD", config, plain_node.pod(), environ=environ)
         assert_refused(answer, 11, "Error: no room")
+
+
+def test_an_add_that_fails_late_leaves_nothing(plain_node: Node) -> None:
+    node, pod = plain_node, plain_node.pod()
+    printed = print_result("10.22.0.5/24", "fd00:22::5/64")
+    environ = write_delegate(node, add=f"umount --lazy {pod.path}; rm {pod.path}\n{printed}")
+    config = scripted(node, spoofCheck="ip")
+    assert_refused(node.call("ADD", config, pod, environ=environ), 4, "vanished")
+    assert "chain spoof" in node.run("nft", "list", "ruleset").stdout
+    assert elements(node) == []
 
 
 def test_without_nft_status_says_so(plain_node: Node, tmp_path: Path) -> None:
