@@ -141,7 +141,7 @@ class Nftables:
 
     def get_chain(self, family: str, table: str, name: str) -> ChainHead | None:
         """Return a chain of anybody's; None when there is none of this name."""
-        body = _attribute(_CHAIN_TABLE, _zero(table)) + _attribute(_CHAIN_NAME, _zero(name))
+        body = text(_CHAIN_TABLE, table) + text(_CHAIN_NAME, name)
         answers = self._ask(f"nft list chain {family} {table} {name}", _GETCHAIN, family, body)
         return next((head for raw in answers for head in _parse_chain(raw)), None)
 
@@ -313,11 +313,11 @@ def _parse_chain(raw: bytes) -> Iterator[ChainHead]:
     found = parse(raw, _BODY)
     hook = parse(found.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER)
     for family, number in _FAMILIES.items():
-        if number == raw[_HEADER.size]:
+        if number == raw[HEADER.size]:
             yield ChainHead(
                 family=family,
-                table=_text(found[_CHAIN_TABLE]),
-                name=_text(found[_CHAIN_NAME]),
+                table=parse_text(found[_CHAIN_TABLE]),
+                name=parse_text(found[_CHAIN_NAME]),
                 hook=None if hook is None else int.from_bytes(hook, "big"),
                 drops=hook is not None and not any(found.get(_CHAIN_POLICY, b"\1")),
             )
