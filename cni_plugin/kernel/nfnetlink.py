@@ -26,7 +26,7 @@ from cni_plugin.kernel.netlink import HEADER, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUM
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_NETLINK_NETFILTER = 12
+NETLINK_NETFILTER = 12
 _FAMILIES = {"": 0, "inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # NFPROTO_*, "" for all
 TABLE = "podwire"
 # linux/netfilter/nfnetlink.h, nf_tables.h
@@ -48,6 +48,9 @@ _ABSENT = frozenset({0, errno.ENOENT, errno.EINVAL})
 _BODY = 20  # bytes of struct nlmsghdr and struct nfgenmsg
 _BUFFER = 256 * 1024
 _ANSWER_TIMEOUT = 30.0  # seconds
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h
+# Bytes; a batch is one datagram, and a range of ports some thousand elements.
+_LARGEST_BATCH = 4 * 1024 * 1024
 _PATIENCE = 10.0  # seconds that others may keep changing the ruleset under us
 
 
@@ -100,9 +103,10 @@ class Nftables:
     def __init__(self) -> None:
         """Open the socket here and now."""
         self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
         )
         self._socket.settimeout(_ANSWER_TIMEOUT)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _LARGEST_BATCH)
         self._socket.bind((0, 0))
         self._sequence = 0
 
@@ -112,7 +116,7 @@ class Nftables:
 
     def get(self, family: str, set_name: str, key: bytes) -> Element | None:
         """Return the element with this key; None when there is none, or no such set."""
-        body = _element_list(set_name, [_nested(_ELEM_KEY, attribute(_DATA_VALUE, key))])
+        body = _element_list(set_name, [nested(_ELEM_KEY, attribute(_DATA_VALUE, key))])
         found = self._ask(f"nft get element {family} {TABLE} {set_name}", _GETSETELEM, family, body)
         return next((e for raw in found for e in _parse_elements(family, set_name, raw)), None)
 
@@ -180,34 +184,35 @@ class Nftables:
         if not changes:
             return
         first = self._number()
-        subsystem = _general(0, _SUBSYSTEM)
+        subsystem = general(0, _SUBSYSTEM)
         named = attribute(_NFNL_BATCH_GENID, generation.to_bytes(4, "big"))
         batch = [pack(_BATCH_BEGIN, 0, subsystem + named, first)]
-        awaited = {}
+        sent = {}
         for change in changes:
             log.debug("%s", change.command)
             number = self._number()
-            awaited[number] = change
-            batch.append(_pack_change(change, number))
+            sent[number] = change
+            batch.append(_pack_change(change, number, NLM_F_ACK if change is changes[-1] else 0))
         batch.append(pack(_BATCH_END, 0, subsystem, self._number()))
         self._socket.send(b"".join(batch))
-        self._await(first, awaited)
+        self._await(first, sent)
 
-    def _await(self, first: int, awaited: dict[int, Change]) -> None:
-        """Read the answer to every change; the batch's own header is answered only when it is refused."""
+    def _await(self, first: int, sent: dict[int, Change]) -> None:
+        """Read the answers: to each change that is refused, to the last, or to the batch's own header."""
         failures = []
-        while awaited:
+        answered, last = 0, max(sent)
+        while answered not in {first, last}:
             for number, kind, raw in self._receive():
-                if kind != _NLMSG_ERROR:
+                if kind != _NLMSG_ERROR or number < first:
                     continue
+                answered = number
                 refusal = -struct.unpack_from("=i", raw, HEADER.size)[0]
                 if number == first and refusal == errno.ERESTART:
                     raise _MovedError
-                change = awaited.pop(number, None)
-                if change and refusal:
-                    failures.append(KernelError(change.command, refusal))
-                elif refusal:
-                    raise KernelError("nft -f", refusal)
+                if refusal:
+                    failures.append(
+                        KernelError(sent[number].command if number in sent else "nft -f", refusal)
+                    )
         if failures:
             raise failures[0]
 
@@ -215,7 +220,7 @@ class Nftables:
         """Return the answers to a question; none when what it is about does not exist."""
         number = self._number()
         ack = 0 if flags & NLM_F_DUMP else NLM_F_ACK
-        body = _general(_FAMILIES[family]) + body
+        body = general(_FAMILIES[family]) + body
         self._socket.send(pack(_SUBSYSTEM << 8 | kind, ack | flags, body, number))
         answers: list[bytes] = []
         while True:
@@ -276,31 +281,32 @@ def _is_own(namespace: int) -> bool:
     return os.path.samestat(os.fstat(namespace), os.stat("/proc/self/ns/net"))
 
 
-def _pack_change(change: Change, number: int) -> bytes:
+def _pack_change(change: Change, number: int, ack: int) -> bytes:
     element = change.element
-    members = _nested(_ELEM_KEY, attribute(_DATA_VALUE, element.key))
+    members = nested(_ELEM_KEY, attribute(_DATA_VALUE, element.key))
     if change.present and element.data:
-        members += _nested(_ELEM_DATA, attribute(_DATA_VALUE, element.data))
+        members += nested(_ELEM_DATA, attribute(_DATA_VALUE, element.data))
     if change.present and element.comment:
         members += attribute(_ELEM_USERDATA, _render_comment(element.comment))
     kind = _NEWSETELEM if change.present else _DELSETELEM
-    flags = NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if change.present else 0)
-    body = _general(_FAMILIES[element.family]) + _element_list(element.set_name, [members])
+    flags = ack | (NLM_F_CREATE | NLM_F_EXCL if change.present else 0)
+    body = general(_FAMILIES[element.family]) + _element_list(element.set_name, [members])
     return pack(_SUBSYSTEM << 8 | kind, flags, body, number)
 
 
 def _element_list(set_name: str, elements: list[bytes] | None = None) -> bytes:
     body = text(_LIST_TABLE, TABLE) + text(_LIST_SET, set_name)
-    members = b"".join(_nested(_LIST_ELEM, element) for element in elements or ())
-    return body + (_nested(_LIST_ELEMENTS, members) if members else b"")
+    members = b"".join(nested(_LIST_ELEM, element) for element in elements or ())
+    return body + (nested(_LIST_ELEMENTS, members) if members else b"")
 
 
-def _general(family: int, resource: int = 0) -> bytes:
+def general(family: int, resource: int = 0) -> bytes:
     """Return the struct nfgenmsg that every message begins with."""
     return struct.pack("!BBH", family, 0, resource)
 
 
-def _nested(kind: int, members: bytes) -> bytes:
+def nested(kind: int, members: bytes) -> bytes:
+    """Return an attribute that holds attributes, which here must say so."""
     return attribute(kind | _NESTED, members)
 
 
