@@ -81,10 +81,11 @@ def _check_port(plan: BridgePlan, bridge: Link, port: Link, host: Namespace) -> 
         )
     if port.master != bridge.index or port.port is None:
         raise broken(f"link {port.name}: wanted it in bridge {bridge.name}, found master index {port.master}")
-    for flag in ("hairpin", "isolated"):
-        wanted, found = getattr(plan, flag), getattr(port.port, flag)
-        if wanted != found:
-            raise broken(f"bridge port {port.name}: wanted {flag} {wanted}, found {found}")
+    if plan.isolated != port.port.isolated:
+        raise broken(f"bridge port {port.name}: wanted isolated {plan.isolated}, found {port.port.isolated}")
+    # Host ports need it where br_netfilter is on, and switch it on by themselves.
+    if plan.hairpin and not port.port.hairpin:
+        raise broken(f"bridge port {port.name}: wanted hairpin True, found False")
     if plan.vlans:
         _check_vlans(plan, port, host)
 

@@ -89,10 +89,6 @@ BROKEN: dict[str, tuple[Callable[[Attached], None], tuple[str, ...]]] = {
         lambda at: at.on_node("ip", "link", "set", at.veth, "type", "bridge_slave", "isolated", "off"),
         ("bridge port VETH", "wanted isolated True", "found False"),
     ),
-    "hairpin": (
-        lambda at: at.on_node("ip", "link", "set", at.veth, "type", "bridge_slave", "hairpin", "on"),
-        ("bridge port VETH", "wanted hairpin False", "found True"),
-    ),
     "pod end gone by name": (rename("eth0"), ("interface eth0", "wanted it", "found none")),
     "pod end is another link": (swap_pod_end, ("interface eth0", "wanted the peer of VETH", "found another")),
     "pod end mac": (
@@ -166,6 +162,15 @@ def test_check_finds(node: Node, what: str) -> None:
     assert (answer.status, answer.json["code"]) == (1, 100)
     for word in words:
         assert word.replace("VETH", attached.veth) in answer.json["msg"]
+
+
+def test_check_finds_hairpin_off(node: Node) -> None:
+    pod, config = node.pod(), dual_stack(node, hairpinMode=True)
+    result = node.add(config, pod)
+    node.run("ip", "link", "set", host_end(result), "type", "bridge_slave", "hairpin", "off")
+    answer = node.check(config, result, pod)
+    assert (answer.status, answer.json["code"]) == (1, 100)
+    assert f"bridge port {host_end(result)}: wanted hairpin True, found False" in answer.json["msg"]
 
 
 def test_check_finds_a_result_that_is_not_of_this_attachment(node: Node) -> None:
