@@ -249,5 +249,12 @@ def set_port(name: str, *, alias: str, hairpin: bool, isolated: bool) -> Change:
     return set_link(name, f'alias "{alias}" type bridge_slave {words}', text(IFLA_IFALIAS, alias), info)
 
 
+def set_hairpin(name: str) -> Change:
+    """Return the change that lets a port send back what came in by it."""
+    settings = nested(IFLA_INFO_SLAVE_DATA, u8(IFLA_BRPORT_MODE, 1))
+    info = nested(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), settings)
+    return set_link(name, "type bridge_slave hairpin on", info)
+
+
 def _switch(*, on: bool) -> str:
     return "on" if on else "off"

@@ -120,9 +120,20 @@ def run_nft(script: Iterable[str]) -> None:
     lines = list(script)
     for line in lines:
         log.debug("nft %s", line)
+    if refusal := _run(lines):
+        raise CNIError(Code.TRY_AGAIN_LATER, f"nft -f -: {refusal}", "\n".join(lines))
+
+
+def try_ruleset(wanted: Ruleset) -> str:
+    """Return why nft or the kernel would refuse the ruleset; empty when not. Nothing is changed."""
+    return _run(wanted.render(), "-c")
+
+
+def _run(lines: list[str], *options: str) -> str:
+    """Return what nft says when it refuses; empty when it does not."""
+    argv = [require_nft(), *options, "-f", "-"]
     text = "".join(f"{line}\n" for line in lines)
     import subprocess
 
-    done = subprocess.run([require_nft(), "-f", "-"], input=text, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CNIError(Code.TRY_AGAIN_LATER, f"nft -f -: {done.stderr.strip()}", text)
+    done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+    return (done.stderr.strip() or f"exit {done.returncode}") if done.returncode != 0 else ""

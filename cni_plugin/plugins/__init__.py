@@ -59,6 +59,13 @@ def _firewall() -> Plugin:
     return chained(firewall.FEATURE)
 
 
+def _portmap() -> Plugin:
+    from cni_plugin.plugins.chained import chained
+    from cni_plugin.plumbing import portmap
+
+    return chained(portmap.FEATURE)
+
+
 PLUGINS: dict[str, Callable[[], Plugin]] = {
     "podwire": _podwire,
     "podwire-ipam": _ipam,
@@ -70,6 +77,7 @@ PLUGINS: dict[str, Callable[[], Plugin]] = {
     "bandwidth": _bandwidth,
     "tuning": _tuning,
     "firewall": _firewall,
+    "portmap": _portmap,
 }
 
 

@@ -39,6 +39,12 @@ def _spoof() -> Feature:
     return spoof.FEATURE
 
 
+def _portmap() -> Feature:
+    from cni_plugin.plumbing import portmap
+
+    return portmap.FEATURE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltIn:
     """A feature that the main plugin has built in, and what asks for it."""
@@ -60,4 +66,5 @@ FEATURES = {
     ),
     "sysctl": BuiltIn(load=_sysctls, keys=("sysctl",)),
     "spoof": BuiltIn(load=_spoof, keys=("macspoofchk", "spoofCheck")),
+    "portmap": BuiltIn(load=_portmap, capabilities=("portMappings",)),
 }

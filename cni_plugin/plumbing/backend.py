@@ -21,9 +21,19 @@ def require_nftables(fields: Fields, key: str) -> None:
     asked = fields.string(key)
     if asked in {"", "nftables"}:
         return
-    if asked == "iptables" and fields.string("type") != "podwire":
-        log.warning('"%s": wanted iptables, which podwire serves with nftables', fields.name(key))
+    if asked == "iptables" and not is_own(fields):
+        warn_of_iptables(fields, key, asked)
         return
     raise invalid_config(
         f'"{fields.name(key)}" must be nftables, the only backend of podwire, found "{asked}"'
     )
+
+
+def is_own(fields: Fields) -> bool:
+    """Tell whether the configuration was written for podwire, which has no iptables."""
+    return fields.string("type") == "podwire"
+
+
+def warn_of_iptables(fields: Fields, key: str, asked: str) -> None:
+    """Say in one line that what was asked of iptables is done by nftables."""
+    log.warning('"%s": wanted %s, which podwire serves with nftables', fields.name(key), asked)

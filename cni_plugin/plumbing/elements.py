@@ -23,35 +23,38 @@ FAMILIES = ("inet", "bridge")
 
 
 def claim(
-    site: Site, wanted: Sequence[Element], undo: ExitStack, contest: Callable[[Element], None] | None = None
+    site: Site,
+    wanted: Sequence[Element],
+    undo: ExitStack,
+    rivals: Callable[[], Iterable[Element]] = tuple,
 ) -> None:
-    """Make the elements exist, all or none, and push their removal.
+    """Make the elements exist, all or none, and push their removal; one that exists is replaced.
 
-    One that exists is taken over; `contest` sees it before and raises CNIError where it must stay.
+    `rivals` reads what others have that cannot stand beside them: it raises CNIError where that must
+    stay, and returns what goes.
     """
     nftables = site.host.nftables
 
     def decide() -> list[Change]:
-        return [change for element in wanted for change in _replace(nftables, element, site, contest)]
+        gone = dict.fromkeys(rivals())
+        changes = [change for element in wanted for change in _replace(nftables, element, gone)]
+        return [Change(element, present=False) for element in gone] + changes
 
     nftables.update(decide)
     undo.callback(release_exactly, site, wanted)
 
 
-def _replace(
-    nftables: Nftables, wanted: Element, site: Site, contest: Callable[[Element], None] | None
-) -> Iterator[Change]:
+def _replace(nftables: Nftables, wanted: Element, gone: Collection[Element]) -> Iterator[Change]:
     found = nftables.get(wanted.family, wanted.set_name, wanted.key)
     if found == wanted:
         return
-    if found is not None:
-        if contest and not _is_of(site, found):
-            contest(found)
+    if found is not None and found not in gone:
         yield Change(found, present=False)
     yield Change(wanted, present=True)
 
 
-def _is_of(site: Site, element: Element) -> bool:
+def is_of(site: Site, element: Element) -> bool:
+    """Tell whether an element is the attachment's own."""
     return identity_of(element) == site.attachment.identity
 
 
@@ -66,29 +69,30 @@ def release_exactly(site: Site, elements: Sequence[Element]) -> None:
 
     def decide() -> list[Change]:
         found = [nftables.get(e.family, e.set_name, e.key) for e in elements]
-        return [Change(element, present=False) for element in found if element and _is_of(site, element)]
+        return [Change(element, present=False) for element in found if element and is_of(site, element)]
 
     nftables.update(decide)
 
 
-def release(site: Site, family: str, prefix: str, keys: Sequence[bytes] | None = None) -> None:
-    """Remove the attachment's elements from all sets whose name begins with `prefix`.
+def release(site: Site, family: str, prefix: str, keys: Sequence[bytes] | None = None) -> list[Element]:
+    """Remove the attachment's elements from all sets whose name begins with `prefix`; return them.
 
     Where nobody knows the keys (None) the sets are searched, which costs with their size.
     """
     names = site.host.nftables.list_sets(family, prefix)
-    if names and keys != []:
-        _release_from(site, family, names, keys)
+    return _release_from(site, family, names, keys) if names and keys != [] else []
 
 
-def _release_from(site: Site, family: str, names: Sequence[str], keys: Sequence[bytes] | None) -> None:
+def _release_from(
+    site: Site, family: str, names: Sequence[str], keys: Sequence[bytes] | None
+) -> list[Element]:
     nftables = site.host.nftables
 
     def decide() -> list[Change]:
         found = (e for name in names for e in _find(site, family, name, keys))
-        return [Change(element, present=False) for element in found if _is_of(site, element)]
+        return [Change(element, present=False) for element in found if is_of(site, element)]
 
-    nftables.update(decide)
+    return [change.element for change in nftables.update(decide)]
 
 
 def _find(site: Site, family: str, name: str, keys: Sequence[bytes] | None) -> Iterable[Element]:

@@ -1,0 +1,205 @@
+"""Host ports: what arrives for a port of the node goes to a port of the pod.
+
+A port is one element of a map and a pod's address one of a set, whatever else is on the node. What to make of
+a configuration says portmap_plan, the chains are those of portmap_rules, and whose a port is knows
+portmap_rivals; a DEL needs none of the three. UDP flows that began before are portmap_flows'.
+"""
+
+from __future__ import annotations
+
+import operator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
+from cni_plugin.kernel.bridge import set_hairpin
+from cni_plugin.kernel.link import get_link
+from cni_plugin.kernel.nft import ensure_ruleset, find_difference, require_nft, try_ruleset
+from cni_plugin.kernel.sysctl import ensure_sysctl, get_sysctl
+from cni_plugin.plumbing.backend import is_own, require_nftables, warn_of_iptables
+from cni_plugin.plumbing.elements import claim, release, require
+from cni_plugin.plumbing.feature import Feature
+from cni_plugin.plumbing.hostports import parse_host_ports, parse_key, parse_target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from contextlib import ExitStack
+
+    from cni_plugin.config import Addressing, Network
+    from cni_plugin.contract.fields import Fields
+    from cni_plugin.contract.result import Result
+    from cni_plugin.kernel.netns import Namespace
+    from cni_plugin.kernel.nfnetlink import Element
+    from cni_plugin.plumbing.feature import Site, Traces
+    from cni_plugin.plumbing.hostports import HostPort
+    from cni_plugin.plumbing.portmap_plan import Plan
+    from cni_plugin.plumbing.portmap_rules import Treatment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortMap:
+    """What an attachment asks for: the pod's port behind each host port, and how it is reached."""
+
+    ports: Mapping[HostPort, int]
+    treatment: Treatment
+
+
+def parse(network: Network, _: Addressing) -> PortMap:
+    """Return what is asked for, perhaps nothing; CNIError 2, 7 or 50."""
+    fields = network.fields
+    settings = PortMap(ports=parse_host_ports(fields) or {}, treatment=_parse_treatment(fields))
+    _refuse_unreachable(settings)
+    if settings.ports:
+        require_nft()
+        _require_conditions(settings.treatment)
+    return settings
+
+
+def _parse_treatment(fields: Fields) -> Treatment:
+    require_nftables(fields, "backend")
+    bit = fields.integer("markMasqBit", 0, 31)
+    if chain := fields.string("externalSetMarkChain"):
+        if bit is not None:
+            raise invalid_config('"externalSetMarkChain" and "markMasqBit" exclude each other, found both')
+        if is_own(fields):
+            raise CNIError(
+                Code.UNSUPPORTED_FIELD, f'"externalSetMarkChain": podwire has no iptables, found "{chain}"'
+            )
+        warn_of_iptables(fields, "externalSetMarkChain", f"the chain {chain} of iptables")
+    from cni_plugin.plumbing.portmap_rules import Treatment
+
+    snat = fields.boolean("snat", default=True)
+    return Treatment(
+        snat=snat,
+        masq_all=snat and fields.boolean("masqAll"),
+        mark=0 if bit is None else 1 << bit,
+        conditions=tuple((version, _parse_conditions(fields, version)) for version in (4, 6)),
+    )
+
+
+def _parse_conditions(fields: Fields, version: int) -> str:
+    if fields.value(f"conditionsV{version}") is None:
+        return ""
+    from cni_plugin.plumbing.conditions import parse_conditions
+
+    return parse_conditions(fields, version, own=is_own(fields))
+
+
+def _refuse_unreachable(settings: PortMap) -> None:
+    for port in settings.ports:
+        if port.address is not None and port.address.is_loopback() and not settings.treatment.snat:
+            raise invalid_config(
+                f'"snat" must be true for host port {port}: nothing answers 127.0.0.1 without'
+            )
+
+
+def _require_conditions(treatment: Treatment) -> None:
+    if not any(words for _, words in treatment.conditions):
+        return
+    from cni_plugin.plumbing.portmap_rules import plan_ruleset
+
+    if refusal := try_ruleset(plan_ruleset(treatment)):
+        raise invalid_config(f'"conditionsV4", "conditionsV6": wanted words of an nft rule: {refusal}')
+
+
+def add(settings: PortMap, site: Site, result: Result, undo: ExitStack) -> Result:
+    """Lead the host ports to the pod."""
+    plan = _plan(settings, site, result)
+    if plan is None:
+        return result
+    from cni_plugin.plumbing.portmap_rivals import find_rivals
+
+    for ruleset in plan.rulesets:
+        ensure_ruleset(site.host.nftables, ruleset)
+    if plan.local_link:
+        with site.host.entered():
+            ensure_sysctl(_route_localnet(plan.local_link), 1)
+    claim(site, plan.elements, undo, partial(find_rivals, site, plan.ports))
+    if plan.hairpin_port:
+        site.host.netlink.change(set_hairpin(plan.hairpin_port))
+    # After the elements: a flow that began in between would find the port as it was.
+    _forget_flows(site, plan.ports.values(), operator.ne)
+    return result
+
+
+def _plan(settings: PortMap, site: Site, result: Result) -> Plan | None:
+    if not settings.ports:
+        return None
+    from cni_plugin.plumbing.portmap_plan import plan_host_ports
+
+    return plan_host_ports(settings.ports, settings.treatment, site, result)
+
+
+def _route_localnet(link: str) -> str:
+    return f"net/ipv4/conf/{link}/route_localnet"
+
+
+def delete(traces: Traces, site: Site) -> None:
+    """Let go of the attachment's host ports; what nobody tells is searched by its identity."""
+    keys = _trace_keys(traces)
+    if keys is None:
+        removed = release(site, "inet", "hostport")
+    else:
+        removed = [e for prefix, known in keys.items() for e in release(site, "inet", prefix, known)]
+    _forget_flows(site, (element for element in removed if element.data), operator.eq)
+
+
+def _forget_flows(
+    site: Site, elements: Iterable[Element], is_stale: Callable[[object, object], bool]
+) -> None:
+    """Forget the UDP flows to these ports that are stale by where they and the ports lead."""
+    known = {parse_key(e.set_name, e.key): parse_target(e.data) for e in elements}
+    if udp := {port: target for port, target in known.items() if port.protocol == "udp"}:
+        from cni_plugin.plumbing.portmap_flows import forget_udp
+
+        forget_udp(site.host, udp, is_stale)
+
+
+def _trace_keys(traces: Traces) -> dict[str, list[bytes]] | None:
+    """Return the keys of an ADD's elements by the beginning of their sets' names."""
+    ports = None
+    with suppress(CNIError):
+        ports = parse_host_ports(traces.fields)
+    if ports is None or traces.addresses is None:
+        return {} if ports == {} else None
+    keys: dict[str, list[bytes]] = {}
+    for port in ports:
+        keys.setdefault(port.kind, []).append(port.key)
+    for address in traces.addresses if ports else ():
+        keys.setdefault(f"hostport_pods{address.version}_", []).append(address.packed * 2)
+    return keys
+
+
+def check(settings: PortMap, site: Site, result: Result) -> None:
+    """Compare the chains, the elements and the switch of the interface."""
+    plan = _plan(settings, site, result)
+    if plan is None:
+        return
+    for ruleset in plan.rulesets:
+        if chain := find_difference(site.host.nftables, ruleset):
+            raise broken(f"nft chain inet podwire {chain}: wanted the rules of portmap, found others")
+    require(site, plan.elements, "portmap")
+    _require_switches(site, plan)
+
+
+def _require_switches(site: Site, plan: Plan) -> None:
+    key = _route_localnet(plan.local_link)
+    with site.host.entered():
+        if plan.local_link and get_sysctl(key) != "1":
+            raise broken(f"sysctl {key}: wanted 1, found 0")
+    link = get_link(site.host.netlink, plan.hairpin_port) if plan.hairpin_port else None
+    if link and link.port and not link.port.hairpin:
+        raise broken(f"bridge port {link.name}: wanted hairpin on, which br_netfilter needs, found off")
+
+
+def ready(settings: PortMap, _: Namespace) -> None:
+    """Raise CNIError 50 when nft or the kernel refuse the rules."""
+    from cni_plugin.plumbing.portmap_rules import plan_ruleset
+
+    if refusal := try_ruleset(plan_ruleset(settings.treatment)):
+        raise CNIError(Code.NOT_AVAILABLE, f"nft -c -f -: {refusal}")
+
+
+FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, ready=ready)

@@ -1,0 +1,125 @@
+"""The chains that translate host ports: one set of them for all attachments that are treated alike.
+
+Whatever arrives for one of the node's own addresses is looked up in two maps per family, one keyed
+by the address too. What would come back past the node is masqueraded on its way to the pod: from the
+pod to itself, from 127.0.0.1, and from its neighbours on a bridge. Nothing for ::1 is translated, since
+the kernel lets nothing from ::1 leave the node: it is refused at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_plugin.kernel.nft import Chain, Ruleset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SCOPE_DIGITS = 12
+_FAMILY = {4: "ip", 6: "ip6"}
+
+GUARD = Ruleset(
+    family="inet",
+    title="portmap: nothing from outside is for 127.0.0.0/8, whatever route_localnet says",
+    chains=(
+        Chain(
+            name="hostport_guard",
+            hook="type filter hook prerouting priority raw; policy accept;",
+            rules=('iifname != "lo" ip daddr 127.0.0.0/8 drop',),
+        ),
+    ),
+)
+"""CVE-2020-8558: route_localnet lets the neighbours on that link reach what listens on 127.0.0.1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Treatment:
+    """How an attachment's host ports are translated.
+
+    `mark` is a mask of one bit, 0 for none. `segment` is the interface behind which the pod and its
+    neighbours are; empty when it has a link of its own.
+    """
+
+    snat: bool
+    """Masquerade what would come back past the node; without it `masq_all` and `mark` say nothing."""
+    masq_all: bool
+    mark: int
+    conditions: tuple[tuple[int, str], ...]
+    """By family, in the words of nft; empty ones too."""
+    segment: str = ""
+
+    @property
+    def scope(self) -> str:
+        """Return what the names of its chains and sets end with."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:_SCOPE_DIGITS]
+
+
+def plan_ruleset(treatment: Treatment) -> Ruleset:
+    """Return the chains, maps and sets of all attachments that are treated so."""
+    scope = treatment.scope
+    translate = (f"fib daddr type local jump hostport_{scope}",)
+    chains = [
+        Chain(name=f"hostport_{scope}", rules=tuple(_translate(treatment))),
+        _nat_chain("prerouting", -100, scope, translate),
+        _nat_chain("output", -100, scope, translate),
+    ]
+    if rules := tuple(_masquerade(treatment)):
+        chains.append(_nat_chain("postrouting", 100, scope, rules))
+    return Ruleset(
+        family="inet",
+        title=f"portmap {treatment.segment}".rstrip(),
+        chains=tuple(chains),
+        sets=tuple(declared for version in (4, 6) for declared in _declare(version, scope)),
+    )
+
+
+def _nat_chain(hook: str, priority: int, scope: str, rules: tuple[str, ...]) -> Chain:
+    return Chain(
+        name=f"hostport_{hook}_{scope}",
+        hook=f"type nat hook {hook} priority {priority}; policy accept;",
+        rules=rules,
+    )
+
+
+def _declare(version: int, scope: str) -> Iterator[tuple[str, str]]:
+    address, service = f"ipv{version}_addr", "inet_proto . inet_service"
+    yield f"map hostport{version}_{scope}", f"type {service} : {address} . inet_service;"
+    yield f"map hostport{version}at_{scope}", f"type {address} . {service} : {address} . inet_service;"
+    yield f"set hostport_pods{version}_{scope}", f"type {address} . {address};"
+
+
+def _translate(treatment: Treatment) -> Iterator[str]:
+    """Yield the rules of both families; a port of one address goes before a port of all addresses."""
+    service = "meta l4proto . th dport"
+    for version, condition in treatment.conditions:
+        family, name = _FAMILY[version], f"@hostport{version}"
+        start = f"{_eligible(version, treatment)} {condition}".rstrip()
+        yield f"{start} dnat {family} to {family} daddr . {service} map {name}at_{treatment.scope}"
+        yield f"{start} dnat {family} to {service} map {name}_{treatment.scope}"
+
+
+def _eligible(version: int, treatment: Treatment) -> str:
+    """Return what must be true of every packet: what cannot be answered is not translated."""
+    if version == 6:
+        return "ip6 daddr != ::1"
+    return "meta nfproto ipv4" if treatment.snat else "ip daddr != 127.0.0.0/8"
+
+
+def _masquerade(treatment: Treatment) -> Iterator[str]:
+    mark = f"{treatment.mark:#x}"
+    verdict = f"meta mark set meta mark or {mark} masquerade" if treatment.mark else "masquerade"
+    for version in (4, 6) if treatment.snat else ():
+        family, pods = _FAMILY[version], f"@hostport_pods{version}_{treatment.scope}"
+        to_pod = f"ct status dnat {family} daddr . {family} daddr {pods}"
+        if treatment.mark:
+            yield f"{to_pod} meta mark and {mark} == {mark} masquerade"
+        if treatment.masq_all:
+            yield f"{to_pod} {verdict}"
+            continue
+        yield f"ct status dnat {family} saddr . {family} daddr {pods} {verdict}"
+        if version == 4:
+            yield f"{to_pod} ip saddr 127.0.0.0/8 {verdict}"
+        if treatment.segment:
+            yield f'{to_pod} iifname "{treatment.segment}" {verdict}'
