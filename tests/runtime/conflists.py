@@ -26,6 +26,17 @@ def with_families(*families: int) -> Path:
     return next(path for path in fitting if "mode" not in documents[path]["plugins"][0])
 
 
+def with_host_ports(node: Node, plugin: str) -> Path:
+    """Return the shipped dual-stack bridge with host ports, built in or by the plugin `portmap`."""
+    document = json.loads(with_families(4, 6).read_text())
+    if plugin == "portmap":
+        document["plugins"].append({"type": plugin})
+    document["plugins"][-1]["capabilities"] = {"portMappings": True}
+    path = node.tmp / "ports.conflist"
+    path.write_text(json.dumps(document))
+    return path
+
+
 def moved(path: Path, node: Node) -> str:
     """Return the configuration with its files moved to the node's own, and otherwise as shipped.
 
@@ -33,7 +44,8 @@ def moved(path: Path, node: Node) -> str:
     """
     conflist = json.loads(path.read_text())
     for plugin in conflist["plugins"]:
-        plugin["ipam"]["dataDir"] = str(node.data_dir)
+        if "ipam" in plugin:
+            plugin["ipam"]["dataDir"] = str(node.data_dir)
         if "mode" in plugin:
             _give_underlay(node)
         if "peersFile" in plugin.get("vxlan", {}):

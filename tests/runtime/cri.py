@@ -57,9 +57,12 @@ class Runtime:
         """End the connection."""
         self._channel.close()
 
-    def run_pod_sandbox(self, name: str, annotations: dict[str, str] | None = None) -> str:
+    def run_pod_sandbox(
+        self, name: str, *port_mappings: dict[str, Any], annotations: dict[str, str] | None = None
+    ) -> str:
         """Start the pod, network included, and return its id."""
-        config = self._pod(name) | {"annotations": annotations or {}}
+        wishes = {"port_mappings": port_mappings, "annotations": annotations or {}}
+        config = self._pod(name) | wishes
         answer = self._call("RuntimeService/RunPodSandbox", config=config)
         return str(answer.pod_sandbox_id)
 

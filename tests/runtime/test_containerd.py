@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import in_process
+from tests.node import Space
 from tests.runtime import conflists, image, state, tools
 from tests.runtime.containerd import Containerd
+from tests.runtime.cri import RuntimeServiceError
+from tests.services import REFUSED, ask, offering
 
 if TYPE_CHECKING:
     import subprocess
@@ -38,6 +41,14 @@ class SandboxNetwork:
         return self._containerd.run_in_pod(self._sandbox, *argv)
 
 
+class PathSpace(Space):
+    """A network namespace that is known by its path."""
+
+    @property
+    def path(self) -> str:
+        return self.name
+
+
 @contextmanager
 def containerd_on(node: Node, conflist: Path) -> Iterator[Containerd]:
     with Containerd(
@@ -56,6 +67,7 @@ def bin_dir_beside_reference_plugins(node: Node) -> Path:
     plugins = {
         path.name: path for source in (tools.reference_plugins(), node.bin_dir) for path in source.iterdir()
     }
+    plugins["portmap"] = plugins["podwire"]
     for name, path in plugins.items():
         (directory / name).symlink_to(path)
     return directory
@@ -155,3 +167,23 @@ def test_two_pods_of_one_family_have_no_address_of_the_other_and_reach_each_othe
         ping_all([(first, second.addresses[0]), (second, first.addresses[0])])
         stop_pods(containerd, pods)
         assert_nothing_left(containerd, node)
+
+
+@pytest.mark.parametrize("plugin", ["podwire", "portmap"])
+def test_a_pod_with_host_ports_is_reached_by_them_until_it_stops(node: Node, plugin: str) -> None:
+    web = {"protocol": "TCP", "container_port": 80, "host_port": 8080}
+    dns = {"protocol": "UDP", "container_port": 53, "host_port": 5353, "host_ip": "127.0.0.1"}
+    with containerd_on(node, conflists.with_host_ports(node, plugin)) as containerd:
+        pod = containerd.runtime.run_pod_sandbox("served", web, dns, {"container_port": 81})
+        sandbox = containerd.runtime.pod_sandbox_status(pod)
+        inside = PathSpace(name=f"{containerd.machine.root}/run/netns/{sandbox.netns.rpartition('/')[2]}")
+        with offering(inside, 80, name="web "), offering(inside, 53, name="dns "):
+            assert ask(node, "127.0.0.1", 8080).startswith("web ")
+            assert ask(node, "127.0.0.1", 5353, "udp").startswith("dns ")
+            for address in state.addresses(node):
+                assert ask(node, address, 8080) == f"web {address}"
+        with pytest.raises(RuntimeServiceError, match=r"host port 8080/tcp .*default/served"):
+            containerd.runtime.run_pod_sandbox("second", web)
+        stop_pods(containerd, [sandbox])
+        assert ask(node, "127.0.0.1", 8080) == REFUSED
+        assert " default/" not in node.run("nft", "list", "ruleset").stdout
