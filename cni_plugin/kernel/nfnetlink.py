@@ -24,9 +24,9 @@ from cni_plugin.kernel.message import parse_attributes as parse
 from cni_plugin.kernel.netlink import HEADER, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, log, pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
-NETLINK_NETFILTER = 12
+_NETLINK_NETFILTER = 12
 _FAMILIES = {"": 0, "inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # NFPROTO_*, "" for all
 TABLE = "podwire"
 # linux/netfilter/nfnetlink.h, nf_tables.h
@@ -103,7 +103,7 @@ class Nftables:
     def __init__(self) -> None:
         """Open the socket here and now."""
         self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
         )
         self._socket.settimeout(_ANSWER_TIMEOUT)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _LARGEST_BATCH)
@@ -218,10 +218,19 @@ class Nftables:
 
     def _ask(self, command: str, kind: int, family: str, body: bytes, flags: int = 0) -> list[bytes]:
         """Return the answers to a question; none when what it is about does not exist."""
+        message = general(_FAMILIES[family]) + body
+        return self.ask(command, _SUBSYSTEM << 8 | kind, message, flags, absent=_ABSENT)
+
+    def ask(
+        self, command: str, kind: int, body: bytes, flags: int = 0, *, absent: Collection[int] = (0,)
+    ) -> list[bytes]:
+        """Return the answers to a message of any of netfilter's subsystems.
+
+        Raises KernelError for a refusal but the errnos that say that there is nothing.
+        """
         number = self._number()
         ack = 0 if flags & NLM_F_DUMP else NLM_F_ACK
-        body = general(_FAMILIES[family]) + body
-        self._socket.send(pack(_SUBSYSTEM << 8 | kind, ack | flags, body, number))
+        self._socket.send(pack(kind, ack | flags, body, number))
         answers: list[bytes] = []
         while True:
             for answered, answer, raw in self._receive():
@@ -231,7 +240,7 @@ class Nftables:
                     answers.append(raw)
                     continue
                 refusal = -struct.unpack_from("=i", raw, HEADER.size)[0]
-                if refusal not in _ABSENT:
+                if refusal not in absent:
                     raise KernelError(command, refusal)
                 return answers
 

@@ -139,10 +139,9 @@ def _route_localnet(link: str) -> str:
 def delete(traces: Traces, site: Site) -> None:
     """Let go of the attachment's host ports; what nobody tells is searched by its identity."""
     keys = _trace_keys(traces)
-    if keys is None:
+    removed = [e for prefix, known in keys.items() for e in release(site, "inet", prefix, known)]
+    if not keys and _may_have_ports(traces, site):
         removed = release(site, "inet", "hostport")
-    else:
-        removed = [e for prefix, known in keys.items() for e in release(site, "inet", prefix, known)]
     _forget_flows(site, (element for element in removed if element.data), operator.eq)
 
 
@@ -157,19 +156,32 @@ def _forget_flows(
         forget_udp(site.host, udp, is_stale)
 
 
-def _trace_keys(traces: Traces) -> dict[str, list[bytes]] | None:
-    """Return the keys of an ADD's elements by the beginning of their sets' names."""
+def _trace_keys(traces: Traces) -> dict[str, list[bytes]]:
+    """Return the keys of an ADD's elements by the beginning of their sets' names; none when not all are told.
+
+    The address comes last: while it is there, there may be ports.
+    """
     ports = None
     with suppress(CNIError):
         ports = parse_host_ports(traces.fields)
-    if ports is None or traces.addresses is None:
-        return {} if ports == {} else None
     keys: dict[str, list[bytes]] = {}
+    if not ports or traces.addresses is None:
+        return keys
     for port in ports:
         keys.setdefault(port.kind, []).append(port.key)
-    for address in traces.addresses if ports else ():
+    for address in traces.addresses:
         keys.setdefault(f"hostport_pods{address.version}_", []).append(address.packed * 2)
     return keys
+
+
+def _may_have_ports(traces: Traces, site: Site) -> bool:
+    """Tell whether a search can find anything: of a pod with ports there is an address, too."""
+    if traces.addresses is None:
+        return True
+    nftables = site.host.nftables
+    names = {v: nftables.list_sets("inet", f"hostport_pods{v}_") for v in (4, 6)}
+    known = ((name, a.packed * 2) for a in traces.addresses for name in names[a.version])
+    return any(nftables.get("inet", name, key) for name, key in known)
 
 
 def check(settings: PortMap, site: Site, result: Result) -> None:

@@ -37,7 +37,8 @@ def forget_udp(
         return is_stale((flow.responder, flow.responder_port), targets[port])
 
     for version in sorted({port.version for port in targets}):
-        forget_flows(host, version, {port.port for port in targets if port.version == version}, stale)
+        ports = {port.port for port in targets if port.version == version}
+        forget_flows(host.nftables, version, ports, stale)
 
 
 def _find_port(flow: Flow, known: Mapping[HostPort, object]) -> HostPort | None:

@@ -30,17 +30,16 @@ _SERVICE = 8  # bytes at the end of a key: protocol and port
 def render_holder(site: Site, end: int) -> str:
     """Return the comment of an attachment's elements; `end` is its veth's index on the host, 0 for none."""
     identity, network, rest = site.label.split(" ", 2)
-    text = f"{identity} {network} {_END}{end} {rest}" if end else site.label
-    return text.encode()[:MAX_COMMENT].decode(errors="ignore")
+    return f"{identity} {network} {_END}{end} {rest}".encode()[:MAX_COMMENT].decode(errors="ignore")
 
 
 def _parse_holder(comment: str) -> tuple[int, str]:
     """Return the index of the holder's end on the host, 0 for unknown, and who he is."""
     words = comment.split(" ")
-    # A word that ends the comment may have been cut.
-    if len(words) > 3 and words[2].startswith(_END) and words[2][len(_END) :].isdigit():
-        return int(words[2][len(_END) :]), f"{' '.join(words[3:])} on network {words[1]}"
-    return 0, f"{' '.join(words[2:])} on network {words[1]}"
+    if len(words) < 4:  # made by hand, or cut in the word that matters
+        return 0, comment or "an element without a comment"
+    end = words[2].removeprefix(_END)
+    return int(end) if end.isdigit() else 0, f"{' '.join(words[3:])} on network {words[1]}"
 
 
 def find_rivals(site: Site, ports: Collection[HostPort]) -> Iterator[Element]:

@@ -78,7 +78,7 @@ def test_the_result_is_passed_on_as_it_came(node: Node) -> None:
 
 
 @pytest.mark.parametrize(
-    "lost", ["nothing", "prevResult", "namespace", "link", "ports", "configuration", "all"]
+    "lost", ["nothing", "prevResult", "namespace", "link", "ports", "port list", "configuration", "all"]
 )
 def test_nothing_is_left_whatever_is_missing_at_del(node: Node, lost: str) -> None:
     warm(node)
@@ -91,6 +91,8 @@ def test_nothing_is_left_whatever_is_missing_at_del(node: Node, lost: str) -> No
             del asked["prevResult"]
         if lost in {"ports", "all"}:
             del asked["runtimeConfig"]
+        if lost == "port list":
+            asked["runtimeConfig"] = {"portMappings": []}
         if lost == "configuration":
             asked |= {"runtimeConfig": {"portMappings": [{"hostPort": "x"}]}, "snat": 7, "backend": "pf"}
         if lost == "link":
@@ -206,6 +208,16 @@ def test_a_late_del_leaves_the_port_and_the_address_to_whom_they_were_given(node
         assert_ok(node.call("DEL", asked, first))
     assert elements(node) == before
     assert all(second.container_id in line for line in before)
+
+
+@in_process
+def test_an_element_that_was_made_by_hand_stays(node: Node) -> None:
+    attached(node, DNS)
+    name = named(node, "map hostport4_")
+    node.run("nft", "add", "element", "inet", "podwire", name, "{ tcp . 8080 : 198.18.0.1 . 80 }")
+    answer = node.call("ADD", mapped(node, WEB), node.pod())
+    assert_refused(answer, 11, "8080/tcp", "without a comment")
+    assert "198.18.0.1" in node.run("nft", "list", "ruleset").stdout
 
 
 @in_process

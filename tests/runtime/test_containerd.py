@@ -146,7 +146,7 @@ def test_a_pod_is_as_fast_as_its_annotations_say(node: Node) -> None:
     limited.write_text(json.dumps(document))
     annotations = {f"kubernetes.io/{way}-bandwidth": "10M" for way in ("ingress", "egress")}
     with containerd_on(node, limited) as containerd:
-        sandbox = containerd.runtime.run_pod_sandbox("slow", annotations)
+        sandbox = containerd.runtime.run_pod_sandbox("slow", annotations=annotations)
         pod = containerd.runtime.pod_sandbox_status(sandbox)
         found = node.run("tc", "qdisc", "show").stdout.splitlines()
         buckets = [line for line in found if line.startswith("qdisc tbf")]
