@@ -151,7 +151,7 @@ def test_host_end_has_the_same_name_whenever_the_attachment_is_made(node: Node) 
 
 def test_alias_is_cut_at_what_the_kernel_takes_and_still_checks_and_collects(node: Node) -> None:
     pod = node.pod()
-    config = dual_stack(node, name="n" * 200)
+    config = dual_stack(node, name="n" * 109)
     pod.container_id = "c" * 200
     environ = {"CNI_ARGS": f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={'p' * 200}"}
     result = node.add(config, pod, environ=environ)
@@ -161,9 +161,9 @@ def test_alias_is_cut_at_what_the_kernel_takes_and_still_checks_and_collects(nod
     assert host_end(result) not in node.links()
 
 
-def test_network_name_that_an_alias_cannot_hold_whole_is_refused(node: Node) -> None:
+def test_network_name_that_a_comment_cannot_hold_whole_is_refused(node: Node) -> None:
     # Cut short it would not tell this network's attachments from another's, and GC needs that.
-    answer = call_add(node, dual_stack(node, name="n" * 250), node.pod())
+    answer = call_add(node, dual_stack(node, name="n" * 110), node.pod())
     assert_refused(node, answer, 7, '"name"')
 
 
