@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Final
 from ipam import files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from filelock import FileLock
     from netaddr import IPAddress
 
     from ipam.address import Version
@@ -41,9 +44,16 @@ class Remembered:
         self._directory = directory
         self._guard = Lock()
         self._looked = False
+        self._lock: FileLock | None = None
         self._index: Index | None = None
         self._watch: Watch | None = None
         self._stamp: Stamp = (0, 0, 0, 0)
+
+    def lock(self, make: Callable[[str], FileLock]) -> FileLock:
+        """Return the lock of the directory, made once; it is taken by the holder of the turn alone."""
+        if self._lock is None:
+            self._lock = make(f"{self._directory}/lock")
+        return self._lock
 
     def count(self) -> int:
         """Return how many addresses are remembered."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from filelock import FileLock
     from netaddr import IPAddress
 
     from ipam.address import Version
@@ -136,14 +137,13 @@ class Store:
 
     @contextmanager
     def _file_locked(self, path: str, deadline: float) -> Iterator[None]:
-        from filelock import FileLock, Timeout  # readers need not pay for it
+        from filelock import Timeout  # readers need not pay for it
 
-        wait = max(0.0, deadline - monotonic())
-        lock = FileLock(path, wait, 0o600, poll_interval=_POLL, preserve_lock_file=True)
+        lock = self._remembered.lock(_make_lock) if self._remembered else _make_lock(path)
         with _failing_as("lock", path):
             files.make_directories(self.directory)
             try:
-                lock.acquire()
+                lock.acquire(timeout=max(0.0, deadline - monotonic()))
             except Timeout as error:
                 raise LockTimeout(path, self.lock_timeout) from error
         try:
@@ -278,6 +278,12 @@ class Store:
 
     def _pointer(self, set_index: int) -> str:
         return f"{self.directory}/last_reserved_ip.{set_index}"
+
+
+def _make_lock(path: str) -> FileLock:
+    from filelock import FileLock
+
+    return FileLock(path, -1, 0o600, thread_local=False, poll_interval=_POLL, preserve_lock_file=True)
 
 
 def list_networks(data_dir: str | Path) -> list[str]:

@@ -11,7 +11,7 @@ from cni_plugin.config import MARK
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.bridge import set_port
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import Link, VethPair, add_veth, delete_link, get_link, set_alias
+from cni_plugin.kernel.link import Link, VethPair, add_veth, delete_link, drop_link_local, get_link, set_alias
 from cni_plugin.kernel.reaper import delete_veth
 from cni_plugin.kernel.vlan import add_vlan, delete_vlan, list_vlans
 
@@ -51,7 +51,12 @@ def add_port(plan: BridgePlan, wire: BridgeWire, host: Namespace, pod: Namespace
     """Make the pod's veth with its host end in the bridge."""
     _add_veth(plan, _pair(plan, wire.mtu, pod, master=wire.bridge.index), host, undo)
     name = plan.attachment.host_ifname
-    host.netlink.change(set_port(name, alias=plan.alias, hairpin=plan.hairpin, isolated=plan.isolated))
+    # A port needs no address of its own; a thousand of them would burden whoever reads the node's routes.
+    host.netlink.change(
+        drop_link_local(name),
+        set_port(name, alias=plan.alias, hairpin=plan.hairpin, isolated=plan.isolated),
+        tolerate={errno.EAFNOSUPPORT},
+    )
     if plan.vlans:
         _set_vlans(plan, host)
 

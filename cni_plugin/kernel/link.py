@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.message import (
+    AF_INET6,
     attribute,
     find_attribute,
     lladdr,
@@ -24,6 +25,7 @@ from cni_plugin.kernel.message import (
     parse_number,
     parse_text,
     text,
+    u8,
     u32,
 )
 from cni_plugin.kernel.netlink import HEADER, Change, Query
@@ -38,6 +40,7 @@ IFLA_TXQLEN = 13
 _IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 16, 18, 20, 28, 29
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_INFO_PEER, _SKIP_STATS = 1, 8
+_IFLA_AF_SPEC, _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 26, 8, 1
 _IFLA_BR_VLAN_FILTERING = 7
 _IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 1, 4, 33
 _IF_OPER_UNKNOWN, _IF_OPER_UP = 0, 6
@@ -263,6 +266,15 @@ def _set_flag(name: str, flag: int, word: str, *, on: bool) -> Change:
 def set_tx_queue_length(name: str, packets: int) -> Change:
     """Return the change that sets the length of a link's transmit queue."""
     return set_link(name, f"txqueuelen {packets}", u32(IFLA_TXQLEN, packets))
+
+
+def drop_link_local(name: str) -> Change:
+    """Return the change that spares a link the IPv6 address that it would give itself when it is up.
+
+    EAFNOSUPPORT is what a kernel says to it that has IPv6 switched off.
+    """
+    inet6 = nested(AF_INET6, u8(_IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE))
+    return set_link(name, "addrgenmode none", nested(_IFLA_AF_SPEC, inet6))
 
 
 def set_mac(name: str, mac: str) -> Change:

@@ -46,8 +46,9 @@ _NESTED = 0x8000
 # EINVAL is what a kernel without nf_tables says to everything.
 _ABSENT = frozenset({0, errno.ENOENT, errno.EINVAL})
 _BODY = 20  # bytes of struct nlmsghdr and struct nfgenmsg
-_BUFFER = 256 * 1024
-_ANSWER_TIMEOUT = 30.0  # seconds
+# The largest piece of a dump that the kernel makes, twice.
+_BUFFER = 64 * 1024
+_ANSWER_TIMEOUT = struct.pack("@ll", 30, 0)  # struct timeval
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 # Bytes; a batch is one datagram, and a range of ports some thousand elements.
 _LARGEST_BATCH = 4 * 1024 * 1024
@@ -105,7 +106,8 @@ class Nftables:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
         )
-        self._socket.settimeout(_ANSWER_TIMEOUT)
+        # Not settimeout(), which polls before every call.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_TIMEOUT)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _LARGEST_BATCH)
         self._socket.bind((0, 0))
         self._sequence = 0

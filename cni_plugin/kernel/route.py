@@ -154,9 +154,10 @@ def count_own_routes(nl: Netlink, version: int, priority: int) -> int:
 
 def list_default_routes(nl: Netlink, version: int) -> list[RouteSpec]:
     """Return the main table's default routes of one family, best first."""
-    found = [_parse(raw) for raw in _list_raw(nl, version) if _is_default(_head(raw))]
-    main = [route for route in found if route.table == MAIN_TABLE and route.index]
-    return sorted(main, key=lambda route: route.priority or 0)
+    body = _RTMSG.pack(*_Head(FAMILY[version], table=MAIN_TABLE))
+    query = Query(f"ip -{version} route show", netlink.RTM_GETROUTE, body)
+    found = [_parse(raw) for raw in nl.dump(query) if _is_default(_head(raw))]
+    return sorted((route for route in found if route.index), key=lambda route: route.priority or 0)
 
 
 def _is_default(head: _Head) -> bool:
