@@ -63,11 +63,11 @@ def allocate(request: Request) -> Result:
     """
     section = _section(request)
     range_sets = parse_range_sets(request)
-    requested = parse_requested(request)
+    requested, terms = parse_requested(request), parse_terms(section)
     dns = _read_resolv_conf(section.string("resolvConf"))
     routes = parse_routes(section)
     with _translated():
-        allocations = ipam.allocate(open_store(request), range_sets, _owner(request), requested)
+        allocations = ipam.allocate(open_store(request), range_sets, _owner(request), requested, terms)
     ips = tuple(
         IPConfig(address=with_prefix(a.address, a.subnet.prefixlen), gateway=a.gateway) for a in allocations
     )
@@ -132,6 +132,7 @@ def addressing(request: Request) -> Addressing:
     # ADD needs these only when the link is made; an error in them must come before.
     parse_requested(request)
     parse_routes(_section(request))
+    parse_terms(_section(request))
     open_store(request)
     ranges = [r for range_set in range_sets for r in range_set.ranges]
     without = next((str(r.subnet) for r in ranges if not r.gateway or r.gateway.version != r.version), "")
@@ -221,6 +222,11 @@ def parse_requested(request: Request) -> list[IPAddress]:
     asked = parse_args(request, KNOWN_ARGS).get("IP", "")
     named += [(asked, "CNI_ARGS IP")] if asked else []
     return list(dict.fromkeys(parse_ip_or_cidr(text, f'"{key}"') for text, key in named))
+
+
+def parse_terms(section: Fields) -> ipam.Terms:
+    """Return what the network asks of its addresses beyond what host-local does."""
+    return ipam.Terms(keep_band=section.boolean("keepForRequests"))
 
 
 def _read_resolv_conf(path: str) -> DNS:

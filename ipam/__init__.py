@@ -1,9 +1,9 @@
 """The address manager: which attachment holds which address, on which terms.
 
 `ranges` is arithmetic, `store` the locked directory in the reference `host-local`'s own format,
-`allocator` the policy that joins them, `memory` what spares a process that stays the search (`index`,
-`watch`), `errors` what can go wrong in its own words. It imports
-nothing of the plugin and knows nothing of CNI, interfaces or the kernel.
+`allocator` the policy that joins them, `terms` what a network may ask of it, `memory` what spares a
+process that stays the search (`index`, `watch`), `errors` what can go wrong in its own words. It
+imports nothing of the plugin and knows nothing of CNI, interfaces or the kernel.
 """
 
 from ipam.address import parse_address, render_address
@@ -23,6 +23,7 @@ from ipam.errors import (
 from ipam.memory import Memory
 from ipam.ranges import Range, RangeSet, make_range, make_range_sets
 from ipam.store import Owner, Store, list_networks
+from ipam.terms import Terms
 
 __all__ = [
     "AddressTaken",
@@ -41,6 +42,7 @@ __all__ = [
     "RangeSet",
     "Store",
     "StoreUnavailable",
+    "Terms",
     "Usage",
     "allocate",
     "collect",

@@ -18,15 +18,17 @@ from netaddr import IPAddress, IPNetwork
 from ipam.address import collapse, render_address
 from ipam.errors import AddressTaken, DuplicateAllocation, NotInRange, PoolExhausted
 from ipam.store import Holdings, Owner, Store
+from ipam.terms import Terms
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from ipam.ranges import Range, RangeSet
 
-__all__ = ["Allocation", "Owner", "Usage", "allocate", "collect", "held", "release", "usage"]
+__all__ = ["Allocation", "Owner", "Terms", "Usage", "allocate", "collect", "held", "release", "usage"]
 
 _NOTHING: Final = Holdings(exact=(), legacy=(), first_free=lambda _, first, __: first)
+_PLAIN: Final = Terms()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +49,22 @@ class Usage:
     free: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """What one allocation is about, the same for all its sets."""
+
+    store: Store
+    owner: Owner
+    holdings: Holdings
+    terms: Terms
+
+
 def allocate(
     store: Store,
     range_sets: Sequence[RangeSet],
     owner: Owner,
     requested: Sequence[IPAddress] = (),
+    terms: Terms = _PLAIN,
 ) -> list[Allocation]:
     """Reserve one address of each set, in order, or nothing at all.
 
@@ -61,17 +74,18 @@ def allocate(
     wanted = _assign(range_sets, requested)
     with store.locked(), ExitStack() as undo:
         holdings = store.find(owner) if None in wanted else _NOTHING
+        call = _Call(store=store, owner=owner, holdings=holdings, terms=terms)
         made = []
         for index, (range_set, address) in enumerate(zip(range_sets, wanted, strict=True)):
             if address is None:
-                after = store.last_reserved(index)
-                allocation = _reserve_next(store, owner, range_set, holdings, after)
+                allocation = _reserve_next(call, range_set, store.last_reserved(index))
             else:
-                allocation = _reserve_requested(store, owner, range_set, address)
+                allocation = _reserve_requested(call, range_set, address)
             undo.callback(store.remove, allocation.address, owner)
             made.append(allocation)
         for index, allocation in enumerate(made):
-            store.set_last_reserved(index, allocation.address)
+            if not (terms.keep_band and range_sets[index].in_band(allocation.address)):
+                store.set_last_reserved(index, allocation.address)
         undo.pop_all()
     return made
 
@@ -132,36 +146,31 @@ def _assign(range_sets: Sequence[RangeSet], requested: Sequence[IPAddress]) -> l
     return assigned
 
 
-def _reserve_requested(store: Store, owner: Owner, range_set: RangeSet, address: IPAddress) -> Allocation:
+def _reserve_requested(call: _Call, range_set: RangeSet, address: IPAddress) -> Allocation:
     within = range_set.range_of(address)
     text = render_address(address)
     if within is None or address == within.gateway:
         raise NotInRange.gateway(text)
     if not within.allocatable(address):
         raise NotInRange.excluded(text, range_set)
-    if not store.reserve(address, owner):
-        raise AddressTaken(text, range_set, str(store.owner_of(address) or "an unreadable file"))
+    if not call.store.reserve(address, call.owner):
+        raise AddressTaken(text, range_set, str(call.store.owner_of(address) or "an unreadable file"))
     return _allocation(within, address)
 
 
-def _reserve_next(
-    store: Store,
-    owner: Owner,
-    range_set: RangeSet,
-    holdings: Holdings,
-    after: IPAddress | None,
-) -> Allocation:
-    for each in (*holdings.exact, *holdings.legacy):
+def _reserve_next(call: _Call, range_set: RangeSet, after: IPAddress | None) -> Allocation:
+    for each in (*call.holdings.exact, *call.holdings.legacy):
         if range_set.range_of(each):
-            raise DuplicateAllocation(render_address(each), owner.container_id)
-    version = range_set.version
-    for within, first, last in range_set.spans_after(after):
-        value = holdings.first_free(version, first, last)
+            raise DuplicateAllocation(render_address(each), call.owner.container_id)
+    version, first_free = range_set.version, call.holdings.first_free
+    band = range_set.band() if call.terms.keep_band else 0
+    for within, first, last in range_set.spans_after(after, band):
+        value = first_free(version, first, last)
         while value is not None:
             address = IPAddress(value, version)
-            if store.reserve(address, owner):
+            if call.store.reserve(address, call.owner):
                 return _allocation(within, address)
-            value = holdings.first_free(version, value + 1, last)
+            value = first_free(version, value + 1, last)
     raise PoolExhausted(range_set)
 
 

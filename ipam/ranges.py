@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 Span = tuple[int, int]
+SpanOf = tuple[int, int, int]  # the number of the range in its set, first, last
 
 NO_GATEWAY: Final = "none"
+# How many of a set's addresses are kept for requests, as Kubernetes keeps them of a Service range:
+# https://kubernetes.io/docs/concepts/services-networking/cluster-ip-allocation/
+_BAND_LEAST: Final = 16
+_BAND_MOST: Final = 256
+_BAND_SHARE: Final = 16
 _WIDTH: Final[dict[int, int]] = {4: 32, 6: 128}
 
 
@@ -96,16 +102,30 @@ class RangeSet:
         """Return how many addresses can be handed out."""
         return sum(each.size() for each in self.ranges)
 
-    def spans_after(self, after: IPAddress | None) -> Iterator[tuple[Range, int, int]]:
+    def band(self) -> int:
+        """Return how many of its first addresses may be kept for requests; none of a tiny set."""
+        size = self.size()
+        return 0 if size <= _BAND_LEAST else min(max(_BAND_LEAST, size // _BAND_SHARE), _BAND_MOST)
+
+    def in_band(self, address: IPAddress) -> bool:
+        """Say whether the address is one of the set's first that may be kept for requests."""
+        low, _ = _split(self._spans(), self.band())
+        return any(self.ranges[i].contains(address) and a <= int(address) <= b for i, a, b in low)
+
+    def _spans(self) -> list[SpanOf]:
+        return [(i, a, b) for i, each in enumerate(self.ranges) for a, b in each.spans()]
+
+    def spans_after(self, after: IPAddress | None, band: int = 0) -> Iterator[tuple[Range, int, int]]:
         """Yield every allocatable address once, in spans, round robin from behind `after`.
 
-        Without an address that lies in the set the walk begins at the first range.
+        Without an address that lies in the set the walk begins at the first range. The set's first
+        `band` addresses come last.
         """
         index, value = pivot = self._pivot(after)
-        spans = [(i, a, b) for i, each in enumerate(self.ranges) for a, b in each.spans()]
+        low, spans = _split(self._spans(), band)
         later = ((i, a if (i, a) > pivot else value + 1, b) for i, a, b in spans if (i, b) > pivot)
         earlier = ((i, a, min(b, value) if i == index else b) for i, a, b in spans if (i, a) <= pivot)
-        for i, first, last in chain(later, earlier):
+        for i, first, last in chain(later, earlier, low):
             yield self.ranges[i], first, last
 
     def _pivot(self, after: IPAddress | None) -> tuple[int, int]:
@@ -117,6 +137,17 @@ class RangeSet:
     def __str__(self) -> str:
         """Return the bounds of all ranges as the reference prints them."""
         return ",".join(map(str, self.ranges))
+
+
+def _split(spans: list[SpanOf], count: int) -> tuple[list[SpanOf], list[SpanOf]]:
+    """Return the spans of the first `count` addresses and those of the others."""
+    low, high = [], []
+    for i, first, last in spans:
+        middle = first + min(count, last - first + 1)
+        count -= middle - first
+        low += [(i, first, middle - 1)] if first < middle else []
+        high += [(i, middle, last)] if middle <= last else []
+    return low, high
 
 
 def make_range(

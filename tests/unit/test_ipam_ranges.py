@@ -136,8 +136,8 @@ def test_gateway_excluded_and_foreign_addresses_are_not_allocatable(address: str
     assert made.allocatable(IPAddress(address)) is allocatable
 
 
-def candidates(pool: RangeSet, after: str | None) -> list[str]:
-    spans = pool.spans_after(after and IPAddress(after))
+def candidates(pool: RangeSet, after: str | None, band: int = 0) -> list[str]:
+    spans = pool.spans_after(after and IPAddress(after), band)
     values = [value for _, first, last in spans for value in range(first, last + 1)]
     return [render_address(IPAddress(value, pool.version)) for value in values]
 
@@ -167,6 +167,31 @@ def test_an_excluded_block_of_two_to_the_63_is_one_step() -> None:
     (pool,) = make_range_sets([[make_range(subnet="fd00::/64", exclude=["fd00::/65"])]])
     (_, first, _) = next(pool.spans_after(None))
     assert IPAddress(first, 6) == IPAddress("fd00::8000:0:0:0")
+
+
+@pytest.mark.parametrize(
+    ("subnet", "band"),
+    [("10.1.0.0/28", 0), ("10.1.0.0/27", 16), ("10.1.0.0/24", 16), ("10.1.0.0/23", 31),
+     ("10.1.0.0/20", 255), ("10.1.0.0/16", 256), ("fd00::/64", 256)],
+)  # fmt: skip
+def test_the_band_for_requests_is_as_large_as_that_of_service_addresses(subnet: str, band: int) -> None:
+    (pool,) = make_range_sets([[make_range(subnet=subnet)]])
+    assert pool.band() == band
+
+
+@pytest.mark.parametrize(
+    ("after", "order"),
+    [
+        (None, "10.2.0.2 10.2.0.3 10.1.0.2 10.1.0.4 10.1.0.5 10.1.0.6 10.2.0.1"),
+        ("10.1.0.4", "10.2.0.2 10.2.0.3 10.1.0.2 10.1.0.4 10.1.0.5 10.1.0.6 10.2.0.1"),
+        ("10.2.0.2", "10.2.0.3 10.2.0.2 10.1.0.2 10.1.0.4 10.1.0.5 10.1.0.6 10.2.0.1"),
+    ],
+)
+def test_a_band_is_counted_over_the_ranges_of_the_set_and_comes_last(after: str | None, order: str) -> None:
+    first = make_range(subnet="10.1.0.0/29", exclude=["10.1.0.3/32"])
+    second = make_range(subnet="10.2.0.0/29", gateway="none", range_end="10.2.0.3")
+    (pool,) = make_range_sets([[first, second]])
+    assert candidates(pool, after, band=5) == order.split()
 
 
 def known(text: str) -> IPAddress:

@@ -1,0 +1,51 @@
+"""The optional keys of `ipam` as a runtime meets them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.kernel.networks import V4, V6, network
+from tests.protocol.answers import assert_ok, assert_refused, unchanged
+
+if TYPE_CHECKING:
+    from tests.node import Node
+
+PROGRAM = {"program": "podwire-ipam"}
+
+
+def asking(node: Node, *ranges: list[dict[str, Any]], **keys: Any) -> dict[str, Any]:
+    config = network(node, *(ranges or (V4, V6)))
+    return config | {"ipam": config["ipam"] | keys}
+
+
+def test_a_term_that_cannot_be_is_code_7_before_anything_is_made(node: Node) -> None:
+    pod = node.pod()
+    with unchanged(node):
+        for key, value, wanted in BAD:
+            config = asking(node, **{key: value})
+            for options in ({}, PROGRAM):
+                assert_refused(node.call("ADD", config, pod, **options), 7, f'"ipam.{key}"', wanted)
+    assert not node.data_dir.exists()
+
+
+BAD = [
+    ("keepForRequests", 1, "true or false"),
+    ("keepForRequests", "yes", "true or false"),
+]
+
+
+def test_a_term_that_cannot_be_holds_no_address_back(node: Node) -> None:
+    pod = node.pod()
+    node.add(asking(node), pod)
+    for key, value, _ in BAD:
+        assert_ok(node.call("DEL", asking(node, **{key: value}), pod))
+        assert node.held() == {}
+
+
+def test_the_band_for_requests_is_left_alone_while_others_are_free(node: Node) -> None:
+    config = asking(node, keepForRequests=True)
+    first, second = node.pod(), node.pod()
+    result = node.add(config, first)
+    assert [ip["address"] for ip in result["ips"]] == ["10.22.0.18/24", "fd00:22::102/64"]
+    result = node.add(config | {"runtimeConfig": {"ips": ["10.22.0.7"]}}, second)
+    assert [ip["address"] for ip in result["ips"]] == ["10.22.0.7/24", "fd00:22::103/64"]
