@@ -1,13 +1,13 @@
 """The address manager in the contract's words: host-local's keys in, a CNI result out.
 
 Reads the `ipam` section with every key of the reference host-local and our own (`exclude`,
-`"gateway": "none"`), calls the `ipam` package and translates its errors. Releasing needs
+`"gateway": "none"`, the terms), calls the `ipam` package and translates its errors. Releasing needs
 names and `dataDir` only, so that no error in the ranges can hold an address back.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -63,7 +63,7 @@ def allocate(request: Request) -> Result:
     """
     section = _section(request)
     range_sets = parse_range_sets(request)
-    requested, terms = parse_requested(request), parse_terms(section)
+    requested, terms = parse_requested(request), parse_terms(request)
     dns = _read_resolv_conf(section.string("resolvConf"))
     routes = parse_routes(section)
     with _translated():
@@ -77,7 +77,14 @@ def allocate(request: Request) -> Result:
 def release(request: Request) -> None:
     """Release every address of the attachment; none is fine."""
     with _translated():
-        ipam.release(open_store(request), _owner(request))
+        ipam.release(open_store(request), _owner(request), _terms_of_release(request))
+
+
+def _terms_of_release(request: Request) -> ipam.Terms:
+    """Return what is to be remembered of a release; what cannot be read holds no address back."""
+    with suppress(CNIError):
+        return parse_terms(request)
+    return ipam.Terms()
 
 
 def check(request: Request) -> None:
@@ -132,7 +139,7 @@ def addressing(request: Request) -> Addressing:
     # ADD needs these only when the link is made; an error in them must come before.
     parse_requested(request)
     parse_routes(_section(request))
-    parse_terms(_section(request))
+    parse_terms(request)
     open_store(request)
     ranges = [r for range_set in range_sets for r in range_set.ranges]
     without = next((str(r.subnet) for r in ranges if not r.gateway or r.gateway.version != r.version), "")
@@ -224,9 +231,21 @@ def parse_requested(request: Request) -> list[IPAddress]:
     return list(dict.fromkeys(parse_ip_or_cidr(text, f'"{key}"') for text, key in named))
 
 
-def parse_terms(section: Fields) -> ipam.Terms:
+def parse_terms(request: Request) -> ipam.Terms:
     """Return what the network asks of its addresses beyond what host-local does."""
-    return ipam.Terms(keep_band=section.boolean("keepForRequests"))
+    section = _section(request)
+    return ipam.Terms(
+        keep_band=section.boolean("keepForRequests"),
+        sticky=_sticky_name(request) if section.boolean("sticky") else "",
+    )
+
+
+def _sticky_name(request: Request) -> str:
+    """Return what a pod's interface is called in its next life, too; empty if the runtime names no pod."""
+    args = parse_args(request, KNOWN_ARGS)
+    words = (args.get("K8S_POD_NAMESPACE", ""), args.get("K8S_POD_NAME", ""), request.ifname)
+    name = "/".join(words)
+    return name if all(words) and name.isprintable() and " " not in name else ""
 
 
 def _read_resolv_conf(path: str) -> DNS:

@@ -1,13 +1,13 @@
 """The address manager: which attachment holds which address, on which terms.
 
 `ranges` is arithmetic, `store` the locked directory in the reference `host-local`'s own format,
-`allocator` the policy that joins them, `terms` what a network may ask of it, `memory` what spares a
-process that stays the search (`index`, `watch`), `errors` what can go wrong in its own words. It
-imports nothing of the plugin and knows nothing of CNI, interfaces or the kernel.
+`allocator` the policy that joins them, `memory` what spares a process that stays the search (`index`,
+`watch`), `notes` what optional behaviours remember (`sticky`), `errors` what can go wrong in its own words.
+It imports nothing of the plugin and knows nothing of CNI, interfaces or the kernel.
 """
 
 from ipam.address import parse_address, render_address
-from ipam.allocator import Allocation, Usage, allocate, collect, held, release, usage
+from ipam.allocator import Allocation, Terms, Usage, allocate, collect, held, release, usage
 from ipam.errors import (
     AddressTaken,
     AddressUnavailable,
@@ -23,7 +23,6 @@ from ipam.errors import (
 from ipam.memory import Memory
 from ipam.ranges import Range, RangeSet, make_range, make_range_sets
 from ipam.store import Owner, Store, list_networks
-from ipam.terms import Terms
 
 __all__ = [
     "AddressTaken",

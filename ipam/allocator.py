@@ -18,7 +18,6 @@ from netaddr import IPAddress, IPNetwork
 from ipam.address import collapse, render_address
 from ipam.errors import AddressTaken, DuplicateAllocation, NotInRange, PoolExhausted
 from ipam.store import Holdings, Owner, Store
-from ipam.terms import Terms
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -28,6 +27,18 @@ if TYPE_CHECKING:
 __all__ = ["Allocation", "Owner", "Terms", "Usage", "allocate", "collect", "held", "release", "usage"]
 
 _NOTHING: Final = Holdings(exact=(), legacy=(), first_free=lambda _, first, __: first)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What is asked for beyond what host-local does; by default nothing."""
+
+    keep_band: bool = False
+    """The first addresses of a set go to who requests them, to others only when no other is free."""
+    sticky: str = ""
+    """The name whose addresses are given to it again if they are free; empty for none."""
+
+
 _PLAIN: Final = Terms()
 
 
@@ -57,6 +68,12 @@ class _Call:
     owner: Owner
     holdings: Holdings
     terms: Terms
+    last: frozenset[IPAddress]
+    """The addresses that a sticky name had last."""
+
+    def moves_pointer(self, range_set: RangeSet, address: IPAddress) -> bool:
+        """Say whether the next call goes on behind the address: not if it was chosen out of turn."""
+        return address not in self.last and not (self.terms.keep_band and range_set.in_band(address))
 
 
 def allocate(
@@ -74,7 +91,9 @@ def allocate(
     wanted = _assign(range_sets, requested)
     with store.locked(), ExitStack() as undo:
         holdings = store.find(owner) if None in wanted else _NOTHING
-        call = _Call(store=store, owner=owner, holdings=holdings, terms=terms)
+        call = _Call(
+            store=store, owner=owner, holdings=holdings, terms=terms, last=_recall(store, terms.sticky)
+        )
         made = []
         for index, (range_set, address) in enumerate(zip(range_sets, wanted, strict=True)):
             if address is None:
@@ -84,19 +103,25 @@ def allocate(
             undo.callback(store.remove, allocation.address, owner)
             made.append(allocation)
         for index, allocation in enumerate(made):
-            if not (terms.keep_band and range_sets[index].in_band(allocation.address)):
+            if call.moves_pointer(range_sets[index], allocation.address):
                 store.set_last_reserved(index, allocation.address)
+        _remember(call, made)
         undo.pop_all()
     return made
 
 
-def release(store: Store, owner: Owner) -> list[IPAddress]:
+def release(store: Store, owner: Owner, terms: Terms = _PLAIN) -> list[IPAddress]:
     """Release what the owner holds; nothing to release is fine and takes no lock."""
     found = held(store, owner)
     if not found:
         return []
     with store.locked():
-        return store.release(owner, found)
+        released = store.release(owner, found)
+        if terms.sticky and released:
+            from ipam import sticky
+
+            sticky.touch(store, terms.sticky, released)
+    return released
 
 
 def held(store: Store, owner: Owner) -> list[IPAddress]:
@@ -146,6 +171,22 @@ def _assign(range_sets: Sequence[RangeSet], requested: Sequence[IPAddress]) -> l
     return assigned
 
 
+def _recall(store: Store, name: str) -> frozenset[IPAddress]:
+    if not name:
+        return frozenset()
+    from ipam import sticky  # few networks ask for it
+
+    return sticky.recall(store, name)
+
+
+def _remember(call: _Call, made: Sequence[Allocation]) -> None:
+    addresses = {each.address for each in made}
+    if call.terms.sticky and addresses != call.last:
+        from ipam import sticky
+
+        sticky.keep(call.store, call.terms.sticky, addresses)
+
+
 def _reserve_requested(call: _Call, range_set: RangeSet, address: IPAddress) -> Allocation:
     within = range_set.range_of(address)
     text = render_address(address)
@@ -162,6 +203,18 @@ def _reserve_next(call: _Call, range_set: RangeSet, after: IPAddress | None) -> 
     for each in (*call.holdings.exact, *call.holdings.legacy):
         if range_set.range_of(each):
             raise DuplicateAllocation(render_address(each), call.owner.container_id)
+    return _reserve_last(call, range_set) or _reserve_free(call, range_set, after)
+
+
+def _reserve_last(call: _Call, range_set: RangeSet) -> Allocation | None:
+    for address in call.last:
+        within = range_set.range_of(address)
+        if within is not None and within.allocatable(address) and call.store.reserve(address, call.owner):
+            return _allocation(within, address)
+    return None
+
+
+def _reserve_free(call: _Call, range_set: RangeSet, after: IPAddress | None) -> Allocation:
     version, first_free = range_set.version, call.holdings.first_free
     band = range_set.band() if call.terms.keep_band else 0
     for within, first, last in range_set.spans_after(after, band):

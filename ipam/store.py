@@ -111,6 +111,10 @@ class Store:
         self.lock_timeout = lock_timeout
         self._remembered = memory.of(self.directory) if memory else None
 
+    def hints(self, kind: str) -> str:
+        """Return where `notes` of a kind are kept: outside of what Go reads."""
+        return f"{self.temporary.removesuffix('.new')}.{kind}"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the network's lock, which is Go's; creates the directory. Not reentrant.

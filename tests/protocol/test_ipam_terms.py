@@ -31,6 +31,7 @@ def test_a_term_that_cannot_be_is_code_7_before_anything_is_made(node: Node) -> 
 BAD = [
     ("keepForRequests", 1, "true or false"),
     ("keepForRequests", "yes", "true or false"),
+    ("sticky", "web-0", "true or false"),
 ]
 
 
@@ -49,3 +50,37 @@ def test_the_band_for_requests_is_left_alone_while_others_are_free(node: Node) -
     assert [ip["address"] for ip in result["ips"]] == ["10.22.0.18/24", "fd00:22::102/64"]
     result = node.add(config | {"runtimeConfig": {"ips": ["10.22.0.7"]}}, second)
     assert [ip["address"] for ip in result["ips"]] == ["10.22.0.7/24", "fd00:22::103/64"]
+
+
+def named(pod: str, ifname: str = "eth0") -> dict[str, str | None]:
+    args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod}"
+    return {"CNI_ARGS": args, "CNI_IFNAME": ifname}
+
+
+def v4(result: dict[str, Any]) -> str:
+    return result["ips"][0]["address"]
+
+
+def test_a_pod_of_the_same_name_gets_its_addresses_again(node: Node) -> None:
+    config, first = asking(node, sticky=True), node.pod()
+    before = node.add(config, first, environ=named("web-0"))["ips"]
+    node.delete(config, first, environ=named("web-0"))
+    assert v4(node.add(config, node.pod(), environ=named("web-1"))) == "10.22.0.3/24"
+    assert node.add(config, node.pod(), environ=named("web-0"))["ips"] == before
+
+
+def test_a_second_interface_of_a_pod_has_addresses_of_its_own(node: Node) -> None:
+    config, pod = asking(node, sticky=True), node.pod()
+    for _ in range(2):
+        given = [v4(node.add(config, pod, environ=named("web-0", ifname))) for ifname in ("eth0", "net1")]
+        assert given == ["10.22.0.2/24", "10.22.0.3/24"]
+        for ifname in ("eth0", "net1"):
+            node.delete(config, pod, environ=named("web-0", ifname))
+
+
+def test_a_pod_without_a_name_gets_the_next_address(node: Node) -> None:
+    config = asking(node, sticky=True)
+    for wanted in ("10.22.0.2/24", "10.22.0.3/24"):
+        pod = node.pod()
+        assert v4(node.add(config, pod)) == wanted
+        node.delete(config, pod)

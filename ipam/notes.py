@@ -1,0 +1,74 @@
+"""Hints, written a line at a time: two generations of one file, so that they stay small.
+
+    <data_dir>/.podwire/<network>.<kind>      the later lines
+    <data_dir>/.podwire/<network>.<kind>.old  those before them
+
+A file that has grown takes the place of the old one, which is how lines are forgotten. Writing
+is for who holds the store's lock. A crash or a full disk costs these lines and nothing else, since
+nobody believes them before link(2) has given the address.
+"""
+# Plain os calls, as in files.py.
+# ruff: noqa: PTH104, PTH116, PTH120, PTH123
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from time import time
+from typing import Final
+
+from ipam import files
+
+_APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_ROOM: Final = 256 * 1024  # bytes; about 4,000 lines
+_MOST: Final = 1024 * 1024
+
+
+class Notes:
+    """The lines of one kind; making it touches no file."""
+
+    __slots__ = ("_old", "_path")
+
+    def __init__(self, path: str) -> None:
+        """Name the file."""
+        self._path, self._old = path, f"{path}.old"
+
+    def append(self, lines: str, *, keep: float = 0) -> None:
+        """Add lines; those younger than `keep` seconds are forgotten only above a size of 1 MB."""
+        with suppress(OSError):
+            files.make_directories(os.path.dirname(self._path))
+            self._make_room(keep)
+            fd = os.open(self._path, _APPEND, 0o600)
+            try:
+                _write_whole(fd, os.fsencode(lines))
+            finally:
+                os.close(fd)
+
+    def _make_room(self, keep: float) -> None:
+        size = _stat(self._path).st_size
+        if size >= _MOST or (size >= _ROOM and abs(time() - _stat(self._old).st_mtime) >= keep):
+            os.rename(self._path, self._old)
+
+    def read(self) -> bytes:
+        """Return all lines that are remembered, in the order in which they were added."""
+        return _read(self._old) + _read(self._path)
+
+
+def _stat(path: str) -> os.stat_result:
+    """Return the file's status; an absent file is empty and as old as the epoch."""
+    with suppress(FileNotFoundError):
+        return os.stat(path)
+    return os.stat_result((0,) * 10)
+
+
+def _write_whole(fd: int, content: bytes) -> None:
+    """Write all of it or nothing, for half a line would spoil the next one."""
+    size = os.fstat(fd).st_size
+    if os.write(fd, content) != len(content):
+        os.ftruncate(fd, size)
+
+
+def _read(path: str) -> bytes:
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read()
+    return b""
