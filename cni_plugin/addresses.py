@@ -32,6 +32,8 @@ _MEMORY: Final = ipam.Memory()
 # A network's ranges come with every call, and are the same text every time.
 _make_range = lru_cache(maxsize=256)(ipam.make_range)
 
+_LONGEST_REST: Final = 24 * 3600  # seconds
+
 _CODES: tuple[tuple[type[ipam.IPAMError], Code], ...] = (
     (ipam.InvalidRange, Code.INVALID_CONFIG),
     (ipam.InvalidNetwork, Code.INVALID_CONFIG),
@@ -94,7 +96,7 @@ def check(request: Request) -> None:
         raise invalid_config('"prevResult": wanted the result of the ADD, found none')
     range_sets = parse_range_sets(request)
     with _translated():
-        held = set(ipam.held(open_store(request), _owner(request)))
+        held = set(ipam.held(open_store(request), _owner(request), _terms_of_release(request)))
     ours = {ip.address.ip for ip in result.ips if any(s.range_of(ip.address.ip) for s in range_sets)}
     if not held or ours - held:
         wanted = sorted(map(str, ours)) or "an address"
@@ -112,7 +114,7 @@ def collect(request: Request) -> None:
         return
     owners = {ipam.Owner(container_id=member.container_id, ifname=member.ifname) for member in valid}
     with _translated():
-        ipam.collect(open_store(request), owners)
+        ipam.collect(open_store(request), owners, _terms_of_release(request))
 
 
 def status(request: Request) -> None:
@@ -122,7 +124,7 @@ def status(request: Request) -> None:
     try:
         with _translated():
             store.check_writable()
-            usages = ipam.usage(store, range_sets)
+            usages = ipam.usage(store, range_sets, parse_terms(request))
     except CNIError as error:
         raise CNIError(Code.NOT_AVAILABLE, error.msg, error.details) from error
     for usage in usages:
@@ -237,6 +239,7 @@ def parse_terms(request: Request) -> ipam.Terms:
     return ipam.Terms(
         keep_band=section.boolean("keepForRequests"),
         sticky=_sticky_name(request) if section.boolean("sticky") else "",
+        cool_down=section.integer("coolDown", 0, _LONGEST_REST) or 0,
     )
 
 

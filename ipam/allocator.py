@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Final
 from netaddr import IPAddress, IPNetwork
 
 from ipam.address import collapse, render_address
-from ipam.errors import AddressTaken, DuplicateAllocation, NotInRange, PoolExhausted
+from ipam.errors import AddressTaken, DuplicateAllocation, NotInRange, PoolExhausted, PoolResting
 from ipam.store import Holdings, Owner, Store
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from ipam.ranges import Range, RangeSet
+    from ipam.ranges import Range, RangeSet, RangeSpan
+    from ipam.resting import Rest
 
 __all__ = ["Allocation", "Owner", "Terms", "Usage", "allocate", "collect", "held", "release", "usage"]
 
@@ -37,6 +38,8 @@ class Terms:
     """The first addresses of a set go to who requests them, to others only when no other is free."""
     sticky: str = ""
     """The name whose addresses are given to it again if they are free; empty for none."""
+    cool_down: int = 0
+    """For how many seconds a released address is given to nobody who did not request it."""
 
 
 _PLAIN: Final = Terms()
@@ -90,7 +93,7 @@ def allocate(
     """
     wanted = _assign(range_sets, requested)
     with store.locked(), ExitStack() as undo:
-        holdings = store.find(owner) if None in wanted else _NOTHING
+        holdings = store.find(owner, resting=terms.cool_down > 0) if None in wanted else _NOTHING
         call = _Call(
             store=store, owner=owner, holdings=holdings, terms=terms, last=_recall(store, terms.sticky)
         )
@@ -112,10 +115,11 @@ def allocate(
 
 def release(store: Store, owner: Owner, terms: Terms = _PLAIN) -> list[IPAddress]:
     """Release what the owner holds; nothing to release is fine and takes no lock."""
-    found = held(store, owner)
+    found = held(store, owner, terms)
     if not found:
         return []
     with store.locked():
+        _let_rest(store, found, terms)
         released = store.release(owner, found)
         if terms.sticky and released:
             from ipam import sticky
@@ -124,12 +128,17 @@ def release(store: Store, owner: Owner, terms: Terms = _PLAIN) -> list[IPAddress
     return released
 
 
-def held(store: Store, owner: Owner) -> list[IPAddress]:
+def _let_rest(store: Store, addresses: Collection[IPAddress], terms: Terms) -> None:
+    if terms.cool_down:
+        store.resting().add(addresses, terms.sticky, terms.cool_down)
+
+
+def held(store: Store, owner: Owner, terms: Terms = _PLAIN) -> list[IPAddress]:
     """Return what the owner holds; legacy files by its id count where it has no others."""
-    return list(store.find(owner).addresses)
+    return list(store.find(owner, resting=terms.cool_down > 0).addresses)
 
 
-def collect(store: Store, valid: Collection[Owner]) -> list[IPAddress]:
+def collect(store: Store, valid: Collection[Owner], terms: Terms = _PLAIN) -> list[IPAddress]:
     """Release everything that no valid owner holds, and the debris of crashes.
 
     A legacy file names no interface; it lives if its id is that of any valid owner.
@@ -143,17 +152,22 @@ def collect(store: Store, valid: Collection[Owner]) -> list[IPAddress]:
     if not stale:
         return []
     with store.locked():
+        _let_rest(store, [address for address, _ in stale], terms)
         return store.remove_all(stale)
 
 
-def usage(store: Store, range_sets: Sequence[RangeSet]) -> list[Usage]:
-    """Return how full each set is; needs neither the lock nor write access."""
-    reserved = store.reserved()
+def usage(store: Store, range_sets: Sequence[RangeSet], terms: Terms = _PLAIN) -> list[Usage]:
+    """Return how full each set is; needs neither the lock nor write access.
+
+    Addresses that cool down are in use.
+    """
+    cooling = store.resting().cooling(terms.cool_down) if terms.cool_down else []
+    reserved = sorted({*store.reserved(), *cooling})
     found = [_usage(each, reserved) for each in range_sets]
     if all(each.free for each in found):
         return found
     # Debris is free to the next ADD, but only a look at each file tells it; worth it when full.
-    reserved = store.reserved(skip_empty=True)
+    reserved = sorted({*store.reserved(skip_empty=True), *cooling})
     return [_usage(each, reserved) for each in range_sets]
 
 
@@ -209,22 +223,57 @@ def _reserve_next(call: _Call, range_set: RangeSet, after: IPAddress | None) -> 
 def _reserve_last(call: _Call, range_set: RangeSet) -> Allocation | None:
     for address in call.last:
         within = range_set.range_of(address)
-        if within is not None and within.allocatable(address) and call.store.reserve(address, call.owner):
+        if within is None or not within.allocatable(address) or _cools_for_others(call, address):
+            continue
+        if call.store.reserve(address, call.owner):
             return _allocation(within, address)
     return None
 
 
+def _cools_for_others(call: _Call, address: IPAddress) -> bool:
+    terms = call.terms
+    return bool(terms.cool_down) and call.store.resting().cools_for(address, terms.sticky, terms.cool_down)
+
+
 def _reserve_free(call: _Call, range_set: RangeSet, after: IPAddress | None) -> Allocation:
-    version, first_free = range_set.version, call.holdings.first_free
+    """Reserve one outside of the band before one of the band, a fresh one before one that has rested."""
     band = range_set.band() if call.terms.keep_band else 0
-    for within, first, last in range_set.spans_after(after, band):
-        value = first_free(version, first, last)
+    outside = tuple(range_set.spans_after(after, band))
+    inside = range_set.band_spans() if band else ()
+    for spans in (outside, inside):
+        made = _reserve_fresh(call, spans) or _reserve_rested(call, spans)
+        if made:
+            return made
+    rest = _oldest(call, outside + inside)
+    if rest:
+        raise PoolResting(range_set, rest.name, rest.remaining(call.terms.cool_down))
+    raise PoolExhausted(range_set)
+
+
+def _reserve_fresh(call: _Call, spans: Sequence[RangeSpan]) -> Allocation | None:
+    first_free = call.holdings.first_free
+    for within, first, last in spans:
+        value = first_free(within.version, first, last)
         while value is not None:
-            address = IPAddress(value, version)
+            address = IPAddress(value, within.version)
             if call.store.reserve(address, call.owner):
                 return _allocation(within, address)
-            value = first_free(version, value + 1, last)
-    raise PoolExhausted(range_set)
+            value = first_free(within.version, value + 1, last)
+    return None
+
+
+def _reserve_rested(call: _Call, spans: Sequence[RangeSpan]) -> Allocation | None:
+    while (rest := _oldest(call, spans)) and not rest.remaining(call.terms.cool_down):
+        if call.store.reserve(rest.address, call.owner):
+            within = next(each for each, _, _ in spans if each.contains(rest.address))
+            return _allocation(within, rest.address)
+    return None
+
+
+def _oldest(call: _Call, spans: Sequence[RangeSpan]) -> Rest | None:
+    if not spans:
+        return None
+    return call.holdings.oldest(spans[0][0].version, [(first, last) for _, first, last in spans])
 
 
 def _allocation(within: Range, address: IPAddress) -> Allocation:

@@ -45,6 +45,18 @@ class PoolExhausted(IPAMError):
         super().__init__(f"no IP addresses available in range set: {range_set}")
 
 
+class PoolResting(PoolExhausted):
+    """The only free addresses of a range set were released a short time ago."""
+
+    def __init__(self, range_set: object, address: str, seconds: float) -> None:
+        """Name the address that can be given first, and in how many seconds."""
+        IPAMError.__init__(
+            self,
+            f"no IP addresses available in range set: {range_set}: "
+            f"{address} was released, wanted {seconds:.1f} s more before another pod gets it",
+        )
+
+
 class AddressUnavailable(IPAMError):
     """A requested address cannot be had; see the two subclasses for the reason."""
 

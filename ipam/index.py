@@ -48,6 +48,12 @@ class Index:
         """Return how many addresses are taken."""
         return len(self._places)
 
+    def __contains__(self, name: str) -> bool:
+        """Say whether this address is taken."""
+        place = _place_of(name)
+        row = bisect_left(self._places, place) if place is not None else len(self)
+        return row < len(self) and self._places[row] == place
+
     def put(self, name: str, content: bytes | None) -> None:
         """Take note of a file's trimmed content: None if it has none to read, empty if it is free."""
         place = _place_of(name)

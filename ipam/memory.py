@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Final
 from ipam import files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from filelock import FileLock
     from netaddr import IPAddress
 
     from ipam.address import Version
     from ipam.index import Index
+    from ipam.ranges import Span
+    from ipam.resting import Rest, Resting
     from ipam.watch import Watch
 
 # An index of 60,000 addresses is 4 MB. A directory costs one of the 128 inotify instances that
@@ -38,10 +40,11 @@ Stamp = tuple[int, int, int, int]
 class Remembered:
     """One directory as this process knows it; `turn` is held by the thread that is at its lock."""
 
-    def __init__(self, directory: str) -> None:
-        """Know nothing yet."""
+    def __init__(self, directory: str, resting: Resting | None = None) -> None:
+        """Know nothing yet; with resting addresses, these are not free either."""
         self.turn = Lock()
         self._directory = directory
+        self._resting = resting
         self._guard = Lock()
         self._looked = False
         self._lock: FileLock | None = None
@@ -75,6 +78,22 @@ class Remembered:
         with self._guard:
             return self._index.first_free(version, first, last) if self._index is not None else first
 
+    def oldest(self, version: Version, spans: Sequence[Span]) -> Rest | None:
+        """Return the address of these spans that seems to have rested longest."""
+        with self._guard:
+            return self._resting.oldest(version, spans) if self._resting is not None else None
+
+    def forget_rest(self, name: str) -> None:
+        """Read the file of an address again that does not rest."""
+        with self._guard:
+            if self._resting is not None and self._index is not None:
+                self._resting.forget(name)
+                self._put(self._index, name)
+
+    def _put(self, index: Index, name: str) -> None:
+        content = files.content(f"{self._directory}/{name}")
+        index.put(name, content if self._resting is None else self._resting.seen(name, content))
+
     def _follow(self) -> bool:
         """Apply what has changed; False if the index can no longer be believed."""
         # Out of sight until it is whole: a failure below leaves nothing that could be believed.
@@ -87,7 +106,9 @@ class Remembered:
             if changes is None:
                 return False
             for name in filter(files.may_be_address, changes.names):
-                index.put(name, files.content(f"{self._directory}/{name}"))
+                self._put(index, name)
+            if self._resting is not None and not self._resting.follow(index):
+                return False
             stamp = _stamp_of(self._directory)
             if stamp[:2] == self._stamp[:2] and (stamp == self._stamp or changes.listing):
                 self._watch, self._stamp = watch, stamp
@@ -107,7 +128,8 @@ class Remembered:
         stamp = _stamp_of(self._directory)
         if stamp[:2] != before[:2]:
             return False  # which of the two is watched cannot be told
-        self._index = Index(files.walk(self._directory))
+        found = files.walk(self._directory)
+        self._index = Index(found if self._resting is None else self._resting.learn(found))
         self._watch, self._stamp = watch, stamp
         return True
 
@@ -119,13 +141,17 @@ class Memory:
         """Remember nothing yet."""
         self._addresses = addresses
         self._guard = Lock()
-        self._remembered: dict[str, Remembered] = {}
+        self._remembered: dict[tuple[str, str], Remembered] = {}
 
-    def of(self, directory: str) -> Remembered:
-        """Return what is remembered of the directory, and forget what was used longest ago."""
+    def of(self, directory: str, released: str = "") -> Remembered:
+        """Return what is remembered of the directory, and forget what was used longest ago.
+
+        With a file of what was released these addresses are remembered as not free.
+        """
+        key = (directory, released)
         with self._guard:
-            found = self._remembered.pop(directory, None) or Remembered(directory)
-            self._remembered[directory] = found
+            found = self._remembered.pop(key, None) or _remember(directory, released)
+            self._remembered[key] = found
             while len(self._remembered) > 1 and self._is_full():
                 del self._remembered[next(iter(self._remembered))]
             return found
@@ -133,6 +159,14 @@ class Memory:
     def _is_full(self) -> bool:
         total = sum(each.count() for each in self._remembered.values())
         return len(self._remembered) > _DIRECTORIES or total > self._addresses
+
+
+def _remember(directory: str, released: str) -> Remembered:
+    if not released:
+        return Remembered(directory)
+    from ipam.resting import Resting  # few networks ask for it
+
+    return Remembered(directory, Resting(released))
 
 
 def _stamp_of(directory: str) -> Stamp:

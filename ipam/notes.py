@@ -24,14 +24,19 @@ _ROOM: Final = 256 * 1024  # bytes; about 4,000 lines
 _MOST: Final = 1024 * 1024
 
 
+# When the old file became that, and which later one was read up to where. An inode alone may be used again.
+Mark = tuple[int, int, int]
+UNREAD: Final[Mark] = (-1, 0, 0)
+
+
 class Notes:
     """The lines of one kind; making it touches no file."""
 
-    __slots__ = ("_old", "_path")
+    __slots__ = ("_old", "_path", "_room")
 
-    def __init__(self, path: str) -> None:
-        """Name the file."""
-        self._path, self._old = path, f"{path}.old"
+    def __init__(self, path: str, room: int = _ROOM) -> None:
+        """Name the file and the size in bytes at which it becomes the old one."""
+        self._path, self._old, self._room = path, f"{path}.old", room
 
     def append(self, lines: str, *, keep: float = 0) -> None:
         """Add lines; those younger than `keep` seconds are forgotten only above a size of 1 MB."""
@@ -46,12 +51,25 @@ class Notes:
 
     def _make_room(self, keep: float) -> None:
         size = _stat(self._path).st_size
-        if size >= _MOST or (size >= _ROOM and abs(time() - _stat(self._old).st_mtime) >= keep):
+        if size >= _MOST or (size >= self._room and abs(time() - _stat(self._old).st_mtime) >= keep):
             os.rename(self._path, self._old)
 
-    def read(self) -> bytes:
-        """Return all lines that are remembered, in the order in which they were added."""
-        return _read(self._old) + _read(self._path)
+    def read_all(self) -> tuple[bytes, Mark]:
+        """Return all whole lines that are remembered, oldest first, and a mark to read on from."""
+        became = _changed(self._old)
+        # The later one first, for it may become the old one at any moment.
+        later, inode = _read(self._path, 0)
+        older, _ = _read(self._old, 0)
+        return older + later, (became, inode, len(later))
+
+    def read_from(self, mark: Mark) -> tuple[bytes, Mark] | None:
+        """Return the lines since the mark and the next mark; None if the files are no longer these."""
+        became, inode, offset = mark
+        lines, now = _read(self._path, offset)
+        same = now == inode or offset == 0
+        if not same or _changed(self._old) != became or _stat(self._path).st_size < offset:
+            return None
+        return lines, (became, now, offset + len(lines))
 
 
 def _stat(path: str) -> os.stat_result:
@@ -61,6 +79,13 @@ def _stat(path: str) -> os.stat_result:
     return os.stat_result((0,) * 10)
 
 
+def _changed(path: str) -> int:
+    """Return when the file was last written, renamed or the like, in nanoseconds; 0 for an absent one."""
+    with suppress(FileNotFoundError):
+        return os.stat(path).st_ctime_ns
+    return 0
+
+
 def _write_whole(fd: int, content: bytes) -> None:
     """Write all of it or nothing, for half a line would spoil the next one."""
     size = os.fstat(fd).st_size
@@ -68,7 +93,10 @@ def _write_whole(fd: int, content: bytes) -> None:
         os.ftruncate(fd, size)
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, offset: int) -> tuple[bytes, int]:
+    """Return the whole lines behind the offset and the file's inode; nothing if it cannot be read."""
     with suppress(OSError), open(path, "rb") as file:
-        return file.read()
-    return b""
+        file.seek(offset)
+        content = file.read()
+        return content[: content.rfind(b"\n") + 1], os.fstat(file.fileno()).st_ino
+    return b"", 0

@@ -83,6 +83,9 @@ class Range:
         return f"{render_address(self.start)}-{render_address(self.end)}"
 
 
+RangeSpan = tuple[Range, int, int]  # first and last number of a part of the range
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RangeSet:
     """One pool: at least one range, all of one family, none overlapping another."""
@@ -107,25 +110,29 @@ class RangeSet:
         size = self.size()
         return 0 if size <= _BAND_LEAST else min(max(_BAND_LEAST, size // _BAND_SHARE), _BAND_MOST)
 
+    def band_spans(self) -> tuple[RangeSpan, ...]:
+        """Return the spans of the addresses that may be kept for requests."""
+        return tuple((self.ranges[i], a, b) for i, a, b in _split(self._spans(), self.band())[0])
+
     def in_band(self, address: IPAddress) -> bool:
-        """Say whether the address is one of the set's first that may be kept for requests."""
-        low, _ = _split(self._spans(), self.band())
-        return any(self.ranges[i].contains(address) and a <= int(address) <= b for i, a, b in low)
+        """Say whether the address may be kept for requests."""
+        spans = self.band_spans()
+        return any(within.contains(address) and a <= int(address) <= b for within, a, b in spans)
 
     def _spans(self) -> list[SpanOf]:
         return [(i, a, b) for i, each in enumerate(self.ranges) for a, b in each.spans()]
 
-    def spans_after(self, after: IPAddress | None, band: int = 0) -> Iterator[tuple[Range, int, int]]:
+    def spans_after(self, after: IPAddress | None, band: int = 0) -> Iterator[RangeSpan]:
         """Yield every allocatable address once, in spans, round robin from behind `after`.
 
         Without an address that lies in the set the walk begins at the first range. The set's first
-        `band` addresses come last.
+        `band` addresses are left out.
         """
         index, value = pivot = self._pivot(after)
-        low, spans = _split(self._spans(), band)
+        _, spans = _split(self._spans(), band)
         later = ((i, a if (i, a) > pivot else value + 1, b) for i, a, b in spans if (i, b) > pivot)
         earlier = ((i, a, min(b, value) if i == index else b) for i, a, b in spans if (i, a) <= pivot)
-        for i, first, last in chain(later, earlier, low):
+        for i, first, last in chain(later, earlier):
             yield self.ranges[i], first, last
 
     def _pivot(self, after: IPAddress | None) -> tuple[int, int]:

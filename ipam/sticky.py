@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def recall(store: Store, name: str) -> frozenset[IPAddress]:
     """Return the addresses that the name had last; none if it is not known. Reads the file, takes no lock."""
-    lines = b"\n" + _notes(store).read()
+    lines = b"\n" + _notes(store).read_all()[0]
     begin = lines.rfind(os.fsencode(f"\n{name} "))
     end = lines.find(b"\n", begin + 1)
     if begin < 0 or end < 0:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +27,7 @@ from ipam.address import parse_address, parse_value, render_address, render_valu
 from ipam.errors import InvalidNetwork, LockTimeout, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from filelock import FileLock
@@ -35,8 +35,11 @@ if TYPE_CHECKING:
 
     from ipam.address import Version
     from ipam.memory import Memory, Remembered
+    from ipam.ranges import Span
+    from ipam.resting import Rest, Resting
 
     FirstFree = Callable[[Version, int, int], int | None]
+    Oldest = Callable[[Version, Sequence[Span]], Rest | None]
 
 # filelock polls; how often (seconds) is a trade of CPU against idle time, measured with 16
 # processes: 1 ms costs twice the CPU of 3 ms and saves nothing, 50 ms idles half of the time.
@@ -78,12 +81,14 @@ class Holdings:
 
     `legacy` are files that name only the container id. `first_free` takes a version and two
     numbers and returns the lowest between them that no file takes, or None. It merely spares
-    vain attempts: what decides is `Store.reserve`.
+    vain attempts: what decides is `Store.reserve`. `oldest` returns which address of some spans has
+    rested longest; addresses that rest are not free.
     """
 
     exact: tuple[IPAddress, ...]
     legacy: tuple[IPAddress, ...]
     first_free: FirstFree
+    oldest: Oldest = lambda _, __: None
 
     @property
     def addresses(self) -> tuple[IPAddress, ...]:
@@ -94,7 +99,7 @@ class Holdings:
 class Store:
     """The address files of one network. Making a Store touches no file."""
 
-    __slots__ = ("_remembered", "directory", "lock_timeout", "temporary")
+    __slots__ = ("_memory", "_remembered", "directory", "lock_timeout", "temporary")
 
     def __init__(
         self, data_dir: str | Path, network: str, lock_timeout: float = 10.0, memory: Memory | None = None
@@ -109,6 +114,7 @@ class Store:
         self.directory = f"{root}/{network}"
         self.temporary = f"{root}/{_PRIVATE}/{network}.new"
         self.lock_timeout = lock_timeout
+        self._memory = memory
         self._remembered = memory.of(self.directory) if memory else None
 
     def hints(self, kind: str) -> str:
@@ -207,12 +213,21 @@ class Store:
             return parse_address(os.fsdecode(files.read(self._pointer(set_index))))
         return None
 
-    def find(self, owner: Owner) -> Holdings:
-        """Return the owner's addresses and what else is in use, from memory or in one walk."""
+    def find(self, owner: Owner, *, resting: bool = False) -> Holdings:
+        """Return the owner's addresses and what else is in use, from memory or in one walk.
+
+        With `resting` an address that was released is not free, but may be the oldest that rests.
+        """
         with _failing_as("read", self.directory):
-            if self._remembered is not None and self._remembered.look():
-                return self._find_remembered(owner, self._remembered)
-        return self._find_in_walk(owner)
+            remembered = self._remembering(resting)
+            if remembered is not None and remembered.look():
+                return self._find_remembered(owner, remembered)
+        return self._find_resting(owner) if resting else self._find_in_walk(owner, self._walk())
+
+    def _remembering(self, resting: bool) -> Remembered | None:
+        if self._memory is None or not resting:
+            return self._remembered
+        return self._memory.of(self.directory, self.hints("released"))
 
     def _find_remembered(self, owner: Owner, remembered: Remembered) -> Holdings:
         """Read again what memory names: a digest may be another's, and a file changes without the lock."""
@@ -220,12 +235,34 @@ class Store:
             tuple(each for each in remembered.named(key) if files.content(self._path(each)) == key)
             for key in owner.keys
         )
-        return Holdings(exact=exact, legacy=legacy, first_free=remembered.first_free)
+        oldest = self._oldest_of(remembered.oldest, remembered.forget_rest)
+        return Holdings(exact=exact, legacy=legacy, first_free=remembered.first_free, oldest=oldest)
 
-    def _find_in_walk(self, owner: Owner) -> Holdings:
+    def _find_resting(self, owner: Owner) -> Holdings:
+        resting = self.resting()
+        found = self._find_in_walk(owner, resting.learn(self._walk()))
+        return replace(found, oldest=self._oldest_of(resting.oldest, resting.forget))
+
+    def _oldest_of(self, oldest: Oldest, forget: Callable[[str], None]) -> Oldest:
+        """Return `oldest` without what has been given again since."""
+
+        def verified(version: Version, spans: Sequence[Span]) -> Rest | None:
+            while (rest := oldest(version, spans)) and files.content(self._path(rest.address)) != b"":
+                forget(rest.name)
+            return rest
+
+        return verified
+
+    def resting(self) -> Resting:
+        """Return the addresses of this network that rest; nothing is read yet."""
+        from ipam.resting import Resting  # few networks ask for it
+
+        return Resting(self.hints("released"))
+
+    def _find_in_walk(self, owner: Owner, found: Iterable[tuple[str, bytes | None]]) -> Holdings:
         key, legacy_key = owner.keys
         exact, legacy, taken = [], [], set()
-        for name, content in self._walk():
+        for name, content in found:
             if content != b"":
                 taken.add(name)
             if content == key:

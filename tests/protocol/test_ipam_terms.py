@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from tests.kernel.networks import V4, V6, network
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from tests.node import Node
 
 PROGRAM = {"program": "podwire-ipam"}
+GO = "/usr/lib/cni/host-local"
 
 
 def asking(node: Node, *ranges: list[dict[str, Any]], **keys: Any) -> dict[str, Any]:
@@ -32,6 +34,11 @@ BAD = [
     ("keepForRequests", 1, "true or false"),
     ("keepForRequests", "yes", "true or false"),
     ("sticky", "web-0", "true or false"),
+    ("coolDown", -1, "0..86400"),
+    ("coolDown", 86401, "0..86400"),
+    ("coolDown", 1.5, "an integer"),
+    ("coolDown", "60", "an integer"),
+    ("coolDown", True, "an integer"),
 ]
 
 
@@ -84,3 +91,33 @@ def test_a_pod_without_a_name_gets_the_next_address(node: Node) -> None:
         pod = node.pod()
         assert v4(node.add(config, pod)) == wanted
         node.delete(config, pod)
+
+
+def test_an_address_is_not_reused_before_it_has_cooled_down(node: Node) -> None:
+    config, first, second = asking(node, [{"subnet": "10.22.0.0/30"}], coolDown=2), node.pod(), node.pod()
+    node.add(config, first)
+    node.delete(config, first)
+    released = time.monotonic()
+    with unchanged(node):
+        words = ["10.22.0.1-10.22.0.2", "10.22.0.2 was released", "s more before another pod gets it"]
+        assert_refused(node.call("ADD", config, second), 11, *words)
+    assert_refused(node.call("STATUS", config), 50, "no IP addresses available")
+    time.sleep(max(0.0, released + 2.05 - time.monotonic()))
+    assert_ok(node.call("STATUS", config))
+    assert v4(node.add(config, second)) == "10.22.0.2/30"
+
+
+def test_the_go_plugin_on_the_same_directory_knows_of_no_rest_and_disturbs_none(node: Node) -> None:
+    config, pods = asking(node, [{"subnet": "10.22.0.0/29"}], coolDown=600), [node.pod() for _ in range(6)]
+    theirs = config | {"cniVersion": "0.4.0", "ipam": config["ipam"] | {"type": "host-local"}}
+    for pod in pods[:5]:
+        node.add(config, pod, **PROGRAM)
+    node.delete(theirs, pods[0], program=GO)
+    node.delete(config, pods[1], **PROGRAM)
+    node.delete(config, pods[2], **PROGRAM)
+    assert v4(node.add(config, pods[0], **PROGRAM)) == "10.22.0.2/29"
+    assert v4(node.add(theirs, pods[1], program=GO)) == "10.22.0.3/29"
+    assert_refused(node.call("ADD", config, pods[5], **PROGRAM), 11, "10.22.0.4 was released")
+    assert_ok(node.call("GC", config | {"cni.dev/valid-attachments": []}, **PROGRAM))
+    assert node.held() == {}
+    assert_refused(node.call("ADD", config, pods[5], **PROGRAM), 11, "10.22.0.4 was released")
