@@ -103,7 +103,7 @@ def find_delegate(request: Request) -> Delegate:
     if kind == OWN_TYPE:
         return Own(request, addresses)
     path = _look_up(kind, request)
-    if not _is_ours(path):
+    if not is_ours(path):
         return Foreign(request=request, kind=kind, path=path)
     if kind not in SOURCES:
         raise invalid_config(
@@ -125,7 +125,8 @@ def _look_up(kind: str, request: Request) -> str:
     )
 
 
-def _is_ours(path: str) -> bool:
+def is_ours(path: str) -> bool:
+    """Tell whether an executable is podwire under whatever name; one that cannot be read is not."""
     try:
         with open(path, "rb") as file:
             return MARKER in file.read(_HEAD)

@@ -2,8 +2,9 @@
 
 `ranges` is arithmetic, `store` the locked directory in the reference `host-local`'s own format,
 `allocator` the policy that joins them, `memory` what spares a process that stays the search (`index`,
-`watch`), `notes` what optional behaviours remember (`sticky`, `resting`), `errors` what can go wrong
-in its own words. It imports nothing of the plugin and knows nothing of CNI, interfaces or the kernel.
+`watch`), `notes` what optional behaviours remember (`sticky`, `resting`), `damage` a look at what the
+store would never write, `errors` what can go wrong in its own words. It imports nothing of the plugin
+and knows nothing of CNI, interfaces or the kernel.
 """
 
 from ipam.address import parse_address, render_address
