@@ -1,4 +1,4 @@
-"""`podwire ipam`: look at the address store, find what is wrong with it, and repair it.
+"""`podwire ipam`: look at the address store, find what is wrong with it, repair it, move it.
 
 Exit status as everywhere, but that `check` is for scripts: 0 when nothing was found, 1 when
 something was, 2 when it could not look.
@@ -7,6 +7,7 @@ something was, 2 when it could not look.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -15,14 +16,20 @@ import ipam
 from cni_plugin import audit
 from cni_plugin.config import DEFAULT_DATA_DIR, Attachment
 from cni_plugin.console import add_directories, chosen, table, write
-from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.contract.fields import objects
 from cni_plugin.contract.inet import parse_ip
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.netns import open_host
+from ipam.transfer import reserve_all
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+
+    from ipam.transfer import Claim
+
+_WORD = re.compile(r"\S+")
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -37,7 +44,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     release.add_argument("network")
     release.add_argument("address", nargs="+")
     release.set_defaults(run=_release)
-    for verb in (listing, release):
+    export = verbs.add_parser("export", help="the addresses held as JSON, for a backup or another directory")
+    export.add_argument("network", nargs="?", help="one network only")
+    export.set_defaults(run=_export)
+    import_ = verbs.add_parser("import", help="reserve what an export says: of each network all or nothing")
+    import_.add_argument("file", help="an export; - for stdin")
+    import_.set_defaults(run=_import)
+    for verb in (listing, release, export, import_):
         verb.add_argument(
             "--data-dir", default=DEFAULT_DATA_DIR, help=f"the store (default {DEFAULT_DATA_DIR})"
         )
@@ -75,19 +88,32 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    names = [arguments.network] if arguments.network else ipam.list_networks(arguments.data_dir)
-    rows = [row for name in names for row in _read_addresses(arguments.data_dir, name)]
+    rows = _read_rows(arguments)
     if arguments.json:
-        keys = ("network", "address", "container_id", "ifname")
-        write(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=4))
+        _write_json(rows)
     else:
         write(*table(("NETWORK", "ADDRESS", "CONTAINER", "INTERFACE"), rows))
     return 0
 
 
-def _read_addresses(data_dir: str, network: str) -> list[tuple[str, str, str, str]]:
-    held = sorted(ipam.Store(data_dir, network).owners().items())
-    return [(network, str(address), owner.container_id, owner.ifname) for address, owner in held]
+def _export(arguments: argparse.Namespace) -> int:
+    """Write what `import` reads; the debris of a crash, which nobody holds, is left out."""
+    _write_json([row for row in _read_rows(arguments) if row[2]])
+    return 0
+
+
+def _read_rows(arguments: argparse.Namespace) -> list[tuple[str, str, str, str]]:
+    names = [arguments.network] if arguments.network else ipam.list_networks(arguments.data_dir)
+    return [
+        (name, ipam.render_address(address), owner.container_id, owner.ifname)
+        for name in names
+        for address, owner in sorted(ipam.Store(arguments.data_dir, name).owners().items())
+    ]
+
+
+def _write_json(rows: list[tuple[str, str, str, str]]) -> None:
+    keys = ("network", "address", "container_id", "ifname")
+    write(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=4))
 
 
 def _release(arguments: argparse.Namespace) -> int:
@@ -118,3 +144,48 @@ def _refuse_living(network: str, owners: Iterable[ipam.Owner]) -> None:
                     f"{attachment}: wanted a container that is gone, found its interface "
                     f"{attachment.host_ifname}; stop the pod instead",
                 )
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    claims: dict[str, list[Claim]] = {}
+    for network, claim in _parse_export(_read(arguments.file), arguments.file):
+        claims.setdefault(network, []).append(claim)
+    stores = {network: ipam.Store(arguments.data_dir, network) for network in claims}
+    return max(
+        [_import_network(store, network, claims[network]) for network, store in stores.items()], default=0
+    )
+
+
+def _import_network(store: ipam.Store, network: str, claims: list[Claim]) -> int:
+    try:
+        new = reserve_all(store, claims)
+    except ipam.IPAMError as error:
+        sys.stderr.write(f"podwire: network {network}: nothing imported: {error}\n")
+        return 1
+    write(f"network {network}: {len(new)} imported, {len(claims) - len(new)} held already")
+    return 0
+
+
+def _read(path: str) -> bytes:
+    try:
+        if path == "-":
+            return sys.stdin.buffer.read()
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise CNIError(Code.IO_FAILURE, f"{path}: {error.strerror}") from error
+
+
+def _parse_export(content: bytes, path: str) -> Iterator[tuple[str, Claim]]:
+    """Yield network and reservation; CNIError names the one that cannot be."""
+    try:
+        rows = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise invalid_config(f"{path}: wanted what podwire ipam export writes, found {error}") from error
+    if not isinstance(rows, list):
+        raise invalid_config(f"{path}: wanted a list, found {type(rows).__name__}")
+    for row in objects(rows, path):
+        owner = ipam.Owner(container_id=row.string("container_id"), ifname=row.string("ifname"))
+        if not _WORD.fullmatch(owner.container_id) or not _WORD.fullmatch(owner.ifname or "eth0"):
+            raise invalid_config(f'"{row.path}": wanted a container id and an interface, found "{owner}"')
+        yield row.string("network"), (parse_ip(row.string("address"), f'"{row.path}.address"'), owner)

@@ -3,8 +3,8 @@
 `ranges` is arithmetic, `store` the locked directory in the reference `host-local`'s own format,
 `allocator` the policy that joins them, `memory` what spares a process that stays the search (`index`,
 `watch`), `notes` what optional behaviours remember (`sticky`, `resting`), `damage` a look at what the
-store would never write, `errors` what can go wrong in its own words. It imports nothing of the plugin
-and knows nothing of CNI, interfaces or the kernel.
+store would never write, `transfer` many reservations at once, `errors` what can go wrong in its own
+words. It imports nothing of the plugin and knows nothing of CNI, interfaces or the kernel.
 """
 
 from ipam.address import parse_address, render_address
@@ -12,6 +12,7 @@ from ipam.allocator import Allocation, Terms, Usage, allocate, collect, held, re
 from ipam.errors import (
     AddressTaken,
     AddressUnavailable,
+    Conflicts,
     DuplicateAllocation,
     InvalidNetwork,
     InvalidRange,
@@ -30,6 +31,7 @@ __all__ = [
     "AddressTaken",
     "AddressUnavailable",
     "Allocation",
+    "Conflicts",
     "DuplicateAllocation",
     "IPAMError",
     "InvalidNetwork",

@@ -98,6 +98,14 @@ class DuplicateAllocation(IPAMError):
         super().__init__(f"{address} has been allocated to {container_id}, {reason}")
 
 
+class Conflicts(IPAMError):
+    """Addresses that are to be reserved are held by others."""
+
+    def __init__(self, conflicts: Iterable[str]) -> None:
+        """Name each of them, its owner to be and its holder."""
+        super().__init__("; ".join(conflicts))
+
+
 class LockTimeout(IPAMError):
     """Another call held the store's lock for longer than the caller would wait."""
 
