@@ -107,13 +107,19 @@ class Remembered:
                 return False
             for name in filter(files.may_be_address, changes.names):
                 self._put(index, name)
-            if self._resting is not None and not self._resting.follow(index):
+            if self._resting is not None and not self._follow_rests(index, self._resting):
                 return False
             stamp = _stamp_of(self._directory)
             if stamp[:2] == self._stamp[:2] and (stamp == self._stamp or changes.listing):
                 self._watch, self._stamp = watch, stamp
                 return True
         return False
+
+    def _follow_rests(self, index: Index, resting: Resting) -> bool:
+        followed = resting.follow(index)
+        for name in resting.overflow():
+            self._put(index, name)
+        return followed
 
     def _learn(self) -> bool:
         """Walk the directory under a watch; False if it cannot be watched."""

@@ -65,11 +65,18 @@ class Notes:
     def read_from(self, mark: Mark) -> tuple[bytes, Mark] | None:
         """Return the lines since the mark and the next mark; None if the files are no longer these."""
         became, inode, offset = mark
+        earlier, changed = b"", _changed(self._old)
+        if changed != became:
+            if not inode or _stat(self._old).st_ino != inode:
+                return None
+            # What was the later file is the old one now.
+            earlier, _ = _read(self._old, offset)
+            inode, offset = 0, 0
         lines, now = _read(self._path, offset)
         same = now == inode or offset == 0
-        if not same or _changed(self._old) != became or _stat(self._path).st_size < offset:
+        if not same or _changed(self._old) != changed or _stat(self._path).st_size < offset:
             return None
-        return lines, (became, now, offset + len(lines))
+        return earlier + lines, (changed, now, offset + len(lines))
 
 
 def _stat(path: str) -> os.stat_result:

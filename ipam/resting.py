@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ipam.ranges import Span
 
 _ROOM: Final = 64 * 1024  # bytes; a process of its own reads it at each call
+_REMEMBERED: Final = 32_768  # of each family, by a process that stays; 8 MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,14 @@ class Resting:
             if name not in index:
                 index.put(name, None)
         return True
+
+    def overflow(self) -> list[str]:
+        """Forget what has rested longest where more rest than are to be remembered; return the names."""
+        return [
+            by_name.popitem(last=False)[0]
+            for by_name in self._since.values()
+            for _ in range(len(by_name) - _REMEMBERED)
+        ]
 
     def _note(self, lines: bytes) -> list[str]:
         names = []

@@ -223,6 +223,19 @@ def test_files_of_what_has_cooled_down_stay_small(store: Store) -> None:
     assert sum(path.stat().st_size for path in Path(store.hints("released")).parent.iterdir()) < 140_000
 
 
+def test_an_agent_remembers_so_many_and_forgets_what_was_released_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resting, "_REMEMBERED", 3)
+    store = Store(tmp_path, "net", memory=Memory())
+    fill(store)
+    for address in ALL:
+        release(store, owner(address), COOL)
+    assert sorted(given(store, name) for name in "ab") == ALL[:2]
+    with pytest.raises(PoolResting, match=ALL[2]):
+        given(store, "c")
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_any_sequence_gives_what_a_simple_model_gives(tmp_path: Path, clock: Clock, seed: int) -> None:
     """Two agents and processes of one call share the directory; some die before their release."""
@@ -242,7 +255,7 @@ def test_any_sequence_gives_what_a_simple_model_gives(tmp_path: Path, clock: Clo
         elif what == "wait":
             clock.now += chance.choice([0.5, 5, 30])
         elif what == "rotate" and Path(store.hints("released")).exists():
-            pad(store)
+            rotate(store)
         elif held:
             address = chance.choice(list(held))
             if what == "delete":
@@ -278,12 +291,13 @@ def expected(rests: dict[str, float], held: dict[str, str], now: float) -> list[
     )
 
 
-def pad(store: Store) -> None:
-    """Fill the file, so that it becomes the old one, and write what it says again."""
-    path = Path(store.hints("released"))
-    lines = Path(f"{path}.old").read_bytes() if Path(f"{path}.old").exists() else b""
-    path.write_bytes(lines + path.read_bytes())
-    path.rename(f"{path}.old")
+def rotate(store: Store) -> None:
+    """Let the file become the old one as if it were full, with all that was known in it."""
+    path, old = Path(store.hints("released")), Path(store.hints("released.old"))
+    both = (old.read_bytes() if old.exists() else b"") + path.read_bytes()
+    with path.open("ab") as file:
+        file.write(both)
+    path.rename(old)
 
 
 def test_an_agent_looks_at_none_of_the_files_that_did_not_change(tmp_path: Path) -> None:
