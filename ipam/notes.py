@@ -8,7 +8,7 @@ is for who holds the store's lock. A crash or a full disk costs these lines and 
 nobody believes them before link(2) has given the address.
 """
 # Plain os calls, as in files.py.
-# ruff: noqa: PTH104, PTH116, PTH120, PTH123
+# ruff: noqa: PTH104, PTH116, PTH120
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from typing import Final
 from ipam import files
 
 _APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_ROOM: Final = 256 * 1024  # bytes; about 4,000 lines
+_ROOM: Final = 64 * 1024  # bytes, at least 1,000 lines; a process of its own reads it at each call
 _MOST: Final = 1024 * 1024
-
 
 # When the old file became that, and which later one was read up to where. An inode alone may be used again.
 Mark = tuple[int, int, int]
@@ -32,11 +31,11 @@ UNREAD: Final[Mark] = (-1, 0, 0)
 class Notes:
     """The lines of one kind; making it touches no file."""
 
-    __slots__ = ("_old", "_path", "_room")
+    __slots__ = ("_old", "_path")
 
-    def __init__(self, path: str, room: int = _ROOM) -> None:
-        """Name the file and the size in bytes at which it becomes the old one."""
-        self._path, self._old, self._room = path, f"{path}.old", room
+    def __init__(self, path: str) -> None:
+        """Name the file."""
+        self._path, self._old = path, f"{path}.old"
 
     def append(self, lines: str, *, keep: float = 0) -> None:
         """Add lines; those younger than `keep` seconds are forgotten only above a size of 1 MB."""
@@ -51,7 +50,7 @@ class Notes:
 
     def _make_room(self, keep: float) -> None:
         size = _stat(self._path).st_size
-        if size >= _MOST or (size >= self._room and abs(time() - _stat(self._old).st_mtime) >= keep):
+        if size >= _MOST or (size >= _ROOM and abs(time() - _stat(self._old).st_mtime) >= keep):
             os.rename(self._path, self._old)
 
     def read_all(self) -> tuple[bytes, Mark]:
@@ -102,8 +101,13 @@ def _write_whole(fd: int, content: bytes) -> None:
 
 def _read(path: str, offset: int) -> tuple[bytes, int]:
     """Return the whole lines behind the offset and the file's inode; nothing if it cannot be read."""
-    with suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError), open(path, "rb", opener=_open_at_once) as file:
         file.seek(offset)
         content = file.read()
         return content[: content.rfind(b"\n") + 1], os.fstat(file.fileno()).st_ino
     return b"", 0
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open it without a wait, for somebody may have left a FIFO there."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ipam.index import Index
     from ipam.ranges import Span
 
-_ROOM: Final = 64 * 1024  # bytes; a process of its own reads it at each call
 _REMEMBERED: Final = 32_768  # of each family, by a process that stays; 8 MB
 
 
@@ -52,7 +51,7 @@ class Resting:
 
     def __init__(self, path: str) -> None:
         """Name the file."""
-        self._notes = Notes(path, _ROOM)
+        self._notes = Notes(path)
         self._mark = UNREAD
         self._since: dict[Version, OrderedDict[str, float]] = {4: OrderedDict(), 6: OrderedDict()}
 

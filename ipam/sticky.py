@@ -3,7 +3,7 @@ r"""Which addresses a pod had last, by the name that it keeps when it is made an
     <data_dir>/.podwire/<network>.sticky       `<name> <address> <address>\n`, the last line counts
 
 A line is added when a pod gets other addresses than those, and when it leaves, so that a name
-is forgotten when some thousand others have been in use since.
+is forgotten when a thousand or more others have been in use since.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from netaddr import IPAddress
@@ -25,6 +26,9 @@ from ipam import (
     resting,
     usage,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 POOLS = make_range_sets([[make_range(subnet="10.1.0.0/29")]])
 ALL = [f"10.1.0.{number}" for number in range(2, 7)]
@@ -195,9 +199,12 @@ def test_a_time_that_cannot_be_holds_no_address_back(store: Store, stamp: str, c
         assert given(store, "one more") == ALL[0]
 
 
-def test_hints_that_cannot_be_written_or_read_hold_no_address_back(store: Store) -> None:
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/nowhere")])
+def test_hints_that_cannot_be_written_or_read_hold_no_address_back(
+    store: Store, make: Callable[[Path], None]
+) -> None:
     fill(store)
-    Path(store.hints("released")).mkdir()
+    make(Path(store.hints("released")))
     assert [str(each) for each in release(store, owner(ALL[0]), COOL)] == [ALL[0]]
     assert given(store, "one more") == ALL[0]
 
