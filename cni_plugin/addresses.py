@@ -79,11 +79,11 @@ def allocate(request: Request) -> Result:
 def release(request: Request) -> None:
     """Release every address of the attachment; none is fine."""
     with _translated():
-        ipam.release(open_store(request), _owner(request), _terms_of_release(request))
+        ipam.release(open_store(request), _owner(request), _terms_if_readable(request))
 
 
-def _terms_of_release(request: Request) -> ipam.Terms:
-    """Return what is to be remembered of a release; what cannot be read holds no address back."""
+def _terms_if_readable(request: Request) -> ipam.Terms:
+    """Return the terms for a release or a look; what cannot be read holds no address back."""
     with suppress(CNIError):
         return parse_terms(request)
     return ipam.Terms()
@@ -96,7 +96,7 @@ def check(request: Request) -> None:
         raise invalid_config('"prevResult": wanted the result of the ADD, found none')
     range_sets = parse_range_sets(request)
     with _translated():
-        held = set(ipam.held(open_store(request), _owner(request), _terms_of_release(request)))
+        held = set(ipam.held(open_store(request), _owner(request), _terms_if_readable(request)))
     ours = {ip.address.ip for ip in result.ips if any(s.range_of(ip.address.ip) for s in range_sets)}
     if not held or ours - held:
         wanted = sorted(map(str, ours)) or "an address"
@@ -114,7 +114,7 @@ def collect(request: Request) -> None:
         return
     owners = {ipam.Owner(container_id=member.container_id, ifname=member.ifname) for member in valid}
     with _translated():
-        ipam.collect(open_store(request), owners, _terms_of_release(request))
+        ipam.collect(open_store(request), owners, _terms_if_readable(request))
 
 
 def status(request: Request) -> None:

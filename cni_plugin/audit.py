@@ -73,7 +73,7 @@ def audit(request: Request) -> list[Finding]:
     """
     if ipam_type(request.config) not in OWN_NAMES:
         return []
-    before = list(_judge(_look(request)))
+    before = set(_judge(_look(request)))
     if not before:
         return []
     time.sleep(_PATIENCE)
@@ -164,10 +164,11 @@ def _owner_identity(network: str, owner: ipam.Owner) -> str:
 def _find_unallocated(seen: _Seen) -> Iterator[Finding]:
     """Yield the pods that hold nothing, and the addresses with a route to a pod that does not hold them."""
     holders = {address: _owner_identity(seen.network, owner) for address, owner in seen.held.items()}
+    holding = set(holders.values())
     legacy = {owner.container_id for owner in seen.held.values() if not owner.ifname}
     for identity, link in sorted(seen.links.items()):
         pod = " ".join(link.alias.split(" ")[2:])
-        if identity not in holders.values() and not legacy & set(pod.split(" ")):
+        if identity not in holding and not legacy & set(pod.split(" ")):
             said = f"{link.name}: pod {pod} is attached and holds no address"
             yield Finding(seen.network, "unallocated", link.name, pod, said)
     for address, identity in sorted(seen.used.items()):
