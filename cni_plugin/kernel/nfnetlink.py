@@ -125,12 +125,12 @@ class Nftables:
     def list_elements(self, family: str, set_name: str, naming: str = "") -> list[Element]:
         """Return the elements of a set whose comment holds `naming`; none when there is no such set.
 
-        The kernel sends them all, some dozens a message; only messages that hold the word are parsed.
+        The kernel sends them all, some hundreds a message; only those that hold the word are parsed.
         """
         word = naming.encode()
         command = f"nft list set {family} {TABLE} {set_name}"
         answers = self._ask(command, _GETSETELEM, family, _element_list(set_name), NLM_F_DUMP)
-        found = (e for raw in answers if word in raw for e in _parse_elements(family, set_name, raw))
+        found = (e for raw in answers if word in raw for e in _parse_elements(family, set_name, raw, word))
         return [element for element in found if naming in element.comment]
 
     def list_sets(self, family: str, prefix: str = "") -> list[str]:
@@ -350,10 +350,10 @@ def _parse_comment(userdata: bytes) -> str:
     return ""
 
 
-def _parse_elements(family: str, set_name: str, raw: bytes) -> Iterator[Element]:
-    members = parse(raw, _BODY).get(_LIST_ELEMENTS, b"")
-    for _, member in list_attributes(members):
-        found = parse(member)
+def _parse_elements(family: str, set_name: str, raw: bytes, word: bytes = b"") -> Iterator[Element]:
+    """Yield the elements in a message whose bytes hold `word`."""
+    members = list_attributes(parse(raw, _BODY).get(_LIST_ELEMENTS, b""))
+    for found in (parse(member) for _, member in members if word in member):
         yield Element(
             family=family,
             set_name=set_name,

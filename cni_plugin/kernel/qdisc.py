@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import (
-    IFF_UP,
     IFLA_IFNAME,
     IFLA_INFO_KIND,
     IFLA_LINKINFO,
     IFLA_MTU,
     IFLA_TXQLEN,
     delete_link,
+    drop_link_local,
     get_link,
     link_body,
     set_alias,
+    set_up,
 )
 from cni_plugin.kernel.message import attribute, nested, parse_attributes, text, u32
 from cni_plugin.kernel.netlink import HEADER, Change, Query
@@ -86,14 +87,14 @@ def _tcmsg(index: int, *, handle: int = 0, parent: int = 0, info: int = 0) -> by
 
 def add_ifb(nl: Netlink, name: str, *, mtu: int, alias: str) -> Link:
     """Make the device anew, up, and return it; one of that name is what a crash had left."""
+    changes = _add_ifb(name, mtu), drop_link_local(name), set_alias(name, alias), set_up(name)
     try:
-        nl.change(_add_ifb(name, mtu))
+        nl.change(*changes, tolerate={errno.EAFNOSUPPORT})
     except KernelError as error:
         if error.errno != errno.EEXIST:
             raise
         delete_link(nl, name)
-        nl.change(_add_ifb(name, mtu))
-    nl.change(set_alias(name, alias))
+        nl.change(*changes, tolerate={errno.EAFNOSUPPORT})
     made = get_link(nl, name)
     if made is None:
         raise KernelError(f"ip link show {name}", errno.ENODEV)
@@ -106,11 +107,9 @@ def _add_ifb(name: str, mtu: int) -> Change:
         u32(IFLA_MTU, mtu),
         u32(IFLA_TXQLEN, 0),
         nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "ifb")),
-        flags=IFF_UP,
-        mask=IFF_UP,
     )
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
-    return Change(f"ip link add {name} mtu {mtu} txqlen 0 up type ifb", netlink.RTM_NEWLINK, body, flags)
+    return Change(f"ip link add {name} mtu {mtu} txqlen 0 type ifb", netlink.RTM_NEWLINK, body, flags)
 
 
 def set_bucket(link: Link, bucket: Bucket) -> Change:
