@@ -12,10 +12,11 @@ from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.bridge import set_port
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import Link, VethPair, add_veth, delete_link, drop_link_local, get_link, set_alias
-from cni_plugin.kernel.reaper import delete_veth
+from cni_plugin.kernel.reaper import delete_links
 from cni_plugin.kernel.vlan import add_vlan, delete_vlan, list_vlans
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from contextlib import ExitStack
 
     from cni_plugin.attach.bridge_plan import BridgePlan
@@ -118,10 +119,16 @@ def _set_vlans(plan: BridgePlan, host: Namespace) -> None:
     )
 
 
-def delete_port(attachment: Attachment, host: Namespace) -> bool:
-    """Delete the pod's veth by the name of its host end; tell whether there was one."""
-    link = get_link(host.netlink, attachment.host_ifname)
-    if link is None or link.kind != "veth":
-        return False
-    # An alias of ours is what lets it go together with others; without one a crash had left it.
-    return delete_veth(host, link) if link.alias.startswith(MARK) else delete_link(host.netlink, link.name)
+def delete_port(attachment: Attachment, host: Namespace, beside: Iterable[str] = ()) -> bool:
+    """Delete the pod's veth by the name of its host end; tell whether there was one.
+
+    With it go links of ours that are for this pod alone, by their names.
+    """
+    veth = get_link(host.netlink, attachment.host_ifname)
+    links = [veth] if veth and veth.kind == "veth" else []
+    links += filter(None, (get_link(host.netlink, name) for name in beside))
+    # An alias of ours is what lets a link go together with others; without one a crash had left it.
+    marked = [link for link in links if link.alias.startswith(MARK)]
+    gone = [link for link in marked[:1] if delete_links(host, *marked)]
+    gone += [link for link in links if link not in marked and delete_link(host.netlink, link.name)]
+    return veth in gone

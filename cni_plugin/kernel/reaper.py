@@ -37,7 +37,7 @@ _IFLA_GROUP = 27  # linux/if_link.h
 
 @dataclass(slots=True, eq=False)
 class _Deletion:
-    link: Link
+    links: tuple[Link, ...]
     turn: threading.Event = field(default_factory=threading.Event)
     batch: list[_Deletion] = field(default_factory=list)
     """Those that it is to delete, itself among them; none when another one does."""
@@ -53,8 +53,8 @@ class _Line:
         self._waiting: list[_Deletion] = []
         self._leaders = 0
 
-    def delete(self, nl: Netlink, link: Link) -> bool:
-        own = _Deletion(link)
+    def delete(self, nl: Netlink, *links: Link) -> bool:
+        own = _Deletion(links)
         with self._guard:
             if self._leaders < _LEADERS:
                 self._leaders += 1
@@ -86,31 +86,35 @@ class _Line:
 _lines: dict[int, _Line] = {}
 
 
-def delete_veth(host: Namespace, link: Link) -> bool:
-    """Delete a veth of ours or what belongs to it, maybe together with others; tell whether there was one.
+def delete_links(host: Namespace, *links: Link) -> bool:
+    """Delete a pod's links, maybe together with other pods'; tell whether the first was still there.
 
-    Raises KernelError for this link's own deletion only.
+    Raises KernelError for these links' own deletion only.
     """
     # A namespace's inode number may come again after its end; by then nobody waits in its line.
     line = _lines.setdefault(os.fstat(host.fd).st_ino, _Line())
-    return line.delete(host.netlink, link)
+    return line.delete(host.netlink, *links)
 
 
 def _commit(nl: Netlink, batch: list[_Deletion]) -> None:
     gone: set[int] = set()
-    if len(batch) > 1:
-        gone = delete_together(nl, {each.link.index: each.link for each in batch}, new_group())
+    links = {link.index: link for deletion in batch for link in deletion.links}
+    if len(links) > 1:
+        gone = delete_together(nl, links, new_group())
     for deletion in batch:
-        deletion.existed = deletion.link.index in gone
-        if not deletion.existed:
-            _delete_alone(nl, deletion)
+        deletion.existed = deletion.links[0].index in gone
+        for link in deletion.links:
+            if link.index not in gone:
+                _delete_alone(nl, deletion, link)
 
 
-def _delete_alone(nl: Netlink, deletion: _Deletion) -> None:
+def _delete_alone(nl: Netlink, deletion: _Deletion, link: Link) -> None:
     try:
-        deletion.existed = delete_link(nl, deletion.link.name)
+        existed = delete_link(nl, link.name)
     except (KernelError, OSError) as error:
         deletion.error = error
+    else:
+        deletion.existed |= existed and link is deletion.links[0]
 
 
 def new_group() -> int:

@@ -23,6 +23,7 @@ from cni_plugin.kernel.netns import find_pod, open_host
 from cni_plugin.plumbing.pods import (
     collect_features,
     delete_features,
+    list_pod_links,
     open_pod_of,
     parse_kept,
     plan_features,
@@ -117,7 +118,7 @@ def delete(request: Request) -> None:
 
 
 def _disconnect(attachment: Attachment, host: Namespace, pod: Namespace | None) -> None:
-    if delete_port(attachment, host):
+    if delete_port(attachment, host, list_pod_links(attachment)):
         return
     # Not ours, or gone already: the Go plugins made it before the switch to podwire.
     link = get_link(pod.netlink, attachment.ifname) if pod is not None else None

@@ -15,7 +15,7 @@ from cni_plugin.config import MARK, is_stale_alias
 from cni_plugin.contract.errors import broken, invalid_config, run_all
 from cni_plugin.contract.result import Interface
 from cni_plugin.kernel.link import Link, delete_link, get_link, get_link_by_index, list_links
-from cni_plugin.kernel.reaper import delete_veth
+from cni_plugin.kernel.reaper import delete_links
 from cni_plugin.plumbing.feature import Feature
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def delete(traces: Traces, site: Site) -> None:
     del traces
     link = get_link(site.host.netlink, ifb_name(site.attachment))
     if link is not None and link.alias.startswith(MARK):
-        delete_veth(site.host, link)  # which lets it go together with other pods' links
+        delete_links(site.host, link)  # which lets it go together with other pods' links
     elif link is not None:
         delete_link(site.host.netlink, link.name)
 
@@ -197,4 +197,9 @@ def collect(network: str, keep: Collection[str], site: Site) -> None:
     run_all(*(partial(delete_link, nl, name) for name in stale))
 
 
-FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, collect=collect)
+def list_own_links(attachment: Attachment) -> tuple[str, ...]:
+    """Return the name of the attachment's device."""
+    return (ifb_name(attachment),)
+
+
+FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, collect=collect, links=list_own_links)

@@ -54,6 +54,10 @@ def _nothing(*_: object) -> int:
     return 0
 
 
+def _no_links(_: Attachment) -> tuple[str, ...]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
     """One thing that a pod gets beside its link."""
@@ -64,6 +68,8 @@ class Feature:
     """After `ensure`: make what is the pod's and push its undoing; the result as it is now."""
     delete: Callable[[Traces, Site], object]
     """Remove what an ADD made, and nothing of anybody else's; absence is fine."""
+    links: Callable[[Attachment], tuple[str, ...]] = _no_links
+    """Names of links on the node that are all `delete` removes: built in, they go with the veth."""
     check: Callable[[Settings, Site, Result], None]
     """Raise CNIError 100 for the first thing that is not as ADD left it."""
     ready: Callable[[Settings, Namespace], object] = _nothing

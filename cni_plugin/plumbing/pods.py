@@ -64,10 +64,19 @@ def site_of(network: Network, host: Namespace, pod: Namespace) -> Site:
 def delete_features(
     request: Request, host: Namespace, pod: Namespace | None
 ) -> Iterator[Callable[[], object]]:
-    """Yield the deletion of every built-in feature, whatever the configuration says by now."""
+    """Yield the deletion of every built-in feature, whatever the configuration says by now.
+
+    But for those that made nothing but links: see `list_pod_links`.
+    """
     site = bare_site(request, host, pod)
-    for each in FEATURES.values():
-        yield partial(delete_feature, each.load(), request, site)
+    for feature in (each.load() for each in FEATURES.values()):
+        if not feature.links(site.attachment):
+            yield partial(delete_feature, feature, request, site)
+
+
+def list_pod_links(attachment: Attachment) -> list[str]:
+    """Return the names of the links that the built-in features may have made beside the pod's veth."""
+    return [name for each in FEATURES.values() for name in each.load().links(attachment)]
 
 
 def delete_feature(feature: Feature, request: Request, site: Site) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from cni_plugin.kernel.link import Link, get_link
 from cni_plugin.kernel.netns import Namespace, inside, open_pod
-from cni_plugin.kernel.reaper import delete_together, delete_veth, new_group
+from cni_plugin.kernel.reaper import delete_links, delete_together, new_group
 from tests.kernel.networks import dual_stack
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def test_each_caller_learns_of_its_own_link(plain_node: Node, host: Namespace) -
             inside(space.fileno()),
             open_pod(plain_node.path, allow_host=True) as own,
         ):
-            return delete_veth(own, link)
+            return delete_links(own, link)
 
     with ThreadPoolExecutor(40) as pool:
         existed = list(pool.map(delete, [*links.values()] * 2))
