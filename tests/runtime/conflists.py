@@ -13,10 +13,15 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def shipped() -> list[Path]:
-    """Return every shipped network configuration; there must be some."""
-    found = sorted(CONF.glob("*.conflist"))
+    """Return every shipped network configuration of our own types; there must be some."""
+    found = sorted(CONF.glob("10-podwire*.conflist"))
     assert found, f"{CONF} has no conflist"
     return found
+
+
+def drop_in() -> Path:
+    """Return the shipped chain of the reference's types, for executables under the reference's names."""
+    return CONF / "10-bridge-drop-in.conflist"
 
 
 def with_families(*families: int) -> Path:
@@ -27,11 +32,11 @@ def with_families(*families: int) -> Path:
 
 
 def with_host_ports(node: Node, plugin: str) -> Path:
-    """Return the shipped dual-stack bridge with host ports, built in or by the plugin `portmap`."""
+    """Return the shipped dual-stack bridge, whose host ports are built in, or with the plugin `portmap`."""
     document = json.loads(with_families(4, 6).read_text())
     if plugin == "portmap":
-        document["plugins"].append({"type": plugin})
-    document["plugins"][-1]["capabilities"] = {"portMappings": True}
+        del document["plugins"][0]["capabilities"]["portMappings"]
+        document["plugins"].append({"type": plugin, "capabilities": {"portMappings": True}})
     path = node.tmp / "ports.conflist"
     path.write_text(json.dumps(document))
     return path
@@ -46,6 +51,8 @@ def moved(path: Path, node: Node) -> str:
     for plugin in conflist["plugins"]:
         if "ipam" in plugin:
             plugin["ipam"]["dataDir"] = str(node.data_dir)
+        if plugin["type"] == "tuning":
+            plugin["dataDir"] = str(node.tmp / "tuning")
         if "mode" in plugin:
             _give_underlay(node)
         if "peersFile" in plugin.get("vxlan", {}):
@@ -64,5 +71,4 @@ def _give_underlay(node: Node) -> None:
 
 def _families(conflist: dict[str, Any]) -> set[int]:
     ipam = conflist["plugins"][0]["ipam"]
-    ranges = [entry for range_set in ipam.get("ranges", [[ipam]]) for entry in range_set]
-    return {6 if ":" in entry["subnet"] else 4 for entry in ranges}
+    return {6 if ":" in entry["subnet"] else 4 for range_set in ipam["ranges"] for entry in range_set}

@@ -36,7 +36,7 @@ class Cnitool:
 
 
 @contextmanager
-def cnitool_on(node: Node, pod: Pod, conflist: Path) -> Iterator[Cnitool]:
+def cnitool_on(node: Node, pod: Pod, conflist: Path, **variables: str) -> Iterator[Cnitool]:
     """The pod must be there before: the machine sees the namespaces named until then."""
     text = conflists.moved(conflist, node)
     conf_dir = node.tmp / "net.d"
@@ -46,7 +46,7 @@ def cnitool_on(node: Node, pod: Pod, conflist: Path) -> Iterator[Cnitool]:
         "CNI_PATH": f"{node.bin_dir}:{tools.reference_plugins()}",
         "NETCONFPATH": str(conf_dir),
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-    }
+    } | variables
     with Machine(netns=node.name, directory=node.tmp / "machine") as machine:
         yield Cnitool(machine, pod, network=json.loads(text)["name"], env=env)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import in_process
-from tests.node import Space
 from tests.runtime import conflists, image, state, tools
 from tests.runtime.containerd import Containerd
 from tests.runtime.cri import RuntimeServiceError
+from tests.runtime.drop_in import PathSpace
 from tests.services import REFUSED, ask, offering
 
 if TYPE_CHECKING:
@@ -39,14 +38,6 @@ class SandboxNetwork:
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return self._containerd.run_in_pod(self._sandbox, *argv)
-
-
-class PathSpace(Space):
-    """A network namespace that is known by its path."""
-
-    @property
-    def path(self) -> str:
-        return self.name
 
 
 @contextmanager
@@ -139,13 +130,8 @@ def test_a_container_reaches_its_gateways_with_every_shipped_conflist(node: Node
 @in_process
 def test_a_pod_is_as_fast_as_its_annotations_say(node: Node) -> None:
     """The runtime's words as it says them: capitals, and a burst of 2^32 - 1."""
-    shipped = conflists.with_families(4, 6)
-    document = json.loads(shipped.read_text())
-    document["plugins"][0]["capabilities"] = {"bandwidth": True}
-    limited = node.tmp / shipped.name
-    limited.write_text(json.dumps(document))
     annotations = {f"kubernetes.io/{way}-bandwidth": "10M" for way in ("ingress", "egress")}
-    with containerd_on(node, limited) as containerd:
+    with containerd_on(node, conflists.with_families(4, 6)) as containerd:
         sandbox = containerd.runtime.run_pod_sandbox("slow", annotations=annotations)
         pod = containerd.runtime.pod_sandbox_status(sandbox)
         found = node.run("tc", "qdisc", "show").stdout.splitlines()
