@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tests.runtime import image, tools
 from tests.runtime.cri import Runtime
-from tests.runtime.machine import Machine
+from tests.runtime.machine import Machine, remove_cgroups
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
+    from pathlib import Path
     from types import TracebackType
 
     from tests.runtime.cri import Sandbox
@@ -63,7 +63,7 @@ class Containerd:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._write_config()
-            stack.callback(self._remove_cgroups)
+            stack.callback(remove_cgroups, self._cgroup)
             stack.enter_context(self.machine)
             socket = self.machine.root / "run/containerd/containerd.sock"
             self._await(socket.exists)
@@ -101,12 +101,6 @@ class Containerd:
         self.machine.run("ctr", "-n", "k8s.io", "images", "import", str(archive))
         # The CRI part of containerd learns of an image through an event.
         self._await(lambda: self.runtime.has_image(image.NAME))
-
-    def _remove_cgroups(self) -> None:
-        hierarchies = Path("/sys/fs/cgroup")
-        for parent in (*hierarchies.glob(self._cgroup), *hierarchies.glob(f"*/{self._cgroup}")):
-            for child in sorted(parent.glob("**"), reverse=True):
-                child.rmdir()
 
     def _await(self, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 30

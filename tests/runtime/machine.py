@@ -90,3 +90,11 @@ class Machine:
             with suppress(FileNotFoundError, ProcessLookupError):
                 names += [comm.read_text().strip()] if comm.parent.name != "1" else []
         return sorted(names)
+
+
+def remove_cgroups(name: str) -> None:
+    """Remove the control groups that a runtime made below `name`, in every hierarchy."""
+    hierarchies = Path("/sys/fs/cgroup")
+    for parent in (*hierarchies.glob(name), *hierarchies.glob(f"*/{name}")):
+        for child in sorted(parent.glob("**"), reverse=True):
+            child.rmdir()
