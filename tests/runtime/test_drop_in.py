@@ -11,6 +11,7 @@ from tests.cluster import ROUTER, Cluster
 from tests.conftest import in_process
 from tests.runtime import conflists, state
 from tests.runtime.containerd import Containerd
+from tests.runtime.documented import CHAINS
 from tests.runtime.drop_in import (
     PathSpace,
     assert_footprint,
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 FAMILIES = (4, 6)
 WEB = {"protocol": "TCP", "container_port": 80, "host_port": 8080}
+ASKED = {
+    "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+    "bandwidth": dict.fromkeys(("ingressRate", "ingressBurst", "egressRate", "egressBurst"), 10**7),
+    "mac": "02:00:5e:10:00:01",
+}
 SLOW = {f"kubernetes.io/{way}-bandwidth": "10M" for way in ("ingress", "egress")}
 
 
@@ -99,17 +105,12 @@ def test_containerd_serves_host_ports_limits_and_the_world_through_the_unchanged
 def test_cnitool_adds_checks_and_deletes_the_chain_with_what_a_runtime_asks_for(node: Node) -> None:
     pod = node.pod()
     node.bin_dir = install_drop_in(node)
-    asked = {
-        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
-        "bandwidth": dict.fromkeys(("ingressRate", "ingressBurst", "egressRate", "egressBurst"), 10**7),
-        "mac": "02:00:5e:10:00:01",
-    }
-    with cnitool_on(node, pod, conflists.drop_in(), CAP_ARGS=json.dumps(asked)) as cnitool:
+    with cnitool_on(node, pod, conflists.drop_in(), CAP_ARGS=json.dumps(ASKED)) as cnitool:
         cnitool("add")
         cnitool("del")
         before = footprint(node, node.data_dir, node.tmp / "tuning")
         cnitool("add")
-        assert pod.links()["eth0"]["address"] == asked["mac"]
+        assert pod.links()["eth0"]["address"] == ASKED["mac"]
         assert cnitool("check").stdout == ""
         limited = [name for name in node.links() if name.startswith("bwp")]
         node.run("tc", "qdisc", "del", "dev", limited[0], "root")
@@ -117,3 +118,22 @@ def test_cnitool_adds_checks_and_deletes_the_chain_with_what_a_runtime_asks_for(
         cnitool("del")
         assert_footprint(node, before, node.data_dir, node.tmp / "tuning")
         assert state.veths(node) == []
+
+
+@in_process
+@pytest.mark.parametrize("example", CHAINS)
+def test_cnitool_adds_checks_and_deletes_each_documented_chain(node: Node, example: str) -> None:
+    version, *plugins = CHAINS[example]
+    conflist = node.tmp / "documented.conflist"
+    conflist.write_text(json.dumps({"cniVersion": version, "name": "mynet", "plugins": plugins}))
+    pod = node.pod()
+    node.bin_dir = install_drop_in(node)
+    with cnitool_on(node, pod, conflist, CAP_ARGS=json.dumps(ASKED)) as cnitool:
+        cnitool("add")
+        cnitool("del")
+        before = footprint(node, node.data_dir, node.tmp / "tuning")
+        cnitool("add")
+        if version != "0.3.1":
+            cnitool("check")
+        cnitool("del")
+        assert_footprint(node, before, node.data_dir, node.tmp / "tuning")
