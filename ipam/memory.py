@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # An index of 60,000 addresses is 4 MB. A directory costs one of the 128 inotify instances that
 # a user has by default.
-_ADDRESSES: Final = 100_000
+_ADDRESSES: Final = 150_000
 _DIRECTORIES: Final = 16
 
 Stamp = tuple[int, int, int, int]
