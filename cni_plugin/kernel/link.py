@@ -112,13 +112,8 @@ def list_links(nl: Netlink, *, master: int = 0, kind: str = "") -> list[Link]:
     wanted = [u32(IFLA_MASTER, master)] if master else []
     if kind:
         wanted.append(nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, kind)))
-    return [_parse(raw) for raw in list_raw_links(nl, "ip link show", *wanted)]
-
-
-def list_raw_links(nl: Netlink, command: str, *wanted: bytes) -> list[bytes]:
-    """Return the messages of all links that the attributes in `wanted` let through."""
     body = link_body(*wanted, _WITHOUT_STATS)
-    return nl.dump(Query(command, netlink.RTM_GETLINK, body))
+    return [_parse(raw) for raw in nl.dump(Query("ip link show", netlink.RTM_GETLINK, body))]
 
 
 def link_body(*attributes: bytes, index: int = 0, flags: int = 0, mask: int = 0, family: int = 0) -> bytes:
