@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_plugin.kernel.link import get_link_by_index
-from cni_plugin.kernel.route import list_default_routes
+from cni_plugin.kernel.route import find_default_route
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +26,7 @@ def automatic_mtu(nl: Netlink, families: frozenset[int]) -> int:
 
 def _uplink_mtus(nl: Netlink, families: frozenset[int]) -> Iterator[int]:
     for version in sorted(families):
-        for route in list_default_routes(nl, version):
-            uplink = get_link_by_index(nl, route.index)
-            if uplink is not None:
-                yield uplink.mtu
-                break
+        route = find_default_route(nl, version)
+        uplink = get_link_by_index(nl, route.index) if route else None
+        if uplink is not None:
+            yield uplink.mtu

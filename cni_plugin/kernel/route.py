@@ -11,6 +11,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from netaddr import IPAddress
+
 from cni_plugin.contract.inet import default_route, width
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
@@ -30,7 +32,7 @@ from cni_plugin.kernel.netlink import HEADER, Change, Query
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from netaddr import IPAddress, IPNetwork
+    from netaddr import IPNetwork
 
     from cni_plugin.kernel.netlink import Netlink
 
@@ -43,7 +45,10 @@ _RTNH_F_ONLINK = 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE = 8, 9, 15
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
+_RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
 _RTMSG = struct.Struct("=8BI")
+# Reserved for no use (RFC 1112 section 4), and the unspecified address (RFC 4291 section 2.5.2).
+_NOWHERE = {4: IPAddress("240.0.0.1"), 6: IPAddress("::")}
 _HOP = struct.Struct("=4xi")  # struct rtnexthop up to the index
 
 
@@ -150,6 +155,28 @@ def list_own_routes(nl: Netlink, version: int, priority: int) -> list[RouteSpec]
 def count_own_routes(nl: Netlink, version: int, priority: int) -> int:
     """Return how many routes `list_own_routes` would return, without reading one."""
     return len(_list_own(nl, version, priority))
+
+
+def find_default_route(nl: Netlink, version: int) -> RouteSpec | None:
+    """Return the main table's best default route of one family, None when there is none.
+
+    A node of a thousand pods has as many routes. So the kernel is asked which route leads to an
+    address that it has no route for, and all are read only when it answers with another one.
+    """
+    nowhere = _NOWHERE[version]
+    # IPv6 always tells the table and refuses to be asked for it.
+    flags = _RTM_F_FIB_MATCH | (_RTM_F_LOOKUP_TABLE if version == 4 else 0)
+    head = _Head(FAMILY[version], dst_len=width(nowhere), flags=flags)
+    body = _RTMSG.pack(*head) + ip(_RTA_DST, nowhere)
+    try:
+        raw = nl.get(Query(f"ip route get fibmatch {nowhere}", netlink.RTM_GETROUTE, body))
+    except KernelError as error:
+        if error.errno == errno.ENETUNREACH:
+            return None
+        raw = b""
+    if raw and _is_default(_head(raw)) and (route := _parse(raw)).table == MAIN_TABLE and route.index:
+        return route
+    return next(iter(list_default_routes(nl, version)), None)
 
 
 def list_default_routes(nl: Netlink, version: int) -> list[RouteSpec]:

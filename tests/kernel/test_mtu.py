@@ -73,6 +73,29 @@ def test_automatic_mtu_is_that_of_the_best_of_several_default_routes(node: Node)
     assert pod.links()["eth0"]["mtu"] == 1400
 
 
+DETOURS = {
+    "a route to what nobody has": [["route", "add", "240.0.0.0/4", "dev", "other0"]],
+    "a refused one": [["route", "add", "unreachable", "240.0.0.0/4"]],
+    "another table first": [
+        ["route", "add", "default", "dev", "other0", "table", "100"],
+        ["rule", "add", "priority", "100", "lookup", "100"],
+    ],
+}
+
+
+@pytest.mark.parametrize("detour", DETOURS.values(), ids=DETOURS)
+def test_automatic_mtu_is_the_main_tables_default_route_in_spite_of(
+    node: Node, detour: list[list[str]]
+) -> None:
+    pod = node.pod()
+    add_uplink(node, 1400, families=(4,))
+    add_uplink(node, 1300, name="other0", families=())
+    for words in detour:
+        node.run("ip", *words)
+    node.add(network(node, V4), pod)
+    assert pod.links()["eth0"]["mtu"] == 1400
+
+
 def test_automatic_mtu_of_pods_on_the_uplinks_own_bridge_is_that_bridges(node: Node) -> None:
     pod = node.pod()
     node.run("ip", "link", "add", "cni0", "type", "bridge")
