@@ -65,7 +65,8 @@ def add_port(plan: BridgePlan, wire: BridgeWire, host: Namespace, pod: Namespace
 def add_plain_veth(plan: Pluggable, mtu: int, host: Namespace, pod: Namespace, undo: ExitStack) -> None:
     """Make the pod's veth with a host end that stands alone."""
     _add_veth(plan, _pair(plan, mtu, pod), host, undo)
-    host.netlink.change(set_alias(plan.attachment.host_ifname, plan.alias))
+    name = plan.attachment.host_ifname
+    host.netlink.change(drop_link_local(name), set_alias(name, plan.alias), tolerate={errno.EAFNOSUPPORT})
 
 
 def _pair(plan: Pluggable, mtu: int, pod: Namespace, *, master: int = 0) -> VethPair:
