@@ -17,8 +17,9 @@ from cni_plugin.contract.result import Route
 from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses, wait_until_resolvable
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import VethPair, add_veth, get_link, get_link_by_index, set_up
+from cni_plugin.kernel.netconf import ensure_forwarding
 from cni_plugin.kernel.route import MAIN_TABLE
-from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl, get_sysctl
+from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
 from cni_plugin.kernel.vlan import access_vlan, add_vlan
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def ensure_gateway(
     holder = _ensure_vlan_link(plan, bridge, mtu, host) if plan.vlan else bridge
     for ip in ips:
         _ensure_gateway_address(plan, holder, address_on_node(ip), host)
-        ensure_sysctl(FORWARDING[ip.address.version], 1)
+        ensure_forwarding(host.netlink, ip.address.version)
     return holder
 
 

@@ -40,8 +40,9 @@ from cni_plugin.contract.result import DNS, Interface, IPConfig, Result, Route
 from cni_plugin.kernel.bridge import random_mac
 from cni_plugin.kernel.link import Link, get_link
 from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
+from cni_plugin.kernel.netconf import ensure_forwarding
 from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, find_path, list_routes, set_route
-from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl, get_sysctl
+from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -175,7 +176,7 @@ def configure(plan: RoutedPlan, wire: int, host: Namespace, pod: Namespace, addr
     hops = [Neighbour(address=NEXT_HOP[version], mac=outside.mac) for version in versions]
     pod.netlink.change(*(set_neighbour(inside.index, hop) for hop in hops))
     for version in versions:
-        ensure_sysctl(FORWARDING[version], 1)
+        ensure_forwarding(host.netlink, version)
     host.netlink.change(
         *(set_neighbour(outside.index, _neighbour(ip, inside)) for ip in addresses.ips),
         *(set_route(_host_route(ip, outside)) for ip in addresses.ips),

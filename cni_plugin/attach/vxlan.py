@@ -32,8 +32,8 @@ from cni_plugin.attach.tunnel import (
 from cni_plugin.attach.underlay import VXLAN_OVERHEAD
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.kernel.link import get_link
+from cni_plugin.kernel.netconf import ensure_forwarding
 from cni_plugin.kernel.nft import Chain, Ruleset, ensure_ruleset, find_difference
-from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl
 from cni_plugin.kernel.vxlan import ensure_master, ensure_vxlan, find_vxlan
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _ensure_tunnel(
         device, made = ensure_vxlan(nl, spec)
         if tunnel.routed:
             for version in sorted({subnet.version for subnet in tunnel.subnets}):
-                ensure_sysctl(FORWARDING[version], 1)
+                ensure_forwarding(nl, version)
         return device, int(made) + settle(nl, mark, desired_state(tunnel, underlay, device.index, nl))
 
 

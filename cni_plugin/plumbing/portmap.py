@@ -17,7 +17,7 @@ from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.kernel.bridge import set_hairpin
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.nft import ensure_ruleset, find_difference, require_nft, try_ruleset
-from cni_plugin.kernel.sysctl import ensure_sysctl, get_sysctl
+from cni_plugin.kernel.sysctl import get_sysctl
 from cni_plugin.plumbing.backend import is_own, require_nftables, warn_of_iptables
 from cni_plugin.plumbing.elements import claim, release, require
 from cni_plugin.plumbing.feature import Feature
@@ -109,13 +109,14 @@ def add(settings: PortMap, site: Site, result: Result, undo: ExitStack) -> Resul
     plan = _plan(settings, site, result)
     if plan is None:
         return result
+    from cni_plugin.kernel.netconf import ensure_route_localnet
     from cni_plugin.plumbing.portmap_rivals import find_rivals
 
     for ruleset in plan.rulesets:
         ensure_ruleset(site.host.nftables, ruleset)
     if plan.local_link:
         with site.host.entered():
-            ensure_sysctl(_route_localnet(plan.local_link), 1)
+            ensure_route_localnet(site.host.netlink, plan.local_link)
     claim(site, plan.elements, undo, partial(find_rivals, site, plan.ports))
     if plan.hairpin_port:
         site.host.netlink.change(set_hairpin(plan.hairpin_port))
@@ -130,10 +131,6 @@ def _plan(settings: PortMap, site: Site, result: Result) -> Plan | None:
     from cni_plugin.plumbing.portmap_plan import plan_host_ports
 
     return plan_host_ports(settings.ports, settings.treatment, site, result)
-
-
-def _route_localnet(link: str) -> str:
-    return f"net/ipv4/conf/{link}/route_localnet"
 
 
 def delete(traces: Traces, site: Site) -> None:
@@ -197,7 +194,9 @@ def check(settings: PortMap, site: Site, result: Result) -> None:
 
 
 def _require_switches(site: Site, plan: Plan) -> None:
-    key = _route_localnet(plan.local_link)
+    from cni_plugin.kernel.netconf import route_localnet
+
+    key = route_localnet(plan.local_link)
     with site.host.entered():
         if plan.local_link and get_sysctl(key) != "1":
             raise broken(f"sysctl {key}: wanted 1, found 0")
