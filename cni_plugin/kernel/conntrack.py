@@ -14,15 +14,15 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from netaddr import IPAddress
-
-from cni_plugin.kernel.message import FAMILY, attribute
+from cni_plugin.kernel.message import FAMILY, attribute, parse_address
 from cni_plugin.kernel.message import parse_attributes as parse
 from cni_plugin.kernel.netlink import NLM_F_DUMP
 from cni_plugin.kernel.nfnetlink import general, nested
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
+
+    from netaddr import IPAddress
 
     from cni_plugin.kernel.nfnetlink import Nftables
 
@@ -105,5 +105,4 @@ def _parse(raw: bytes) -> Flow | None:
 
 def _pick_address(raw: bytes, kinds: tuple[int, int]) -> IPAddress:
     found = parse(raw)
-    packed = next(found[kind] for kind in kinds if kind in found)
-    return IPAddress(int.from_bytes(packed, "big"), 4 if len(packed) == 4 else 6)
+    return parse_address(next(found[kind] for kind in kinds if kind in found))

@@ -14,7 +14,7 @@ from cni_plugin.contract.dispatch import Plugin
 from cni_plugin.contract.errors import invalid_config, run_all
 from cni_plugin.kernel.netns import find_pod, open_host
 from cni_plugin.plumbing.elements import collect
-from cni_plugin.plumbing.pods import bare_site, delete_feature, open_pod_of, parse_kept, site_of
+from cni_plugin.plumbing.pods import bare_site, open_pod_of, parse_kept, site_of, trace
 
 if TYPE_CHECKING:
     from cni_plugin.config import Network
@@ -58,7 +58,7 @@ def _delete(feature: Feature, request: Request) -> None:
         pod = find_pod(attachment.netns, opened=attachment.netns_fd, allow_host=attachment.allow_host_netns)
         if pod is not None:
             opened.enter_context(pod)
-        delete_feature(feature, request, bare_site(request, host, pod))
+        feature.delete(trace(request), bare_site(request, host, pod))
 
 
 def _check(feature: Feature, request: Request) -> None:

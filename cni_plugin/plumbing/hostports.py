@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from netaddr import IPAddress
-
 from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.inet import parse_ip
+from cni_plugin.kernel.message import parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from netaddr import IPAddress
 
     from cni_plugin.contract.fields import Fields
 
@@ -25,8 +26,7 @@ _NAMES = {number: name for name, number in PROTOCOLS.items()}
 MOST = 1024
 """Ports of one attachment, which are as many elements per family."""
 _HIGHEST = 65535
-_BYTES = {4: 4, 6: 16}  # of an address
-_SERVICE = 8  # bytes at the end of a key: protocol and port, each padded to a register's four
+SERVICE_SIZE = 8  # bytes at the end of a key: protocol and port, each padded to a register's four
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +61,11 @@ class HostPort:
 
 def parse_key(set_name: str, key: bytes) -> HostPort:
     """Return the port that the key of a map's element says."""
-    address, service = key[:-_SERVICE], key[-_SERVICE:]
+    address, service = key[:-SERVICE_SIZE], key[-SERVICE_SIZE:]
     return HostPort(
         version=4 if set_name.startswith("hostport4") else 6,
         protocol=_NAMES[service[0]],
-        address=_parse_address(address) if address else None,
+        address=parse_address(address) if address else None,
         port=int.from_bytes(service[4:6], "big"),
     )
 
@@ -77,11 +77,7 @@ def pack_target(address: IPAddress, port: int) -> bytes:
 
 def parse_target(data: bytes) -> tuple[IPAddress, int]:
     """Return whereto an element leads."""
-    return _parse_address(data[:-4]), int.from_bytes(data[-4:-2], "big")
-
-
-def _parse_address(packed: bytes) -> IPAddress:
-    return IPAddress(int.from_bytes(packed, "big"), 4 if len(packed) == _BYTES[4] else 6)
+    return parse_address(data[:-4]), int.from_bytes(data[-4:-2], "big")
 
 
 def _pack_port(port: int) -> bytes:

@@ -68,10 +68,10 @@ def delete_features(
 
     But for those that made nothing but links: see `list_pod_links`.
     """
-    site = bare_site(request, host, pod)
+    site, traces = bare_site(request, host, pod), trace(request)
     for feature in (each.load() for each in FEATURES.values()):
         if not feature.links(site.attachment):
-            yield partial(delete_feature, feature, request, site)
+            yield partial(feature.delete, traces, site)
 
 
 def list_pod_links(attachment: Attachment) -> list[str]:
@@ -79,12 +79,7 @@ def list_pod_links(attachment: Attachment) -> list[str]:
     return [name for each in FEATURES.values() for name in each.load().links(attachment)]
 
 
-def delete_feature(feature: Feature, request: Request, site: Site) -> None:
-    """Remove what the feature made for the attachment."""
-    feature.delete(_trace(request), site)
-
-
-def _trace(request: Request) -> Traces:
+def trace(request: Request) -> Traces:
     """Return what the configuration and the ADD's result tell, where they can be read."""
     previous = None
     with suppress(CNIError):

@@ -14,7 +14,7 @@ from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.link import get_link_by_index
 from cni_plugin.kernel.nfnetlink import MAX_COMMENT
 from cni_plugin.plumbing.elements import is_of
-from cni_plugin.plumbing.hostports import parse_key
+from cni_plugin.plumbing.hostports import SERVICE_SIZE, parse_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cni_plugin.plumbing.hostports import HostPort
 
 _END = "if"
-_SERVICE = 8  # bytes at the end of a key: protocol and port
 
 
 def render_holder(site: Site, end: int) -> str:
@@ -61,7 +60,7 @@ def _list_rivals(nftables: Nftables, version: int, ports: Collection[HostPort]) 
         if by_address and everywhere:
             # Of addresses there may be any; such elements are few.
             found = nftables.list_elements("inet", name)
-            yield from (element for element in found if element.key[-_SERVICE:] in everywhere)
+            yield from (element for element in found if element.key[-SERVICE_SIZE:] in everywhere)
 
 
 def _require_dead(site: Site, rival: Element) -> None:
