@@ -98,6 +98,12 @@ def get_link_by_index(nl: Netlink, index: int) -> Link | None:
     return _get(nl, f"ip link show index {index}", link_body(_WITHOUT_STATS, index=index))
 
 
+def get_other_end(nl: Netlink, link: Link) -> Link | None:
+    """Return the other end of a veth; None when it is none, or its other end not in the namespace of `nl`."""
+    other = get_link_by_index(nl, link.peer) if link.kind == "veth" else None
+    return other if other and other.kind == "veth" and other.peer == link.index else None
+
+
 def _get(nl: Netlink, command: str, body: bytes) -> Link | None:
     try:
         return _parse(nl.get(Query(command, netlink.RTM_GETLINK, body)))

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("podwire")
 
-_DIGEST_DIGITS = 16
+FAMILY = {4: "ip", 6: "ip6"}  # as rules name them
+_DIGEST_DIGITS, _SCOPE_DIGITS = 16, 12
+
+
+def scope_of(settings: str) -> str:
+    """Return what the names of chains and sets end with that serve these settings alone."""
+    return hashlib.sha256(settings.encode()).hexdigest()[:_SCOPE_DIGITS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

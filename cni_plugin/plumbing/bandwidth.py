@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.config import MARK, is_stale_alias
 from cni_plugin.contract.errors import broken, invalid_config, run_all
 from cni_plugin.contract.result import Interface
-from cni_plugin.kernel.link import Link, delete_link, get_link, get_link_by_index, list_links
+from cni_plugin.kernel.link import Link, delete_link, get_link, get_other_end, list_links
 from cni_plugin.kernel.reaper import delete_links
 from cni_plugin.plumbing.feature import Feature
 
@@ -140,8 +140,8 @@ def _find_host_end(site: Site, result: Result) -> Link:
     inside = get_link(site.pod.netlink, ifname) if site.pod else None
     if inside is None:
         raise invalid_config(f"interface {ifname}: wanted it in {site.attachment.netns}, found none")
-    outside = get_link_by_index(site.host.netlink, inside.peer) if inside.kind == "veth" else None
-    if outside is None or outside.kind != "veth" or outside.peer != inside.index:
+    outside = get_other_end(site.host.netlink, inside)
+    if outside is None:
         raise invalid_config(f"interface {ifname}: wanted a veth whose other end is on the host, found none")
     if not any(each.name == outside.name and not each.sandbox for each in result.interfaces):
         raise invalid_config(f'"prevResult": wanted the interface {outside.name} without sandbox, found none')

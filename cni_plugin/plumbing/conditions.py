@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.inet import parse_cidr, parse_ip
+from cni_plugin.kernel.nft import FAMILY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 # What ends a rule, or the part of it that nft reads.
 _ENDS = re.compile(r"[;#\\\x00-\x1f\x7f]")
-_FAMILY = {4: "ip", 6: "ip6"}
 
 
 def parse_conditions(fields: Fields, version: int, *, own: bool) -> str:
@@ -68,7 +68,7 @@ def _address(selector: str) -> Callable[[str, int, str], tuple[str, str]]:
             raise invalid_config(f"{what} must be of IPv{version}, found {wrong[0]}")
         # nft wants no host bits in a prefix.
         blocks = [str(getattr(each, "cidr", each)) for each in found]
-        return f"{_FAMILY[version]} {selector}", blocks[0] if len(
+        return f"{FAMILY[version]} {selector}", blocks[0] if len(
             blocks
         ) == 1 else f"{{ {', '.join(blocks)} }}"
 

@@ -9,7 +9,6 @@ By hand: `nft list table inet podwire`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from dataclasses import dataclass
@@ -18,7 +17,15 @@ from typing import TYPE_CHECKING
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.nfnetlink import Element
-from cni_plugin.kernel.nft import Chain, Ruleset, ensure_ruleset, find_difference, require_nft
+from cni_plugin.kernel.nft import (
+    FAMILY,
+    Chain,
+    Ruleset,
+    ensure_ruleset,
+    find_difference,
+    require_nft,
+    scope_of,
+)
 from cni_plugin.plumbing.backend import require_nftables
 from cni_plugin.plumbing.elements import claim, release, require
 from cni_plugin.plumbing.feature import Feature
@@ -37,8 +44,6 @@ log = logging.getLogger("podwire")
 
 DEFAULT_ADMIN_CHAIN = "CNI-ADMIN"
 _POLICIES = ("open", "same-bridge", "isolated")
-_NFT_FAMILY = {4: "ip", 6: "ip6"}
-_SCOPE_DIGITS = 12
 # The names of our own chains and the words of nft are lower case, so that none of them is like this.
 _ADMIN_CHAIN = re.compile(r"(?=.*[A-Z-])[A-Za-z][A-Za-z0-9_.-]{0,27}", re.ASCII)
 
@@ -55,7 +60,7 @@ class Firewall:
     @property
     def scope(self) -> str:
         """Return what the names of its chain and sets end with: a pod keeps the policy that it was given."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:_SCOPE_DIGITS]
+        return scope_of(repr(self))
 
 
 def parse(network: Network, addressing: Addressing) -> Firewall:
@@ -134,7 +139,7 @@ _DISCOVERY = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
 
 
 def _to(settings: Firewall, version: int) -> str:
-    return f"{_NFT_FAMILY[version]} daddr @firewall{version}_{settings.scope}"
+    return f"{FAMILY[version]} daddr @firewall{version}_{settings.scope}"
 
 
 def _established(settings: Firewall) -> list[str]:
@@ -151,7 +156,7 @@ def _policy(settings: Firewall) -> list[str]:
 
 
 def _outgoing(settings: Firewall) -> list[str]:
-    return [f"{_NFT_FAMILY[version]} saddr @firewall{version}_{settings.scope} accept" for version in (4, 6)]
+    return [f"{FAMILY[version]} saddr @firewall{version}_{settings.scope} accept" for version in (4, 6)]
 
 
 def add(settings: Firewall, site: Site, result: Result, undo: ExitStack) -> Result:

@@ -7,7 +7,6 @@ By hand: `nft add rule ... ip saddr @pods ip daddr != { ... } masquerade fully-r
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,15 @@ from netaddr import IPNetwork, cidr_merge
 from cni_plugin.contract.errors import broken, invalid_config
 from cni_plugin.contract.inet import parse_cidr
 from cni_plugin.kernel.nfnetlink import Element
-from cni_plugin.kernel.nft import Chain, Ruleset, ensure_ruleset, find_difference, require_nft
+from cni_plugin.kernel.nft import (
+    FAMILY,
+    Chain,
+    Ruleset,
+    ensure_ruleset,
+    find_difference,
+    require_nft,
+    scope_of,
+)
 from cni_plugin.plumbing.backend import require_nftables
 from cni_plugin.plumbing.elements import claim, release, require
 from cni_plugin.plumbing.feature import Feature
@@ -30,10 +37,8 @@ if TYPE_CHECKING:
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.plumbing.feature import Site, Traces
 
-_NFT_FAMILY = {4: "ip", 6: "ip6"}
 # RFC 5771, RFC 3927, RFC 4291 sections 2.7 and 2.5.6.
 _NEVER = {4: ("224.0.0.0/4", "169.254.0.0/16"), 6: ("ff00::/8", "fe80::/10")}
-_SCOPE_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +67,8 @@ def parse(network: Network, addressing: Addressing) -> Masquerade | None:
         families=families,
         exceptions=(*own, *named),
         elsewhere=addressing.elsewhere,
-        scope=_digest(network.attachment.network) if own else "",
+        scope=scope_of(network.attachment.network) if own else "",
     )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:_SCOPE_DIGITS]
 
 
 def _parse_families(fields: Fields) -> tuple[int, ...]:
@@ -101,7 +102,7 @@ def _complete(settings: Masquerade, result: Result) -> Masquerade:
     if settings.scope:
         return settings
     own = sorted({ip.address.cidr for ip in result.ips})
-    scope = _digest(f"{settings.network} {own}")
+    scope = scope_of(f"{settings.network} {own}")
     return replace(settings, exceptions=(*settings.exceptions, *own), scope=scope)
 
 
@@ -133,7 +134,7 @@ def _plan_ruleset(settings: Masquerade) -> Ruleset:
 
 
 def _render_rule(version: int, scope: str) -> str:
-    family = _NFT_FAMILY[version]
+    family = FAMILY[version]
     pods, far = f"@masq{version}_{scope}", f"@far{version}_{scope}"
     return f"{family} saddr {pods} {family} daddr != {far} masquerade fully-random"
 

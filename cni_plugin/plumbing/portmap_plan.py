@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import get_link, get_link_by_index
+from cni_plugin.kernel.link import get_link, get_link_by_index, get_other_end
 from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.route import find_path
 from cni_plugin.kernel.sysctl import get_sysctl
@@ -128,9 +128,7 @@ def _locate(site: Site, address: IPAddress) -> Place:
 def _find_end(site: Site) -> Link | None:
     """Return the host's end of the pod's veth, whoever made it."""
     inner = get_link(site.pod.netlink, site.attachment.ifname) if site.pod else None
-    outer = get_link_by_index(site.host.netlink, inner.peer) if inner and inner.peer else None
-    is_pair = inner and outer and inner.kind == outer.kind == "veth" and outer.peer == inner.index
-    return outer if is_pair else None
+    return get_other_end(site.host.netlink, inner) if inner else None
 
 
 def _find_hairpin_port(site: Site, place: Place, versions: Iterable[int]) -> str:

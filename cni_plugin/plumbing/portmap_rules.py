@@ -8,17 +8,13 @@ the kernel lets nothing from ::1 leave the node: it is refused at once.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_plugin.kernel.nft import Chain, Ruleset
+from cni_plugin.kernel.nft import FAMILY, Chain, Ruleset, scope_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_SCOPE_DIGITS = 12
-_FAMILY = {4: "ip", 6: "ip6"}
 
 GUARD = Ruleset(
     family="inet",
@@ -53,7 +49,7 @@ class Treatment:
     @property
     def scope(self) -> str:
         """Return what the names of its chains and sets end with."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:_SCOPE_DIGITS]
+        return scope_of(repr(self))
 
 
 def plan_ruleset(treatment: Treatment) -> Ruleset:
@@ -94,7 +90,7 @@ def _translate(treatment: Treatment) -> Iterator[str]:
     """Yield the rules of both families; a port of one address goes before a port of all addresses."""
     service = "meta l4proto . th dport"
     for version, condition in treatment.conditions:
-        family, name = _FAMILY[version], f"@hostport{version}"
+        family, name = FAMILY[version], f"@hostport{version}"
         start = f"{_eligible(version, treatment)} {condition}".rstrip()
         yield f"{start} dnat {family} to {family} daddr . {service} map {name}at_{treatment.scope}"
         yield f"{start} dnat {family} to {service} map {name}_{treatment.scope}"
@@ -111,7 +107,7 @@ def _masquerade(treatment: Treatment) -> Iterator[str]:
     mark = f"{treatment.mark:#x}"
     verdict = f"meta mark set meta mark or {mark} masquerade" if treatment.mark else "masquerade"
     for version in (4, 6) if treatment.snat else ():
-        family, pods = _FAMILY[version], f"@hostport_pods{version}_{treatment.scope}"
+        family, pods = FAMILY[version], f"@hostport_pods{version}_{treatment.scope}"
         to_pod = f"ct status dnat {family} daddr . {family} daddr {pods}"
         if treatment.mark:
             yield f"{to_pod} meta mark and {mark} == {mark} masquerade"

@@ -151,11 +151,11 @@ def _path(directory: str, attachment: Attachment) -> str:
 
 def add_all(settings: Tuning, site: Site, result: Result, undo: ExitStack) -> Result:
     """Set the values; the result names the new MAC and MTU."""
-    from cni_plugin.plumbing.values import find_host_end
+    from cni_plugin.kernel.link import get_other_end
 
     prepare(settings, site, undo)
     inside = _get_inside(site)
-    outside = find_host_end(inside, site.host) if inside and settings.values.mtu else None
+    outside = get_other_end(site.host.netlink, inside) if inside and settings.values.mtu else None
     interfaces = tuple(_update(each, settings.values, site, outside) for each in result.interfaces)
     return replace(result, interfaces=interfaces)
 

@@ -21,7 +21,7 @@ from cni_plugin.contract.result import MAX_MTU
 from cni_plugin.kernel.link import (
     Link,
     get_link,
-    get_link_by_index,
+    get_other_end,
     set_allmulti,
     set_mac,
     set_mtu,
@@ -71,7 +71,7 @@ def read_values(wanted: Values, site: Site) -> Values:
     if not wanted.of_link:
         return Values(sysctls=sysctls)
     link = _require_link(pod, site)
-    outside = find_host_end(link, site.host) if wanted.mtu else None
+    outside = get_other_end(site.host.netlink, link) if wanted.mtu else None
     return Values(
         mac=link.mac if wanted.mac else "",
         mtu=link.mtu if wanted.mtu else 0,
@@ -97,12 +97,6 @@ def _require_link(pod: Namespace, site: Site) -> Link:
     return link
 
 
-def find_host_end(link: Link, host: Namespace) -> Link | None:
-    """Return the other end of a pod's veth, None when it is none or not on the host."""
-    outside = get_link_by_index(host.netlink, link.peer) if link.kind == "veth" else None
-    return outside if outside and outside.kind == "veth" and outside.peer == link.index else None
-
-
 def _get_sysctl(pod: Namespace, key: str) -> str:
     with pod.entered():
         return " ".join(get_sysctl(key).split())
@@ -119,7 +113,7 @@ def _plan_steps(values: Values, site: Site) -> Iterator[Callable[[], object]]:
     pod = _require_pod(site)
     if values.of_link:
         link = _require_link(pod, site)
-        outside = find_host_end(link, site.host) if values.host_mtu else None
+        outside = get_other_end(site.host.netlink, link) if values.host_mtu else None
         if outside:
             yield partial(site.host.netlink.change, set_mtu(outside.name, values.host_mtu))
         for change in _plan_changes(values, link.name):
