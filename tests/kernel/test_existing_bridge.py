@@ -183,3 +183,17 @@ def test_name_of_a_link_that_is_no_bridge_is_refused(node: Node) -> None:
     assert (answer.status, answer.json["code"]) == (1, 7)
     assert "cni0: wanted a bridge, found" in answer.json["msg"]
     assert node.transcript() == before
+
+
+@pytest.mark.parametrize("made_again", [False, True], ids=["deleted", "deleted and made again by somebody"])
+def test_bridge_that_is_another_than_before_costs_one_attempt_at_most(node: Node, made_again: bool) -> None:
+    config, pod = dual_stack(node), node.pod()
+    node.add(config, node.pod())
+    node.run("ip", "link", "del", "cni0")
+    if made_again:
+        add_bridge(node)
+    if node.call("ADD", config, pod).status != 0:
+        node.delete(config, pod)
+        node.add(config, pod)
+    assert pod.ping("10.22.0.1")
+    assert pod.ping("fd00:22::1")
