@@ -21,6 +21,7 @@ from cni_plugin.delegate import OWN_NAMES, is_ours
 from cni_plugin.kernel.link import list_links
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.kernel.route import list_routes
+from ipam.boots import find_dead
 from ipam.damage import find_damage
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class _Seen:
     used: dict[IPAddress, str]
     alone: bool
     """All pods of this node are attached by us."""
+    dead: frozenset[IPAddress]
+    """Reserved before this machine was started anew, which no container has survived."""
 
 
 def audit(request: Request) -> list[Finding]:
@@ -104,6 +107,7 @@ def _look(request: Request) -> _Seen:
             if route.index in by_index and route.dst.prefixlen == width(route.dst.ip)
         },
         alone=_is_our_plugin(request) and all(link.alias.startswith(MARK) for link in every),
+        dead=frozenset(find_dead(store)),
     )
 
 
@@ -147,9 +151,10 @@ def _find_dead(seen: _Seen) -> Iterator[Finding]:
         )
         if living or not owner.container_id:
             continue
-        certain = seen.alone and bool(owner.ifname)
+        certain = address in seen.dead or (seen.alone and bool(owner.ifname))
         text = ipam.render_address(address)
         said = f"{text} is held by {owner}, which has no interface here"
+        said += " and is of an earlier boot of this machine" if address in seen.dead else ""
         repair = f"podwire ipam release{seen.place} {seen.network} {text}"
         said += f": {repair}" if certain else f"; maybe another plugin attached it; if it is gone: {repair}"
         yield Finding(seen.network, "leaked" if certain else "unused", text, str(owner), said)

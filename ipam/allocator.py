@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from netaddr import IPAddress, IPNetwork
@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     from ipam.ranges import Range, RangeSet, RangeSpan
     from ipam.resting import Rest
 
-__all__ = ["Allocation", "Owner", "Terms", "Usage", "allocate", "collect", "held", "release", "usage"]
+__all__ = [
+    "Allocation",
+    "Owner",
+    "Terms",
+    "Usage",
+    "allocate",
+    "collect",
+    "held",
+    "reclaim",
+    "release",
+    "usage",
+]
 
 _NOTHING: Final = Holdings(exact=(), legacy=(), first_free=lambda _, first, __: first)
 
@@ -92,7 +103,23 @@ def allocate(
     StoreUnavailable.
     """
     wanted = _assign(range_sets, requested)
-    with store.locked(), ExitStack() as undo:
+    with store.locked():
+        try:
+            return _allocate(store, range_sets, owner, wanted, terms)
+        except (PoolExhausted, DuplicateAllocation):
+            if not _reclaim(store, terms):
+                raise
+        return _allocate(store, range_sets, owner, wanted, terms)
+
+
+def _allocate(
+    store: Store,
+    range_sets: Sequence[RangeSet],
+    owner: Owner,
+    wanted: Sequence[IPAddress | None],
+    terms: Terms,
+) -> list[Allocation]:
+    with ExitStack() as undo:
         holdings = store.find(owner, resting=terms.cool_down > 0) if None in wanted else _NOTHING
         call = _Call(
             store=store, owner=owner, holdings=holdings, terms=terms, last=_recall(store, terms.sticky)
@@ -128,9 +155,11 @@ def release(store: Store, owner: Owner, terms: Terms = _PLAIN) -> list[IPAddress
     return released
 
 
-def _let_rest(store: Store, addresses: Collection[IPAddress], terms: Terms) -> None:
+def _let_rest(
+    store: Store, addresses: Collection[IPAddress], terms: Terms, since: float | None = None
+) -> None:
     if terms.cool_down:
-        store.resting().add(addresses, terms.sticky, terms.cool_down)
+        store.resting().add(addresses, terms.sticky, terms.cool_down, since)
 
 
 def held(store: Store, owner: Owner, terms: Terms = _PLAIN) -> list[IPAddress]:
@@ -156,6 +185,33 @@ def collect(store: Store, valid: Collection[Owner], terms: Terms = _PLAIN) -> li
         return store.remove_all(stale)
 
 
+def reclaim(store: Store, terms: Terms = _PLAIN) -> list[IPAddress]:
+    """Release what this machine's earlier boots have left, see `boots`; if that is nothing, without the lock.
+
+    An ADD does so by itself before it says that there is no address. Raises LockTimeout and
+    StoreUnavailable.
+    """
+    from ipam import boots  # a DEL does without
+
+    boots.mark_unmarked(store)
+    if not boots.find_dead(store):
+        return []
+    with store.locked():
+        return _reclaim(store, terms)
+
+
+def _reclaim(store: Store, terms: Terms) -> list[IPAddress]:
+    """Whoever had these addresses ended at the latest when this boot began, so they rest since then."""
+    from ipam import boots
+
+    dead = boots.find_dead(store)
+    if dead:
+        _let_rest(store, dead, replace(terms, sticky=""), boots.began())
+    boots.remove(store, dead)
+    boots.mark_unmarked(store)
+    return dead
+
+
 def usage(store: Store, range_sets: Sequence[RangeSet], terms: Terms = _PLAIN) -> list[Usage]:
     """Return how full each set is; needs neither the lock nor write access.
 
@@ -167,7 +223,10 @@ def usage(store: Store, range_sets: Sequence[RangeSet], terms: Terms = _PLAIN) -
     if all(each.free for each in found):
         return found
     # Debris is free to the next ADD, but only a look at each file tells it; worth it when full.
-    reserved = sorted({*store.reserved(skip_empty=True), *cooling})
+    from ipam import boots
+
+    dead = {(address.version, int(address)) for address in boots.find_dead(store)}
+    reserved = sorted({*store.reserved(skip_empty=True), *cooling} - dead)
     return [_usage(each, reserved) for each in range_sets]
 
 

@@ -15,7 +15,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _CHUNK: Final = 512
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -95,12 +95,16 @@ def read(path: str, directory: int | None = None) -> bytes:
 
 
 @contextmanager
-def written(path: str, content: bytes) -> Iterator[str]:
-    """Write a new file for the body to link or rename; afterwards the name is gone."""
+def written(path: str, content: bytes, mark: Callable[[int], None] = lambda _: None) -> Iterator[str]:
+    """Write a new file for the body to link or rename; afterwards the name is gone.
+
+    `mark` is called with its descriptor.
+    """
     fd = _create(path)
     try:
         try:
             _write(fd, content)
+            mark(fd)
         finally:
             os.close(fd)
         yield path
@@ -157,6 +161,13 @@ def remove_empty(path: str) -> bool:
         status = os.lstat(path)
         if not S_ISREG(status.st_mode) or status.st_size:
             return False
+        os.unlink(path)
+    return True
+
+
+def remove(path: str) -> bool:
+    """Remove the file; True, for the name is free now."""
+    with suppress(FileNotFoundError):
         os.unlink(path)
     return True
 

@@ -164,10 +164,12 @@ class Store:
     # Writers: only under the lock.
 
     def reserve(self, address: IPAddress, owner: Owner) -> bool:
-        """Reserve the address; False if it is taken. An empty file is debris and reclaimed."""
+        """Reserve the address; False if it is taken. Debris is reclaimed: what is empty or of a dead boot."""
+        from ipam import boots  # neither a release nor a look needs it
+
         path = self._path(address)
-        with _failing_as("reserve", path), files.written(self.temporary, owner.content) as new:
-            return files.link(new, path) or (files.remove_empty(path) and files.link(new, path))
+        with _failing_as("reserve", path), files.written(self.temporary, owner.content, boots.mark) as new:
+            return files.link(new, path) or (_remove_debris(path) and files.link(new, path))
 
     def remove(self, address: IPAddress, owner: Owner) -> bool:
         """Remove the address's file if it still names the owner; absent is fine."""
@@ -319,6 +321,13 @@ class Store:
 
     def _pointer(self, set_index: int) -> str:
         return f"{self.directory}/last_reserved_ip.{set_index}"
+
+
+def _remove_debris(path: str) -> bool:
+    """Remove a file that nobody can hold; True if the name is free now."""
+    from ipam import boots
+
+    return files.remove_empty(path) or (boots.is_dead(path) and files.remove(path))
 
 
 def _make_lock(path: str) -> FileLock:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ipam import boots
 from tests.conftest import in_process
 from tests.kernel.networks import V4, V6, dual_stack, network
 
@@ -80,6 +82,18 @@ def test_where_another_plugin_may_have_attached_the_pod_it_says_maybe(node: Node
     web.run("ip", "link", "del", "eth0")
     assert found(node) == [("unused", "10.22.0.2"), ("unused", "fd00:22::2")]
     assert "maybe another plugin attached it" in check(node).stdout
+
+
+def test_an_address_of_an_earlier_boot_is_leaked_whoever_attached_its_pod(node: Node, store: Path) -> None:
+    config = dual_stack(node) | {"type": "bridge"}
+    node.add(config, node.pod(), program="podwire-ipam")
+    configure(node, config)
+    (node.tmp / "bridge").write_bytes(b"somebody else's")
+    program, node.bin_dir = node.bin_dir / "podwire", node.tmp
+    (node.tmp / "podwire").symlink_to(program)
+    os.setxattr(store / "10.22.0.2", boots.MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
+    assert found(node) == [("leaked", "10.22.0.2"), ("unused", "fd00:22::2")]
+    assert "no interface here and is of an earlier boot of this machine: podwire" in check(node).stdout
 
 
 def test_a_network_of_the_go_bridge_proves_no_pod_gone(node: Node, tmp_path: Path) -> None:
