@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what makes the storms, the fuzzers and the like run for as long as they are worth."""
+    parser.addoption("--long", action="store_true", help="the long forms of storms, fuzzing and power cuts")
+
+
 @pytest.fixture(scope="session")
 def bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the executables once for all workers, from this checkout and this interpreter.
