@@ -130,7 +130,7 @@ def _is_json(text: str) -> bool:
 def _parse_json(text: str) -> Iterator[Peer]:
     try:
         members = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise invalid_config(f"wanted a JSON list of peers, found {error}") from error
     if not isinstance(members, list):
         raise invalid_config("wanted a JSON list of peers, found an object")

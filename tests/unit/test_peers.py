@@ -46,6 +46,12 @@ def read(tmp_path: Path, text: str) -> PeerSource:
     return find_peers(Fields({"peersFile": str(tmp_path / "peers")}), Stamp())
 
 
+def test_a_file_that_nests_too_deep_says_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CNIError, match="wanted a JSON list of peers") as raised:
+        read(tmp_path, "[" * 100_000)
+    assert raised.value.code == 7
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_says_the_same_in_every_form(tmp_path: Path, name: str) -> None:
     source = read(tmp_path, FILES[name])
