@@ -79,15 +79,15 @@ class Notes:
 
 
 def _stat(path: str) -> os.stat_result:
-    """Return the file's status; an absent file is empty and as old as the epoch."""
-    with suppress(FileNotFoundError):
+    """Return the file's status; one that cannot be had is empty and as old as the epoch."""
+    with suppress(OSError):
         return os.stat(path)
     return os.stat_result((0,) * 10)
 
 
 def _changed(path: str) -> int:
-    """Return when the file was last written, renamed or the like, in nanoseconds; 0 for an absent one."""
-    with suppress(FileNotFoundError):
+    """Return when the file was last written, renamed or the like, in nanoseconds; 0 for one without."""
+    with suppress(OSError):
         return os.stat(path).st_ctime_ns
     return 0
 

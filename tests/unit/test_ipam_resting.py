@@ -17,6 +17,7 @@ from ipam import (
     Owner,
     PoolResting,
     Store,
+    StoreUnavailable,
     Terms,
     allocate,
     collect,
@@ -81,6 +82,16 @@ def test_a_released_address_is_given_last_and_the_one_released_first_before_othe
         clock.now += 1
     clock.now += 60
     assert [given(store, name) for name in "abc"] == [ALL[3], ALL[0], ALL[2]]
+
+
+def test_a_place_of_the_hints_that_is_no_directory_costs_the_hints_and_is_said(store: Store) -> None:
+    Path(store.directory).parent.mkdir(exist_ok=True)
+    Path(store.temporary).parent.touch()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="Not a directory"):
+            allocate(store, POOLS, owner("one"), terms=Terms(cool_down=60, sticky="shop/web-0/eth0"))
+        assert [each.free for each in usage(store, POOLS, COOL)] == [len(ALL)]
+    assert release(store, owner("one"), COOL) == []
 
 
 def test_an_address_that_nobody_had_comes_before_one_that_has_cooled_down(store: Store, clock: Clock) -> None:
