@@ -148,7 +148,7 @@ class Netlink:
         while offset < len(datagram):
             length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
             yield sequence, (kind, flags, datagram[offset : offset + length])
-            offset += (length + 3) & ~3
+            offset += (length + 3) & ~3 or HEADER.size
 
 
 def pack(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:

@@ -257,7 +257,7 @@ class Nftables:
         while offset < len(datagram):
             length, kind, _, sequence, _ = HEADER.unpack_from(datagram, offset)
             yield sequence, kind, datagram[offset : offset + length]
-            offset += (length + 3) & ~3
+            offset += (length + 3) & ~3 or HEADER.size
 
 
 class _MovedError(Exception):

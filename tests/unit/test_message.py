@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,8 @@ from cni_plugin.kernel.bridge import set_port
 from cni_plugin.kernel.link import set_mac, set_mtu, set_up
 from cni_plugin.kernel.message import find_attribute, list_attributes, nested, text, u8, u16, u32
 from cni_plugin.kernel.neigh import FdbEntry, Neighbour, set_fdb, set_neighbour
-from cni_plugin.kernel.netlink import NLM_F_ACK, pack
+from cni_plugin.kernel.netlink import NLM_F_ACK, Netlink, pack
+from cni_plugin.kernel.nfnetlink import Nftables
 from cni_plugin.kernel.route import RouteSpec, add_route
 
 if TYPE_CHECKING:
@@ -110,3 +112,14 @@ def test_attributes_are_padded_and_found_again() -> None:
     assert len(packed) % 4 == 0
     assert list_attributes(packed) == [(1, b"\5"), (2, b"ab\0"), (2, b"\7\0"), (3, u32(4, 9))]
     assert (find_attribute(packed, 2), find_attribute(packed, 9)) == (b"ab\0", b"")
+
+
+@pytest.mark.parametrize("reader", [Netlink, Nftables])
+def test_a_message_without_a_length_ends_and_does_not_hold_the_reader(reader: type) -> None:
+    """The kernel sends none; who sends one in its place must not stop us."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        theirs.send(bytes(64))
+        read_from = object.__new__(reader)
+        read_from._socket = ours
+        assert len(list(read_from._receive())) == 4
