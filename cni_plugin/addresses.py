@@ -8,6 +8,7 @@ names and `dataDir` only, so that no error in the ranges can hold an address bac
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -21,11 +22,12 @@ from cni_plugin.contract.request import parse_args, parse_valid_attachments
 from cni_plugin.contract.result import DNS, IPConfig, Result, parse_prev_result, parse_routes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from netaddr import IPAddress
 
     from cni_plugin.contract.request import Request
+    from ipam.places import Reservation
 
 # Of use to the agent; a process that makes one call looks once, which is not remembered.
 _MEMORY: Final = ipam.Memory()
@@ -56,8 +58,8 @@ def _translated() -> Iterator[None]:
         raise CNIError(code, str(error)) from error
 
 
-def allocate(request: Request) -> Result:
-    """Take one address from each range set for the request's attachment.
+def allocate(request: Request, place: str = "") -> Result:
+    """Take one address from each range set for the request's attachment, which the caller joins in `place`.
 
     Raises CNIError 4 when the attachment holds addresses already, 7 for ranges or requested addresses
     that cannot be, 11 when the pool is exhausted, an address is taken or the lock is not had in
@@ -65,7 +67,7 @@ def allocate(request: Request) -> Result:
     """
     section = _section(request)
     range_sets = parse_range_sets(request)
-    requested, terms = parse_requested(request), parse_terms(request)
+    requested, terms = parse_requested(request), replace(parse_terms(request), place=place)
     dns = _read_resolv_conf(section.string("resolvConf"))
     routes = parse_routes(section)
     with _translated():
@@ -115,6 +117,12 @@ def collect(request: Request) -> None:
     owners = {ipam.Owner(container_id=member.container_id, ifname=member.ifname) for member in valid}
     with _translated():
         ipam.collect(open_store(request), owners, _terms_if_readable(request))
+
+
+def give_up(request: Request, dead: Collection[Reservation]) -> None:
+    """Release these reservations, as long as nobody has made them anew."""
+    with _translated():
+        ipam.give_up(open_store(request), dead, _terms_if_readable(request))
 
 
 def status(request: Request) -> None:

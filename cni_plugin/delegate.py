@@ -43,8 +43,8 @@ class Delegate(Protocol):
     def addressing(self) -> Addressing:
         """Return what is known before any address is taken."""
 
-    def allocate(self, undo: ExitStack) -> Result:
-        """Take the addresses and push their release on the undo stack."""
+    def allocate(self, undo: ExitStack, place: str) -> Result:
+        """Take the addresses of a pod that is joined in `place` and push their release on the undo stack."""
 
     def release(self) -> None:
         """Give the addresses back; absence is fine."""
@@ -65,8 +65,8 @@ class Source(Protocol):
     def addressing(self, request: Request) -> Addressing:
         """Return what is known before any address is taken."""
 
-    def allocate(self, request: Request) -> Result:
-        """Take the addresses."""
+    def allocate(self, request: Request, place: str) -> Result:
+        """Take the addresses of a pod that is joined in `place`."""
 
     def release(self, request: Request) -> None:
         """Give them back."""
@@ -149,7 +149,7 @@ class Nobody:
         """Return that no family is in use."""
         return Addressing(layer2=True)
 
-    def allocate(self, undo: ExitStack) -> Result:  # noqa: ARG002 - nothing to undo
+    def allocate(self, undo: ExitStack, place: str) -> Result:  # noqa: ARG002 - nothing to undo
         """Return no addresses."""
         return Result()
 
@@ -170,9 +170,9 @@ class Own:
         """Return what the configuration says."""
         return self.source.addressing(self.request)
 
-    def allocate(self, undo: ExitStack) -> Result:
+    def allocate(self, undo: ExitStack, place: str) -> Result:
         """Take addresses; a failed allocation holds nothing, so it has nothing to release."""
-        result = self.source.allocate(self.request)
+        result = self.source.allocate(self.request, place)
         undo.callback(_give_back, self)
         return result
 
@@ -206,7 +206,7 @@ class Foreign:
         parse_delegate_timeout(self.request.config)
         return Addressing()
 
-    def allocate(self, undo: ExitStack) -> Result:
+    def allocate(self, undo: ExitStack, place: str) -> Result:  # noqa: ARG002 - it marks nothing
         """Run its ADD. Its DEL follows a failure too: what it had taken by then only it knows."""
         undo.callback(_give_back, self)
         stdout = self._run("ADD")

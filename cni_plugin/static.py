@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cni_plugin.contract.request import Request
 
 
-def allocate(request: Request) -> Result:
+def allocate(request: Request, place: str = "") -> Result:  # noqa: ARG001 - nothing is reserved
     """Return the addresses, routes and resolver settings as configured; CNIError 4 or 7."""
     section = _section(request)
     return Result(ips=parse_addresses(request), routes=parse_routes(section), dns=parse_dns(section))

@@ -3,13 +3,24 @@
 `ranges` is arithmetic, `store` the locked directory in the reference `host-local`'s own format,
 `allocator` the policy that joins them, `memory` what spares a process that stays the search (`index`,
 `watch`), `notes` what optional behaviours remember (`sticky`, `resting`), `boots` tells what is of an
-earlier boot, `damage` is a look at what the store would never write, `transfer` many reservations at once,
-`errors` what can go wrong in its own words. It imports nothing of the plugin and knows nothing of CNI,
-interfaces or the kernel.
+earlier boot, `places` where a holder can be seen, `damage` is a look at what the store would never write,
+`transfer` many reservations at once, `errors` what can go wrong in its own words. It imports nothing of the
+plugin and knows nothing of CNI, interfaces or the kernel.
 """
 
 from ipam.address import parse_address, render_address
-from ipam.allocator import Allocation, Terms, Usage, allocate, collect, held, reclaim, release, usage
+from ipam.allocator import (
+    Allocation,
+    Terms,
+    Usage,
+    allocate,
+    collect,
+    give_up,
+    held,
+    reclaim,
+    release,
+    usage,
+)
 from ipam.errors import (
     AddressTaken,
     AddressUnavailable,
@@ -51,6 +62,7 @@ __all__ = [
     "Usage",
     "allocate",
     "collect",
+    "give_up",
     "held",
     "list_networks",
     "make_range",

@@ -22,6 +22,7 @@ from ipam.store import Holdings, Owner, Store
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from ipam.places import Reservation
     from ipam.ranges import Range, RangeSet, RangeSpan
     from ipam.resting import Rest
 
@@ -32,6 +33,7 @@ __all__ = [
     "Usage",
     "allocate",
     "collect",
+    "give_up",
     "held",
     "reclaim",
     "release",
@@ -51,6 +53,8 @@ class Terms:
     """The name whose addresses are given to it again if they are free; empty for none."""
     cool_down: int = 0
     """For how many seconds a released address is given to nobody who did not request it."""
+    place: str = ""
+    """Where the caller joins the owner to its network itself, see `places`; empty when others do."""
 
 
 _PLAIN: Final = Terms()
@@ -84,6 +88,10 @@ class _Call:
     terms: Terms
     last: frozenset[IPAddress]
     """The addresses that a sticky name had last."""
+
+    def reserve(self, address: IPAddress) -> bool:
+        """Reserve the address for the owner; False if it is taken."""
+        return self.store.reserve(address, self.owner, self.terms.place)
 
     def moves_pointer(self, range_set: RangeSet, address: IPAddress) -> bool:
         """Say whether the next call goes on behind the address: not if it was chosen out of turn."""
@@ -212,6 +220,19 @@ def _reclaim(store: Store, terms: Terms) -> list[IPAddress]:
     return dead
 
 
+def give_up(store: Store, dead: Collection[Reservation], terms: Terms = _PLAIN) -> list[IPAddress]:
+    """Release these reservations and no later one of the same address, not even of the same owner."""
+    if not dead:
+        return []
+    from ipam.places import list_reservations  # no call of the contract needs it
+
+    with store.locked():
+        found = set(list_reservations(store))
+        stale = [(each.address, each.owner) for each in dead if each in found]
+        _let_rest(store, [address for address, _ in stale], terms)
+        return store.remove_all(stale)
+
+
 def usage(store: Store, range_sets: Sequence[RangeSet], terms: Terms = _PLAIN) -> list[Usage]:
     """Return how full each set is; needs neither the lock nor write access.
 
@@ -267,7 +288,7 @@ def _reserve_requested(call: _Call, range_set: RangeSet, address: IPAddress) -> 
         raise NotInRange.gateway(text)
     if not within.allocatable(address):
         raise NotInRange.excluded(text, range_set)
-    if not call.store.reserve(address, call.owner):
+    if not call.reserve(address):
         raise AddressTaken(text, range_set, str(call.store.owner_of(address) or "an unreadable file"))
     return _allocation(within, address)
 
@@ -284,7 +305,7 @@ def _reserve_last(call: _Call, range_set: RangeSet) -> Allocation | None:
         within = range_set.range_of(address)
         if within is None or not within.allocatable(address) or _cools_for_others(call, address):
             continue
-        if call.store.reserve(address, call.owner):
+        if call.reserve(address):
             return _allocation(within, address)
     return None
 
@@ -315,7 +336,7 @@ def _reserve_fresh(call: _Call, spans: Sequence[RangeSpan]) -> Allocation | None
         value = first_free(within.version, first, last)
         while value is not None:
             address = IPAddress(value, within.version)
-            if call.store.reserve(address, call.owner):
+            if call.reserve(address):
                 return _allocation(within, address)
             value = first_free(within.version, value + 1, last)
     return None
@@ -323,7 +344,7 @@ def _reserve_fresh(call: _Call, spans: Sequence[RangeSpan]) -> Allocation | None
 
 def _reserve_rested(call: _Call, spans: Sequence[RangeSpan]) -> Allocation | None:
     while (rest := _oldest(call, spans)) and not rest.remaining(call.terms.cool_down):
-        if call.store.reserve(rest.address, call.owner):
+        if call.reserve(rest.address):
             within = next(each for each, _, _ in spans if each.contains(rest.address))
             return _allocation(within, rest.address)
     return None

@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -163,12 +164,13 @@ class Store:
 
     # Writers: only under the lock.
 
-    def reserve(self, address: IPAddress, owner: Owner) -> bool:
-        """Reserve the address; False if it is taken. Debris is reclaimed: what is empty or of a dead boot."""
-        from ipam import boots  # neither a release nor a look needs it
+    def reserve(self, address: IPAddress, owner: Owner, place: str = "") -> bool:
+        """Reserve the address; False if it is taken. Debris is reclaimed: what is empty or of a dead boot.
 
-        path = self._path(address)
-        with _failing_as("reserve", path), files.written(self.temporary, owner.content, boots.mark) as new:
+        `place` is what `places` marks the file with.
+        """
+        path, mark = self._path(address), partial(_mark, place)
+        with _failing_as("reserve", path), files.written(self.temporary, owner.content, mark) as new:
             return files.link(new, path) or (_remove_debris(path) and files.link(new, path))
 
     def remove(self, address: IPAddress, owner: Owner) -> bool:
@@ -321,6 +323,16 @@ class Store:
 
     def _pointer(self, set_index: int) -> str:
         return f"{self.directory}/last_reserved_ip.{set_index}"
+
+
+def _mark(place: str, fd: int) -> None:
+    from ipam import boots  # neither a release nor a look needs it
+
+    boots.mark(fd)
+    if place:
+        from ipam import places
+
+        places.mark(fd, place)
 
 
 def _remove_debris(path: str) -> bool:

@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import os
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Self
 
 from cni_plugin.contract.errors import CNIError, Code
@@ -73,9 +74,22 @@ class Namespace:
         """Run a block with the calling thread inside this namespace."""
         return inside(self.fd)
 
+    def place(self) -> str:
+        """Return a name that no other namespace of this or another kernel has at the same time.
+
+        A later one may get the inode's number again, when nothing is left that was in this one.
+        """
+        return f"{_boot_id()} {os.fstat(self.fd).st_ino}"
+
     def has_vanished(self) -> bool:
         """Tell whether the path that led to this namespace no longer does."""
         return bool(self._path) and not _leads_to(self._path, self.fd)
+
+
+@cache
+def _boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def add(request: Request) -> Result:
         wire = mode.connect(plan, host, pod, undo)
         for feature, settings in features:
             feature.prepare(settings, site_of(network, host, pod), undo)
-        addresses = delegate.allocate(undo)
+        addresses = delegate.allocate(undo, host.place())
         result = mode.configure(plan, wire, host, pod, addresses)
         for feature, settings in features:
             result = feature.add(settings, site_of(network, host, pod), result, undo)

@@ -34,7 +34,7 @@ def attach(node: Node, pod: Pod) -> dict[str, Any]:
         assert [str(vlan) for vlan in asked.vlans] == ["vid 100 pvid untagged"]
         plan = replace(asked, vlans=())
         wire = bridge.connect(plan, host, space, undo)
-        result: Result = bridge.configure(plan, wire, host, space, find_delegate(request).allocate(undo))
+        result: Result = bridge.configure(plan, wire, host, space, find_delegate(request).allocate(undo, ""))
         undo.pop_all()
         bridge.check(plan, host, space, result)
     return result.render("1.1.0")
