@@ -16,7 +16,7 @@ from cni_plugin.contract.request import parse_args
 from cni_plugin.contract.result import DNS, Result, parse_dns, parse_prev_result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Container
 
     from netaddr import IPAddress, IPNetwork
 
@@ -108,7 +108,7 @@ def alias_prefix(identity: str, network: str) -> str:
     return f"{MARK}{identity} {network} "
 
 
-def is_stale_alias(alias: str, network: str, keep: Collection[str]) -> bool:
+def is_stale_alias(alias: str, network: str, keep: Container[str]) -> bool:
     """Tell whether an alias names an attachment of this network whose identity is not to be kept."""
     identity = alias.removeprefix(MARK).partition(" ")[0]
     return alias.startswith(alias_prefix(identity, network)) and identity not in keep

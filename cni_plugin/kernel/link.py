@@ -225,9 +225,17 @@ def add_veth(nl: Netlink, pair: VethPair) -> None:
 
 def delete_link(nl: Netlink, name: str) -> bool:
     """Delete the link; return whether there was one."""
-    body = link_body(text(IFLA_IFNAME, name))
+    return _delete(nl, f"ip link del {name}", link_body(text(IFLA_IFNAME, name)))
+
+
+def delete_listed(nl: Netlink, link: Link) -> bool:
+    """Delete this link and no later one of its name; return whether it was still there."""
+    return _delete(nl, f"ip link del {link.name}", link_body(index=link.index))
+
+
+def _delete(nl: Netlink, command: str, body: bytes) -> bool:
     try:
-        nl.change(Change(f"ip link del {name}", netlink.RTM_DELLINK, body))
+        nl.change(Change(command, netlink.RTM_DELLINK, body))
     except KernelError as error:
         if error.errno in _ABSENT:
             return False

@@ -6,6 +6,7 @@ Each entry imports its module when it is asked for, because a call needs one of 
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,33 +39,17 @@ def _static() -> Plugin:
     return static.PLUGIN
 
 
-def _bandwidth() -> Plugin:
+def _chained(kind: str) -> Plugin:
     from cni_plugin.plugins.chained import chained
-    from cni_plugin.plumbing import bandwidth
+    from cni_plugin.plumbing import CHAINED
 
-    return chained(bandwidth.FEATURE)
-
-
-def _tuning() -> Plugin:
-    from cni_plugin.plugins.chained import chained
-    from cni_plugin.plumbing import tuning
-
-    return chained(tuning.FEATURE)
+    return chained(CHAINED[kind]())
 
 
-def _firewall() -> Plugin:
-    from cni_plugin.plugins.chained import chained
-    from cni_plugin.plumbing import firewall
-
-    return chained(firewall.FEATURE)
-
-
-def _portmap() -> Plugin:
-    from cni_plugin.plugins.chained import chained
-    from cni_plugin.plumbing import portmap
-
-    return chained(portmap.FEATURE)
-
+_bandwidth = partial(_chained, "bandwidth")
+_tuning = partial(_chained, "tuning")
+_firewall = partial(_chained, "firewall")
+_portmap = partial(_chained, "portmap")
 
 PLUGINS: dict[str, Callable[[], Plugin]] = {
     "podwire": _podwire,

@@ -13,8 +13,15 @@ from cni_plugin.config import Addressing, parse_attachment, parse_network
 from cni_plugin.contract.dispatch import Plugin
 from cni_plugin.contract.errors import invalid_config, run_all
 from cni_plugin.kernel.netns import find_pod, open_host
-from cni_plugin.plumbing.elements import collect
-from cni_plugin.plumbing.pods import bare_site, open_pod_of, parse_kept, site_of, trace
+from cni_plugin.plumbing.pods import (
+    bare_site,
+    collect_elements,
+    collect_feature,
+    open_pod_of,
+    parse_kept,
+    site_of,
+    trace,
+)
 
 if TYPE_CHECKING:
     from cni_plugin.config import Network
@@ -75,8 +82,8 @@ def _gc(feature: Feature, request: Request) -> None:
         return
     with open_host() as host:
         run_all(
-            partial(collect, host.nftables, request.network, keep),
-            partial(feature.collect, request.network, keep, bare_site(request, host, None)),
+            partial(collect_feature, feature, request, host, keep),
+            partial(collect_elements, [feature], request, host, keep),
         )
 
 

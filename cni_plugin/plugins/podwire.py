@@ -18,7 +18,7 @@ from cni_plugin.contract import versions
 from cni_plugin.contract.dispatch import Plugin
 from cni_plugin.contract.errors import CNIError, Code, invalid_config, run_all
 from cni_plugin.delegate import find_delegate
-from cni_plugin.kernel.link import delete_link, get_link, list_links
+from cni_plugin.kernel.link import delete_link, delete_listed, get_link, list_links
 from cni_plugin.kernel.netns import find_pod, open_host
 from cni_plugin.plumbing.pods import (
     collect_features,
@@ -31,7 +31,7 @@ from cni_plugin.plumbing.pods import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Container, Iterator
 
     from cni_plugin.attach.mode import Mode, Plan
     from cni_plugin.contract.request import Request
@@ -149,17 +149,19 @@ def gc(request: Request) -> None:
     if keep is None:
         return
     with open_host() as host:
-        run_all(
-            *collect_features(request, host, keep),
-            lambda: _collect_links(request.network, host, keep),
-            lambda: find_delegate(request).gc(),
-        )
+        run_all(*collect(request, host, keep), lambda: find_delegate(request).gc())
 
 
-def _collect_links(network: str, host: Namespace, keep: Collection[str]) -> None:
+def collect(request: Request, host: Namespace, keep: Container[str]) -> Iterator[Callable[[], object]]:
+    """Yield the removal of what the node has of attachments whose identity is not to be kept."""
+    yield from collect_features(request, host, keep)
+    yield lambda: _collect_links(request.network, host, keep)
+
+
+def _collect_links(network: str, host: Namespace, keep: Container[str]) -> None:
     veths = list_links(host.netlink, kind="veth")
-    stale = [link.name for link in veths if is_stale_alias(link.alias, network, keep)]
-    run_all(*(partial(delete_link, host.netlink, name) for name in stale))
+    stale = [link for link in veths if is_stale_alias(link.alias, network, keep)]
+    run_all(*(partial(delete_listed, host.netlink, link) for link in stale))
 
 
 def status(request: Request) -> None:

@@ -27,6 +27,18 @@ def _bandwidth() -> Feature:
     return bandwidth.FEATURE
 
 
+def _tuning() -> Feature:
+    from cni_plugin.plumbing import tuning
+
+    return tuning.FEATURE
+
+
+def _firewall() -> Feature:
+    from cni_plugin.plumbing import firewall
+
+    return firewall.FEATURE
+
+
 def _sysctls() -> Feature:
     from cni_plugin.plumbing import tuning
 
@@ -68,3 +80,6 @@ FEATURES = {
     "spoof": BuiltIn(load=_spoof, keys=("macspoofchk", "spoofCheck")),
     "portmap": BuiltIn(load=_portmap, capabilities=("portMappings",)),
 }
+
+# Those that are a plugin of a chain, by its type.
+CHAINED = {"bandwidth": _bandwidth, "tuning": _tuning, "firewall": _firewall, "portmap": _portmap}

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_plugin.config import MARK, is_stale_alias
-from cni_plugin.contract.errors import broken, invalid_config, run_all
+from cni_plugin.config import MARK, alias_prefix
+from cni_plugin.contract.errors import broken, invalid_config
 from cni_plugin.contract.result import Interface
-from cni_plugin.kernel.link import Link, delete_link, get_link, get_other_end, list_links
+from cni_plugin.kernel.link import Link, delete_link, delete_listed, get_link, get_other_end, list_links
 from cni_plugin.kernel.reaper import delete_links
-from cni_plugin.plumbing.feature import Feature
+from cni_plugin.plumbing.feature import Belonging, Feature
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterator
     from contextlib import ExitStack
 
     from cni_plugin.config import Addressing, Attachment, Network
@@ -188,13 +188,15 @@ def _check_bucket(limit: Limit, link: Link, host: Namespace) -> None:
         raise broken(f"tc qdisc dev {link.name}: wanted tbf {wanted}, found {found or 'none'}")
 
 
-def collect(network: str, keep: Collection[str], site: Site) -> None:
-    """Remove the devices of attachments that are not to be kept."""
+def find_devices(network: str, site: Site) -> Iterator[Belonging]:
+    """Yield the devices of a network's attachments."""
     nl = site.host.netlink
-    # A kernel that does not know the kind yet lists all links.
-    devices = (each for each in list_links(nl, kind="ifb") if each.kind == "ifb")
-    stale = [each.name for each in devices if is_stale_alias(each.alias, network, keep)]
-    run_all(*(partial(delete_link, nl, name) for name in stale))
+    for each in list_links(nl, kind="ifb"):
+        whose = each.alias.removeprefix(MARK)
+        # A kernel that does not know the kind yet lists all links.
+        if each.kind == "ifb" and each.alias.startswith(alias_prefix(whose.partition(" ")[0], network)):
+            what = f"link {each.name}, index {each.index}"
+            yield Belonging(whose=whose, what=what, remove=partial(delete_listed, nl, each))
 
 
 def list_own_links(attachment: Attachment) -> tuple[str, ...]:
@@ -202,4 +204,6 @@ def list_own_links(attachment: Attachment) -> tuple[str, ...]:
     return (ifb_name(attachment),)
 
 
-FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, collect=collect, links=list_own_links)
+FEATURE = Feature(
+    parse=parse, add=add, delete=delete, check=check, belongings=find_devices, links=list_own_links
+)

@@ -13,7 +13,7 @@ from cni_plugin.contract.errors import broken
 from cni_plugin.kernel.nfnetlink import Change, Element
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
     from contextlib import ExitStack
 
     from cni_plugin.kernel.nfnetlink import Nftables
@@ -112,18 +112,23 @@ def require(site: Site, wanted: Iterable[Element], what: str) -> None:
             raise broken(f"{what}: wanted {element.command}, found {found.command}")
 
 
-def collect(nftables: Nftables, network: str, keep: Collection[str]) -> None:
-    """Remove the elements of a network's attachments whose identity is not to be kept."""
+def collect(nftables: Nftables, network: str, keep: Container[str], prefix: str = "") -> list[Element]:
+    """Remove the elements of a network's attachments whose identity is not to be kept; return them.
+
+    Of all sets, or those whose name begins with `prefix`.
+    """
 
     def decide() -> list[Change]:
-        return [Change(e, present=False) for e in _list_of(nftables, network) if identity_of(e) not in keep]
+        found = list_of(nftables, network, prefix)
+        return [Change(e, present=False) for e in found if identity_of(e) not in keep]
 
-    nftables.update(decide)
+    return [change.element for change in nftables.update(decide)]
 
 
-def _list_of(nftables: Nftables, network: str) -> Iterator[Element]:
+def list_of(nftables: Nftables, network: str, prefix: str = "") -> Iterator[Element]:
+    """Yield the elements of a network's attachments."""
     for family in FAMILIES:
-        for name in nftables.list_sets(family):
+        for name in nftables.list_sets(family, prefix):
             for element in nftables.list_elements(family, name, f" {network} "):
                 if element.comment.partition(" ")[2].startswith(f"{network} "):
                     yield element

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import ExitStack
 
     from netaddr import IPAddress
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Interface, Result
     from cni_plugin.kernel.netns import Namespace
+    from cni_plugin.kernel.nfnetlink import Element
 
 Settings = Any  # a feature's own frozen dataclass; nothing outside the feature looks inside
 
@@ -50,8 +51,28 @@ class Traces:
     """What prevResult says of links."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Belonging:
+    """Something on the node that is one attachment's, beside its veth and its elements."""
+
+    whose: str
+    """The identity first, see `render_comment`."""
+    what: str
+    """This one and no later one in its place."""
+    remove: Callable[[], object]
+
+    @property
+    def identity(self) -> str:
+        """Return the identity of the attachment."""
+        return self.whose.partition(" ")[0]
+
+
 def _nothing(*_: object) -> int:
     return 0
+
+
+def _none(_: str, __: Site) -> tuple[Belonging, ...]:
+    return ()
 
 
 def _no_links(_: Attachment) -> tuple[str, ...]:
@@ -78,8 +99,10 @@ class Feature:
     """Make what the network's pods share equal to what is wanted; return the number of changes."""
     prepare: Callable[[Settings, Site, ExitStack], object] = _nothing
     """Built in only: what must be there before the pod's link comes up; its undoing is pushed."""
-    collect: Callable[[str, Collection[str], Site], object] = _nothing
-    """Remove what belongs to a network's attachments whose identity is not to be kept.
+    belongings: Callable[[str, Site], Iterable[Belonging]] = _none
+    """Find what a network's attachments have of it on the node, for GC.
 
-    Elements of our nftables need no word here: `elements.collect` finds them all.
+    Elements of our nftables need no word here: `elements.list_of` finds them all.
     """
+    collected: Callable[[Sequence[Element], Site], object] = _nothing
+    """After GC took these elements away: take what else the kernel keeps because of them."""

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.config import Attachment, data_dir, parse_attachment, render_comment
-from cni_plugin.contract.errors import CNIError
+from cni_plugin.contract.errors import CNIError, run_all
 from cni_plugin.contract.request import parse_valid_attachments
 from cni_plugin.contract.result import parse_prev_result
 from cni_plugin.kernel.netns import open_pod
@@ -19,7 +19,7 @@ from cni_plugin.plumbing.elements import collect
 from cni_plugin.plumbing.feature import Site, Traces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
 
     from cni_plugin.config import Addressing, Network
     from cni_plugin.contract.fields import Fields
@@ -116,10 +116,24 @@ def parse_kept(request: Request) -> frozenset[str] | None:
 
 
 def collect_features(
-    request: Request, host: Namespace, keep: Collection[str]
+    request: Request, host: Namespace, keep: Container[str]
 ) -> Iterator[Callable[[], object]]:
     """Yield the collection of every built-in feature."""
-    site = bare_site(request, host, None)
-    yield partial(collect, host.nftables, request.network, keep)
-    for each in FEATURES.values():
-        yield partial(each.load().collect, request.network, keep, site)
+    features = [each.load() for each in FEATURES.values()]
+    for feature in features:
+        yield partial(collect_feature, feature, request, host, keep)
+    yield partial(collect_elements, features, request, host, keep)
+
+
+def collect_feature(feature: Feature, request: Request, host: Namespace, keep: Container[str]) -> None:
+    """Remove what the feature made for attachments that are not to be kept, but for elements."""
+    found = feature.belongings(request.network, bare_site(request, host, None))
+    run_all(*(each.remove for each in found if each.identity not in keep))
+
+
+def collect_elements(
+    features: Iterable[Feature], request: Request, host: Namespace, keep: Container[str]
+) -> None:
+    """Remove the elements of attachments that are not to be kept, whatever feature made them."""
+    removed = collect(host.nftables, request.network, keep)
+    run_all(*(partial(feature.collected, removed, bare_site(request, host, None)) for feature in features))

@@ -142,6 +142,11 @@ def delete(traces: Traces, site: Site) -> None:
     _forget_flows(site, (element for element in removed if element.data), operator.eq)
 
 
+def forget_collected(elements: Iterable[Element], site: Site) -> None:
+    """Forget the flows to the pods of host ports that were taken away."""
+    _forget_flows(site, (e for e in elements if e.data and e.set_name.startswith("hostport")), operator.eq)
+
+
 def _forget_flows(
     site: Site, elements: Iterable[Element], is_stale: Callable[[object, object], bool]
 ) -> None:
@@ -213,4 +218,4 @@ def ready(settings: PortMap, _: Namespace) -> None:
         raise CNIError(Code.NOT_AVAILABLE, f"nft -c -f -: {refusal}")
 
 
-FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, ready=ready)
+FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, ready=ready, collected=forget_collected)

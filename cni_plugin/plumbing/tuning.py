@@ -18,13 +18,13 @@ from cni_plugin.contract.fields import Fields
 from cni_plugin.plumbing.feature import Feature
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterator
     from contextlib import ExitStack
 
     from cni_plugin.config import Addressing, Attachment, Network
     from cni_plugin.contract.result import Interface, Result
     from cni_plugin.kernel.link import Link
-    from cni_plugin.plumbing.feature import Site, Traces
+    from cni_plugin.plumbing.feature import Belonging, Site, Traces
     from cni_plugin.plumbing.values import Values
 
 DEFAULT_DATA_DIR = "/run/cni/tuning"
@@ -216,27 +216,27 @@ def check(settings: Tuning, site: Site, result: Result) -> None:
     check_values(settings.values, site)
 
 
-def collect_all(network: str, keep: Collection[str], site: Site) -> None:
-    """Remove the files of attachments that are not to be kept."""
-    from cni_plugin.plumbing.values import collect_values
+def find_all(network: str, site: Site) -> Iterator[Belonging]:
+    """Yield the files of a network's attachments."""
+    from cni_plugin.plumbing.values import find_values
 
-    collect_values(_data_dir(site.fields), network, keep)
+    yield from find_values(_data_dir(site.fields), network)
 
 
-def collect_sysctls(network: str, keep: Collection[str], site: Site) -> None:
-    """Remove the files of attachments that are not to be kept."""
-    from cni_plugin.plumbing.values import collect_values
+def find_sysctls(network: str, site: Site) -> Iterator[Belonging]:
+    """Yield the files of a network's attachments."""
+    from cni_plugin.plumbing.values import find_values
 
     if site.state_dir:
-        collect_values(_own_directory(site.state_dir), network, keep)
+        yield from find_values(_own_directory(site.state_dir), network)
 
 
-FEATURE = Feature(parse=parse_all, add=add_all, delete=delete_all, check=check, collect=collect_all)
+FEATURE = Feature(parse=parse_all, add=add_all, delete=delete_all, check=check, belongings=find_all)
 SYSCTLS = Feature(
     parse=parse_sysctls_alone,
     prepare=prepare,
     add=add_sysctls,
     delete=delete_sysctls,
     check=check,
-    collect=collect_sysctls,
+    belongings=find_sysctls,
 )

@@ -29,9 +29,10 @@ from cni_plugin.kernel.link import (
     set_tx_queue_length,
 )
 from cni_plugin.kernel.sysctl import get_sysctl, has_sysctl, set_sysctl
+from cni_plugin.plumbing.feature import Belonging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from cni_plugin.config import Attachment
     from cni_plugin.kernel.netlink import Change
@@ -231,12 +232,18 @@ def _parse_values(fields: Fields) -> Values:
     )
 
 
-def collect_values(directory: str, network: str, keep: Collection[str]) -> None:
-    """Remove the files of a network's attachments that are not to be kept, and nobody else's."""
+def find_values(directory: str, network: str) -> Iterator[Belonging]:
+    """Yield the files of a network's attachments, and nobody else's."""
     with suppress(FileNotFoundError):
         for name in os.listdir(directory):
             path = os.path.join(directory, name)
             fields = _read_file(path) if name.endswith(".json") else None
-            if fields and fields.raw.get("network") == network and fields.raw.get("identity") not in keep:
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
+            if fields and fields.raw.get("network") == network and fields.string("identity"):
+                container_id, _, ifname = name.removesuffix(".json").rpartition("_")
+                whose = f"{fields.string('identity')} {network} {container_id} {ifname}"
+                yield Belonging(whose=whose, what=f"file {path}", remove=partial(_remove, path))
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)

@@ -251,6 +251,20 @@ def test_a_udp_flow_follows_the_host_port_at_add_and_at_del(cluster: Cluster, fa
             assert flow.ask() == f"node {ROUTER[family]}"
 
 
+def test_a_udp_flow_to_a_dead_pod_ends_at_gc(cluster: Cluster) -> None:
+    node = cluster.nodes[1]
+    pod, config = node.pod(), mapped(node, DNS)
+    node.add(config, pod)
+    with Flow(cluster.underlay, cluster.address(1, 4), 5353) as flow:
+        with offering(pod, 53, name="pod "):
+            assert flow.ask() == f"pod {ROUTER[4]}"
+        pod.remove()
+        with offering(node, 5353, name="node "):
+            answer = node.call("GC", config | {"cni.dev/valid-attachments": []})
+            assert (answer.status, answer.stdout) == (0, "")
+            assert flow.ask() == f"node {ROUTER[4]}"
+
+
 def test_only_flows_to_the_host_port_are_forgotten(cluster: Cluster) -> None:
     node, world = cluster.nodes[1], cluster.underlay
     pod, config = attached(cluster, {**DNS, "hostPort": 5354}, ipMasq=True), mapped(node, DNS, ipMasq=True)
