@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import ipam
-from cni_plugin import __version__, cli_ipam, report
+from cni_plugin import __version__, cli_gc, cli_ipam, report
 from cni_plugin.agent import server
 from cni_plugin.console import add_directories, chosen, table, write
 from cni_plugin.contract.errors import CNIError, combine
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_networks(commands, "sync", _sync, "make devices, routes and neighbours equal to the configuration")
     _add_networks(commands, "mtu", _mtu, "explain the MTU of a network's pods")
     cli_ipam.add_to(commands)
+    cli_gc.add_to(commands)
     _add_agent(commands)
     return parser
 

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
 def add_directories(parser: argparse.ArgumentParser) -> None:
     """Let a command be told where the runtime's files are."""
-    parser.add_argument("--conf-dir", default="/etc/cni/net.d", help="the runtime's network configurations")
+    add_conf_dir(parser)
     parser.add_argument("--bin-dir", default="/opt/cni/bin", help="the runtime's plugins")
+
+
+def add_conf_dir(parser: argparse.ArgumentParser) -> None:
+    """Let a command be told where the runtime's network configurations are."""
+    parser.add_argument("--conf-dir", default="/etc/cni/net.d", help="the runtime's network configurations")
 
 
 def chosen(arguments: argparse.Namespace, problems: list[CNIError]) -> list[Request]:

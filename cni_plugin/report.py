@@ -79,7 +79,7 @@ class NodeReport:
 def look(conf_dir: str, bin_dir: str) -> NodeReport:
     """Return the report for the networks that the files in `conf_dir` define."""
     problems: list[str] = []
-    networks = [n for path in _list_files(conf_dir) for n in _read_file(path, bin_dir, problems)]
+    networks = [n for path in list_files(conf_dir) for n in _read_file(path, bin_dir, problems)]
     held = _read_held(networks)
     with open_host() as host:
         links = [link for link in list_links(host.netlink, kind="veth") if link.alias.startswith(MARK)]
@@ -89,7 +89,7 @@ def look(conf_dir: str, bin_dir: str) -> NodeReport:
     return replace(report, problems=(*problems, *_find_disagreements(report, held)))
 
 
-def _list_files(conf_dir: str) -> list[str]:
+def list_files(conf_dir: str) -> list[str]:
     """Return the files that a runtime reads, in its order."""
     found = (glob.glob(f"{glob.escape(conf_dir)}/*.{ending}") for ending in ("conflist", "conf", "json"))
     return sorted(path for paths in found for path in paths)
@@ -121,7 +121,7 @@ def list_requests(conf_dir: str, bin_dir: str, problems: list[CNIError]) -> list
     A file that cannot be read is a problem and no reason to leave the others alone.
     """
     requests: list[Request] = []
-    for path in _list_files(conf_dir):
+    for path in list_files(conf_dir):
         try:
             requests += [_request(plugin, bin_dir) for plugin in _read_plugins(path)]
         except (CNIError, OSError) as error:

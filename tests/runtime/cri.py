@@ -127,21 +127,21 @@ class Runtime:
         }
 
     def _call(self, method: str, **fields: Any) -> Any:
-        messages = _messages()
+        known = messages()
         name = method.partition("/")[2]
         call = self._channel.unary_unary(
             f"/runtime.v1.{method}",
-            request_serializer=getattr(messages, f"{name}Request").SerializeToString,
-            response_deserializer=getattr(messages, f"{name}Response").FromString,
+            request_serializer=getattr(known, f"{name}Request").SerializeToString,
+            response_deserializer=getattr(known, f"{name}Response").FromString,
         )
         try:
-            return call(getattr(messages, f"{name}Request")(**fields), timeout=_SECONDS)
+            return call(getattr(known, f"{name}Request")(**fields), timeout=_SECONDS)
         except grpc.RpcError as error:
             raise RuntimeServiceError(f"{name}: {error.details()}") from None
 
 
 @functools.cache
-def _messages() -> ModuleType:
+def messages() -> ModuleType:
     """Compile cri.proto. Cached, because protobuf takes a file only once per process."""
     source = Path(__file__).with_name("cri.proto")
     with tempfile.TemporaryDirectory() as directory:

@@ -24,10 +24,22 @@ BELOW = {
     "plugins": {"contract", "config", "kernel", "addresses", "static", "delegate", "attach", "plumbing"},
     "report": {"contract", "config", "kernel", "addresses", "delegate", "plugins", "ipam"},
     "audit": {"contract", "config", "kernel", "addresses", "delegate", "ipam"},
+    "reclaim": {
+        "contract",
+        "config",
+        "kernel",
+        "addresses",
+        "delegate",
+        "plugins",
+        "plumbing",
+        "report",
+        "ipam",
+    },
     "agent": {"", "contract", "kernel", "plugins", "__main__"},  # the shim is what starts the program
     "console": {"contract", "report"},
     "cli_ipam": {"contract", "config", "kernel", "audit", "console", "ipam"},
-    "cli": {"", "contract", "plugins", "report", "agent", "console", "cli_ipam", "ipam"},
+    "cli_gc": {"contract", "console", "reclaim"},
+    "cli": {"", "contract", "plugins", "report", "agent", "console", "cli_gc", "cli_ipam", "ipam"},
     "__main__": {"", "contract", "plugins", "cli"},
     "": set(),
 }
@@ -36,13 +48,14 @@ ONLY_IN = {
     "pyroute2": {"kernel"},
     "ctypes": {"kernel", "ipam"},  # of ipam watch.py alone: the linter says so
     "subprocess": {"kernel", "delegate"},
-    "netaddr": set(BELOW) - {"__main__", "cli", "cli_ipam", "console", "plugins"},
+    "netaddr": set(BELOW) - {"__main__", "cli", "cli_gc", "cli_ipam", "console", "plugins"},
 }
 # Who may print and exit: the answer to a runtime, the words to a person.
 # The shim is a process of its own, and the agent's journal is what its service manager reads.
 SPEAKERS = {
     "cni_plugin.contract.dispatch",
     "cni_plugin.cli",
+    "cni_plugin.cli_gc",
     "cni_plugin.cli_ipam",
     "cni_plugin.console",
     "cni_plugin.__main__",
