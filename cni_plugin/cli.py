@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import ipam
 from cni_plugin import __version__, cli_gc, cli_ipam, report
 from cni_plugin.agent import server
-from cni_plugin.console import add_directories, chosen, table, write
+from cni_plugin.agent.garbage import collecting
+from cni_plugin.console import add_conf_dir, add_directories, chosen, table, write
 from cni_plugin.contract.errors import CNIError, combine
 from cni_plugin.plugins import podwire
 
@@ -85,6 +86,8 @@ def _add_agent(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=server.DEFAULT_QUEUE,
         help=f"calls that may wait; further ones are told to try again (default {server.DEFAULT_QUEUE})",
     )
+    cli_gc.add_agent_options(agent.add_argument_group("garbage collection"))
+    add_conf_dir(agent)
     agent.set_defaults(run=_agent)
 
 
@@ -98,7 +101,8 @@ def _agent(arguments: argparse.Namespace) -> int:
     settings = server.Settings(
         socket=os.path.abspath(arguments.socket), workers=arguments.workers, queue=arguments.queue
     )
-    return server.run(settings)
+    with collecting(cli_gc.collection_of(arguments)):
+        return server.run(settings)
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from cni_plugin.agent.garbage import Collection
 from cni_plugin.console import add_conf_dir, write
 from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.reclaim.gc import Wish, reclaim
@@ -48,11 +49,40 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add_endpoint(parser)
     add_conf_dir(parser)
     # The agent holds the other end: nobody reclaims anything for an agent that has ended.
-    parser.add_argument("--while-stdin", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--until-eof", action="store_true", help=argparse.SUPPRESS)
     parser.set_defaults(run=_run)
 
 
-def add_endpoint(parser: argparse.ArgumentParser) -> None:
+def add_agent_options(agent: argparse._ArgumentGroup) -> None:
+    """Let the agent be told how to collect."""
+    agent.add_argument(
+        "--gc-interval",
+        type=parse_seconds,
+        default=0,
+        metavar="SECONDS",
+        help="run `podwire gc` so often (default: never)",
+    )
+    agent.add_argument(
+        "--gc-grace",
+        type=parse_seconds,
+        default=_GRACE,
+        metavar="SECONDS",
+        help=f"its --grace (default {_GRACE:.0f})",
+    )
+    add_endpoint(agent)
+
+
+def collection_of(arguments: argparse.Namespace) -> Collection | None:
+    """Return what the agent is to do; None for nothing."""
+    if not arguments.gc_interval:
+        return None
+    words = ["--grace", str(arguments.gc_grace), "--conf-dir", arguments.conf_dir]
+    if arguments.runtime_endpoint:
+        words += ["--runtime-endpoint", arguments.runtime_endpoint]
+    return Collection(interval=arguments.gc_interval, words=tuple(words))
+
+
+def add_endpoint(parser: argparse._ActionsContainer) -> None:
     """Let a command be told of the runtime."""
     parser.add_argument(
         "--runtime-endpoint",
@@ -92,7 +122,7 @@ def _wish(arguments: argparse.Namespace, problems: list[CNIError]) -> Wish:
         networks=_choose(arguments, problems),
         endpoint=arguments.runtime_endpoint,
         named=[arguments.network] if arguments.network else [],
-        pause=lambda: _pause(arguments.grace, while_stdin=arguments.while_stdin),
+        pause=lambda: _pause(arguments.grace, until_eof=arguments.until_eof),
         dry_run=arguments.dry_run,
     )
 
@@ -105,9 +135,9 @@ def _choose(arguments: argparse.Namespace, problems: list[CNIError]) -> list[Net
     return found
 
 
-def _pause(seconds: float, *, while_stdin: bool) -> bool:
+def _pause(seconds: float, *, until_eof: bool) -> bool:
     """Wait; False when whoever holds the other end of our stdin is gone."""
-    if not while_stdin:
+    if not until_eof:
         time.sleep(seconds)
         return True
     readable, _, _ = select.select([sys.stdin], [], [], seconds)

@@ -374,7 +374,7 @@ def test_nothing_is_reclaimed_for_an_agent_that_has_ended(node: Node) -> None:
     configure(node, config)
     node.add(config, pod)
     kill(node, pod)
-    with start_gc(node, "--grace", "60", "--while-stdin", stdin=subprocess.PIPE) as process:
+    with start_gc(node, "--grace", "60", "--until-eof", stdin=subprocess.PIPE) as process:
         process.stdin.close()
         assert json.loads(process.stdout.read())["items"] == []
     assert len(node.held()) == 2

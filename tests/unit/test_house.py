@@ -38,7 +38,7 @@ BELOW = {
     "agent": {"", "contract", "kernel", "plugins", "__main__"},  # the shim is what starts the program
     "console": {"contract", "report"},
     "cli_ipam": {"contract", "config", "kernel", "audit", "console", "ipam"},
-    "cli_gc": {"contract", "console", "reclaim"},
+    "cli_gc": {"contract", "agent", "console", "reclaim"},
     "cli": {"", "contract", "plugins", "report", "agent", "console", "cli_gc", "cli_ipam", "ipam"},
     "__main__": {"", "contract", "plugins", "cli"},
     "": set(),
@@ -47,7 +47,7 @@ BELOW = {
 ONLY_IN = {
     "pyroute2": {"kernel"},
     "ctypes": {"kernel", "ipam"},  # of ipam watch.py alone: the linter says so
-    "subprocess": {"kernel", "delegate"},
+    "subprocess": {"kernel", "delegate", "agent"},
     "netaddr": set(BELOW) - {"__main__", "cli", "cli_gc", "cli_ipam", "console", "plugins"},
 }
 # Who may print and exit: the answer to a runtime, the words to a person.
