@@ -143,6 +143,22 @@ def status(request: Request) -> None:
             )
 
 
+def usage(request: Request) -> list[ipam.Usage]:
+    """Return how full each range set is; a walk, however many addresses there are."""
+    with _translated():
+        return ipam.usage(open_store(request), parse_range_sets(request), parse_terms(request))
+
+
+def remembered_usage(request: Request) -> list[ipam.Usage] | None:
+    """Return the same without a walk; None where this process remembers too little."""
+    range_sets = parse_range_sets(request)
+    if parse_terms(request).cool_down:
+        return None  # what cools down is in use, and is remembered elsewhere
+    with _translated():
+        store = ipam.Store(data_dir(request.config), request.network)
+        return ipam.remembered_usage(_MEMORY, store, range_sets)
+
+
 def addressing(request: Request) -> Addressing:
     """Return what the ranges say before any address is taken; CNIError 7 for what ADD could not read."""
     range_sets = parse_range_sets(request)

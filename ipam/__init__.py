@@ -19,6 +19,7 @@ from ipam.allocator import (
     held,
     reclaim,
     release,
+    remembered_usage,
     usage,
 )
 from ipam.errors import (
@@ -70,6 +71,7 @@ __all__ = [
     "parse_address",
     "reclaim",
     "release",
+    "remembered_usage",
     "render_address",
     "usage",
 ]

@@ -22,6 +22,8 @@ from ipam.store import Holdings, Owner, Store
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from ipam.address import Version
+    from ipam.memory import Memory
     from ipam.places import Reservation
     from ipam.ranges import Range, RangeSet, RangeSpan
     from ipam.resting import Rest
@@ -37,6 +39,7 @@ __all__ = [
     "held",
     "reclaim",
     "release",
+    "remembered_usage",
     "usage",
 ]
 
@@ -360,11 +363,29 @@ def _allocation(within: Range, address: IPAddress) -> Allocation:
     return Allocation(address=address, subnet=within.subnet, gateway=within.gateway)
 
 
+def remembered_usage(memory: Memory, store: Store, range_sets: Sequence[RangeSet]) -> list[Usage] | None:
+    """Return how full each set is without a walk; None where this process remembers too little.
+
+    Addresses that cool down are not in use.
+    """
+    remembered = memory.known(store.directory)
+    counts = [remembered.counted(_spans(each)) if remembered else None for each in range_sets]
+    used = [count for count in counts if count is not None]
+    if len(used) < len(range_sets):
+        return None
+    return [
+        Usage(range_set=each, used=count, free=each.size() - count)
+        for each, count in zip(range_sets, used, strict=True)
+    ]
+
+
 def _usage(range_set: RangeSet, reserved: Sequence[tuple[int, int]]) -> Usage:
-    version = range_set.version
-    spans = [span for each in range_set.ranges for span in each.spans()]
     used = sum(
         bisect_left(reserved, (version, last + 1)) - bisect_left(reserved, (version, first))
-        for first, last in spans
+        for version, first, last in _spans(range_set)
     )
     return Usage(range_set=range_set, used=used, free=range_set.size() - used)
+
+
+def _spans(range_set: RangeSet) -> list[tuple[Version, int, int]]:
+    return [(range_set.version, *span) for each in range_set.ranges for span in each.spans()]

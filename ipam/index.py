@@ -97,6 +97,11 @@ class Index:
             start += bisect_left(later, start - row + 1, key=lambda each: places[each] - each)
         return start - shift if start - shift <= last else None
 
+    def count(self, version: Version, first: int, last: int) -> int:
+        """Return how many of the numbers from `first` to `last` are taken."""
+        shift = _V6 if version == 6 else 0
+        return bisect_right(self._places, last + shift) - bisect_left(self._places, first + shift)
+
 
 def _place_of(name: str) -> int | None:
     """Return an address's place; None for a foreign file, such as one of another spelling."""

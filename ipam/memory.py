@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from ipam import files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from filelock import FileLock
     from netaddr import IPAddress
@@ -67,6 +67,12 @@ class Remembered:
         with self._guard:
             first, self._looked = not self._looked, True
             return not first and (self._follow() or self._learn())
+
+    def counted(self, spans: Iterable[tuple[Version, int, int]]) -> int | None:
+        """Return how many addresses of these spans are taken; None where only a walk could tell."""
+        with self._guard:
+            index = self._index if self._follow() else None
+            return None if index is None else sum(index.count(*span) for span in spans)
 
     def named(self, content: bytes) -> list[IPAddress]:
         """Return the addresses whose files should have this trimmed content."""
@@ -161,6 +167,11 @@ class Memory:
             while len(self._remembered) > 1 and self._is_full():
                 del self._remembered[next(iter(self._remembered))]
             return found
+
+    def known(self, directory: str) -> Remembered | None:
+        """Return what is remembered of the directory already; that somebody asks keeps it no longer."""
+        with self._guard:
+            return self._remembered.get((directory, ""))
 
     def _is_full(self) -> bool:
         total = sum(each.count() for each in self._remembered.values())

@@ -31,6 +31,11 @@ def first_free(files: Files, version: int, first: int, last: int) -> int | None:
     return next((number for number in range(first, last + 1) if number not in used), None)
 
 
+def count(files: Files, version: int, first: int, last: int) -> int:
+    used = {int(each) for each in taken(files) if each is not None and each.version == version}
+    return len([number for number in range(first, last + 1) if number in used])
+
+
 def assert_same(index: Index, files: Files) -> None:
     assert len(index) == len(taken(files))
     for content in CONTENTS[2:]:
@@ -38,6 +43,7 @@ def assert_same(index: Index, files: Files) -> None:
     for version, base in ((4, 10 << 24 | 1 << 16), (6, 0xFD << 120)):
         for first, last in ((base - 1, base + 50), (base + 3, base + 3), (base + 10, base + 20)):
             assert index.first_free(version, first, last) == first_free(files, version, first, last)
+            assert index.count(version, first, last) == count(files, version, first, last)
 
 
 @pytest.mark.parametrize("seed", range(10))
