@@ -20,6 +20,7 @@ from cni_plugin.agent.garbage import collecting
 from cni_plugin.console import add_conf_dir, add_directories, chosen, table, write
 from cni_plugin.contract.errors import CNIError, combine
 from cni_plugin.plugins import podwire
+from cni_plugin.state_file import DEFAULT_STATE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -87,8 +88,23 @@ def _add_agent(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"calls that may wait; further ones are told to try again (default {server.DEFAULT_QUEUE})",
     )
     cli_gc.add_agent_options(agent.add_argument_group("garbage collection"))
+    _add_monitoring(agent)
     add_conf_dir(agent)
     agent.set_defaults(run=_agent)
+
+
+def _add_monitoring(agent: argparse.ArgumentParser) -> None:
+    agent.add_argument(
+        "--http",
+        default="",
+        metavar="ADDRESS:PORT",
+        help="serve /metrics, /healthz and /readyz (default off)",
+    )
+    agent.add_argument(
+        "--state-file",
+        default=DEFAULT_STATE_FILE,
+        help=f"what is known of the cluster (default {DEFAULT_STATE_FILE})",
+    )
 
 
 def _count(text: str) -> int:
@@ -99,7 +115,12 @@ def _count(text: str) -> int:
 
 def _agent(arguments: argparse.Namespace) -> int:
     settings = server.Settings(
-        socket=os.path.abspath(arguments.socket), workers=arguments.workers, queue=arguments.queue
+        socket=os.path.abspath(arguments.socket),
+        workers=arguments.workers,
+        queue=arguments.queue,
+        http=arguments.http,
+        conf_dir=arguments.conf_dir,
+        state_file=arguments.state_file,
     )
     with collecting(cli_gc.collection_of(arguments)):
         return server.run(settings)

@@ -15,15 +15,19 @@ if TYPE_CHECKING:
     from cni_plugin.contract.request import Request
 
 
+CONF_DIR = "/etc/cni/net.d"
+BIN_DIR = "/opt/cni/bin"
+
+
 def add_directories(parser: argparse.ArgumentParser) -> None:
     """Let a command be told where the runtime's files are."""
     add_conf_dir(parser)
-    parser.add_argument("--bin-dir", default="/opt/cni/bin", help="the runtime's plugins")
+    parser.add_argument("--bin-dir", default=BIN_DIR, help="the runtime's plugins")
 
 
 def add_conf_dir(parser: argparse.ArgumentParser) -> None:
     """Let a command be told where the runtime's network configurations are."""
-    parser.add_argument("--conf-dir", default="/etc/cni/net.d", help="the runtime's network configurations")
+    parser.add_argument("--conf-dir", default=CONF_DIR, help="the runtime's network configurations")
 
 
 def chosen(arguments: argparse.Namespace, problems: list[CNIError]) -> list[Request]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cni_plugin import __version__
-from cni_plugin.agent import wire
+from cni_plugin.agent import metrics, wire
 from cni_plugin.agent.journal import own, render_pairs
 from cni_plugin.contract.dispatch import answer, failure, render_about
 from cni_plugin.contract.errors import CNIError, Code
@@ -36,6 +36,22 @@ _REQUEST_TIMEOUT = 10.0  # seconds until a request must be whole
 _REPLY_TIMEOUT = 10.0  # seconds until a reply must be taken
 # A deletion waits in the kernel (RCU grace periods) and needs next to no processor.
 _DELETIONS_PER_WORKER = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a call ended, in words for the log and as it is counted."""
+
+    said: str
+    result: str
+    code: int = 0
+
+
+_DONE = Outcome(said="done", result=metrics.SUCCESS)
+_NOT_BEGUN = Outcome(said="not begun: its caller left", result=metrics.ABANDONED)
+_UNDONE = Outcome(said="undone: its caller left", result=metrics.ABANDONED)
+# What no answer could be made for: the caller's namespace cannot be had.
+_FAILED = Outcome(said="failed", result=metrics.ERROR, code=Code.INTERNAL)
 
 
 @dataclass(slots=True)
@@ -93,27 +109,30 @@ class Calls:
 
     def _serve_call(self, connection: socket.socket, call: Call) -> None:
         started = time.monotonic()
+        metrics.begin_call()
+        outcome = _FAILED
         try:
             with self._turn(call), self._slot(call):
                 reply, outcome = self._run_for_somebody(connection, call)
         finally:
             if call.netns_fd >= 0:
                 os.close(call.netns_fd)
+            _count(call, outcome, started)
         _log(call, outcome, started)
         if reply is not None:
             wire.send_reply(connection, reply, _REPLY_TIMEOUT)
 
-    def _run_for_somebody(self, connection: socket.socket, call: Call) -> tuple[Reply | None, str]:
+    def _run_for_somebody(self, connection: socket.socket, call: Call) -> tuple[Reply | None, Outcome]:
         """Run the call and return its reply and how it ended; without a caller nothing shall remain."""
         if wire.has_left(connection):
-            return None, "not begun: its caller left"
-        reply = self._run(connection, call)
+            return None, _NOT_BEGUN
+        reply, outcome = self._run(connection, call)
         added = call.environ.get("CNI_COMMAND") == "ADD" and reply.status == 0
         if added and wire.has_left(connection):
             # What the executable does when it is told to end: a runtime may never send the DEL.
             self._run(connection, replace(call, environ={**call.environ, "CNI_COMMAND": "DEL"}))
-            return None, "undone: its caller left"
-        return reply, _outcome(reply)
+            return None, _UNDONE
+        return reply, outcome
 
     def _turn(self, call: Call) -> AbstractContextManager[None]:
         container_id = call.environ.get("CNI_CONTAINERID")
@@ -125,15 +144,17 @@ class Calls:
     def _slot(self, call: Call) -> threading.Semaphore:
         return self._deletions if call.environ.get("CNI_COMMAND") == "DEL" else self._workers
 
-    def _run(self, connection: socket.socket, call: Call) -> Reply:
+    def _run(self, connection: socket.socket, call: Call) -> tuple[Reply, Outcome]:
         plugin_type = type_of(call.program)
         if not call.environ.get("CNI_COMMAND"):
             # Only a shim that can say nothing by itself asks.
-            return wire.Reply(status=0, stdout=b"", stderr=render_about(plugin_type, __version__).encode())
+            about = render_about(plugin_type, __version__).encode()
+            return wire.Reply(status=0, stdout=b"", stderr=about), _DONE
         load = PLUGINS[plugin_type]
         with self._journal.of_call(call.environ) as lines, _caller_namespace(connection):
             made = answer(call.environ, call.stdin, load, call.netns_fd)
-        return wire.Reply(status=made.status, stdout=made.stdout, stderr="".join(lines).encode())
+        reply = wire.Reply(status=made.status, stdout=made.stdout, stderr="".join(lines).encode())
+        return reply, _outcome(made)
 
 
 @contextmanager
@@ -156,7 +177,13 @@ def send(connection: socket.socket, made: Answer) -> None:
         own.info(render_pairs(unsent=str(error)))
 
 
-def _log(call: Call, outcome: str, started: float) -> None:
+def _count(call: Call, outcome: Outcome, started: float) -> None:
+    verb = call.environ.get("CNI_COMMAND", "")
+    operation = metrics.operation(verb, type_of(call.program), outcome.result, outcome.code)
+    metrics.end_call(operation, time.monotonic() - started)
+
+
+def _log(call: Call, outcome: Outcome, started: float) -> None:
     environ = call.environ
     pairs = render_pairs(
         container_id=environ.get("CNI_CONTAINERID", ""),
@@ -165,7 +192,7 @@ def _log(call: Call, outcome: str, started: float) -> None:
         verb=environ.get("CNI_COMMAND", ""),
         type=type_of(call.program),
         duration=f"{time.monotonic() - started:.4f}",
-        outcome=outcome,
+        outcome=outcome.said,
     )
     own.info(pairs)
 
@@ -177,8 +204,9 @@ def _network(stdin: bytes) -> object:
         return ""
 
 
-def _outcome(reply: Reply) -> str:
-    if reply.status == 0:
-        return "done"
-    error = json.loads(reply.stdout)
-    return f"error {error['code']}: {error['msg']}"
+def _outcome(made: Answer) -> Outcome:
+    error = made.error
+    if error is None:
+        return _DONE
+    metrics.count_error(error)
+    return Outcome(said=f"error {error.code}: {error.msg}", result=metrics.ERROR, code=error.code)

@@ -21,15 +21,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cni_plugin.agent import metrics
 from cni_plugin.agent.calls import Calls, send
 from cni_plugin.agent.journal import Journal, own, render_pairs
+from cni_plugin.agent.readiness import find_reasons
 from cni_plugin.agent.systemd import Notifier, take_listener
 from cni_plugin.contract.dispatch import failure
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.plugins import PLUGINS
+from cni_plugin.state_file import DEFAULT_STATE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from cni_plugin.agent.endpoints import Endpoints
 
 DEFAULT_SOCKET = "/run/podwire/podwire.sock"
 DEFAULT_QUEUE = 256
@@ -41,11 +46,19 @@ _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How the agent is to run: `workers` calls at once, `queue` more that wait."""
+    """How the agent is to run: `workers` calls at once, `queue` more that wait.
+
+    `http` is where metrics and probes are served, empty for nowhere. Where the node is one of a
+    cluster (`in_cluster`) it is ready when `state_file` says so.
+    """
 
     socket: str
     workers: int
     queue: int
+    http: str = ""
+    conf_dir: str = "/etc/cni/net.d"
+    state_file: str = DEFAULT_STATE_FILE
+    in_cluster: bool = False
 
 
 def run(settings: Settings) -> int:
@@ -53,20 +66,41 @@ def run(settings: Settings) -> int:
     journal = Journal()
     journal.install()
     notifier = Notifier()
+    served = _serve_http(settings) if settings.http else None
     with _listening(settings.socket) as listener, _termination() as terminated:
         door = Door(settings, Calls(settings.workers, journal))
         for load in PLUGINS.values():
             load()
         # What is loaded now stays; the collector need not look at it again and again.
         gc.freeze()
-        _say(socket=listener.path, state="ready")
+        _say(socket=listener.path, state="ready", **({"http": served.place} if served else {}))
+        if served:
+            state_file = settings.state_file if settings.in_cluster else ""
+            served.start(lambda: find_reasons(listener.path, state_file))
         notifier.tell("READY=1")
         _accept_until(terminated, listener.socket, door)
         notifier.tell("STOPPING=1")
         listener.leave(door)
     door.wait()
+    if served:
+        served.server_close()
     _say(state="stopped")
     return 0
+
+
+def _serve_http(settings: Settings) -> Endpoints:
+    """Return the listening endpoints; CNIError when the extra package is not installed."""
+    try:
+        from cni_plugin.agent.exposition import Exposition
+    except ImportError as error:
+        raise CNIError(
+            Code.NOT_AVAILABLE,
+            f"--http: wanted the package prometheus_client, found {error}; "
+            "install it: pip install 'podwire[metrics]'",
+        ) from error
+    from cni_plugin.agent.endpoints import Endpoints
+
+    return Endpoints(settings.http, Exposition(settings.conf_dir, settings.state_file))
 
 
 def _say(**pairs: object) -> None:
@@ -124,6 +158,7 @@ class Door:
         """Give the client a thread, or refuse it."""
         uid = _peer_uid(connection)
         if uid != os.geteuid():
+            metrics.count_refused_client()
             own.warning(render_pairs(refused=f"a client of uid {uid}"))
             connection.close()
         elif self._places.acquire(blocking=False):
@@ -154,6 +189,7 @@ def _peer_uid(connection: socket.socket) -> int:
 
 
 def _refuse(connection: socket.socket, why: str) -> None:
+    metrics.count_refused_client()
     own.warning(render_pairs(refused=why))
     with connection:
         send(connection, failure(CNIError(Code.TRY_AGAIN_LATER, f"podwire agent: {why}")))

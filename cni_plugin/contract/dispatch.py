@@ -40,10 +40,11 @@ class Plugin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the runtime gets: an exit status and the bytes on stdout."""
+    """What the runtime gets: an exit status and the bytes on stdout; `error` is what these say, if any."""
 
     status: int
     stdout: bytes
+    error: CNIError | None = None
 
 
 def serve(load: Callable[[], Plugin]) -> int:
@@ -120,9 +121,8 @@ def _stated_version(stdin: bytes) -> str:
 def failure(error: CNIError, stdin: bytes = b"") -> Answer:
     """Return the answer that carries `error`, in the version that stdin states."""
     stated = _stated_version(stdin)
-    return Answer(
-        status=1, stdout=_encode(error.render(stated if stated in versions.SUPPORTED else versions.NEWEST))
-    )
+    rendered = error.render(stated if stated in versions.SUPPORTED else versions.NEWEST)
+    return Answer(status=1, stdout=_encode(rendered), error=error)
 
 
 def _encode(rendered: dict[str, object]) -> bytes:

@@ -63,11 +63,13 @@ def combine(errors: list[CNIError]) -> CNIError:
     """Return one error for all that went wrong in a verb that keeps going.
 
     The first error's code speaks for all of them, except that a permanent error outranks
-    "try again later": a retry would not mend it.
+    "try again later": a retry would not mend it. It is the cause, too.
     """
     first = next((e for e in errors if e.code != Code.TRY_AGAIN_LATER), errors[0])
     details = "; ".join(e.details for e in errors if e.details)
-    return CNIError(first.code, "; ".join(e.msg for e in errors), details)
+    combined = CNIError(first.code, "; ".join(e.msg for e in errors), details)
+    combined.__cause__ = first
+    return combined
 
 
 def run_all(*steps: Callable[[], object]) -> None:

@@ -35,11 +35,19 @@ BELOW = {
         "report",
         "ipam",
     },
-    "agent": {"", "contract", "kernel", "plugins", "__main__"},  # the shim is what starts the program
+    "state_file": {"contract"},
+    # The shim is what starts the program.
+    "agent": {
+        *("", "contract", "config", "kernel", "addresses", "delegate", "plugins", "report", "state_file"),
+        *("ipam", "__main__"),
+    },
     "console": {"contract", "report"},
     "cli_ipam": {"contract", "config", "kernel", "audit", "console", "ipam"},
     "cli_gc": {"contract", "agent", "console", "reclaim"},
-    "cli": {"", "contract", "plugins", "report", "agent", "console", "cli_gc", "cli_ipam", "ipam"},
+    "cli": {
+        *("", "contract", "plugins", "report", "agent", "console", "cli_gc", "cli_ipam", "ipam"),
+        "state_file",
+    },
     "__main__": {"", "contract", "plugins", "cli"},
     "": set(),
 }

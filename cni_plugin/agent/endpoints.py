@@ -1,0 +1,162 @@
+"""What the agent says over HTTP: /metrics, /healthz and /readyz, to at most eight clients at once.
+
+A client has five seconds in all to ask and five to take a piece of the answer; one too many is
+turned away at once. Nobody here is authenticated and nothing can be changed: bind it to an address
+that only the cluster reaches.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import sys
+import threading
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING, Final
+
+from cni_plugin.agent.journal import own, render_pairs
+from cni_plugin.contract.errors import CNIError, Code, invalid_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni_plugin.agent.exposition import Exposition
+
+_CLIENTS: Final = 8
+_TIMEOUT: Final = 5.0  # seconds
+_TEXT: Final = "text/plain; charset=utf-8"
+_BUSY: Final = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+
+Page = tuple[HTTPStatus, str, bytes]
+
+
+class Endpoints(ThreadingMixIn, TCPServer):
+    """Listens from the first moment, answers when started."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+    def __init__(self, address: str, exposition: Exposition) -> None:
+        """Listen at `HOST:PORT`, or raise CNIError."""
+        host, port = parse_address(address)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._exposition = exposition
+        self._find_reasons: Callable[[], list[str]] = list
+        self._places = threading.BoundedSemaphore(_CLIENTS)
+        try:
+            super().__init__((host, port), Handler)
+        except OSError as error:
+            raise CNIError(
+                Code.IO_FAILURE, f"--http {address}: wanted to listen there, found {error.strerror or error}"
+            ) from error
+
+    def start(self, find_reasons: Callable[[], list[str]]) -> None:
+        """Answer from now on, in threads that end with the process.
+
+        `find_reasons` returns why this node cannot take pods.
+        """
+        self._find_reasons = find_reasons
+        threading.Thread(target=self.serve_forever, name="http", daemon=True).start()
+
+    @property
+    def place(self) -> str:
+        """Return where this listens."""
+        host, port = self.server_address[:2]
+        return f"[{host!s}]:{port}" if self.address_family == socket.AF_INET6 else f"{host!s}:{port}"
+
+    def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        """Give the client a thread, or turn it away."""
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+            return
+        request.setblocking(False)
+        try:
+            request.send(_BUSY)
+        finally:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
+        """Serve one client and free its place."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, _: object, client_address: object) -> None:
+        """Log a client that left in the middle, or a defect, in one line."""
+        own.info(render_pairs(http=str(client_address), error=repr(sys.exc_info()[1])))
+
+    def page(self, path: str, accept: str) -> Page:
+        """Return what is at `path`."""
+        if path == "/metrics":
+            text, content_type = self._exposition.render(accept)
+            return HTTPStatus.OK, content_type, text
+        if path == "/healthz":
+            return HTTPStatus.OK, _TEXT, b"ok\n"
+        if path == "/readyz":
+            reasons = self._find_reasons()
+            said = "".join(f"{reason}\n" for reason in reasons) or "ok\n"
+            return (HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK), _TEXT, said.encode()
+        return HTTPStatus.NOT_FOUND, _TEXT, b"wanted /metrics, /healthz or /readyz\n"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request, one answer, and the connection is closed."""
+
+    server: Endpoints
+    server_version = "podwire"
+    sys_version = ""
+    timeout = _TIMEOUT
+
+    def setup(self) -> None:
+        """Let the whole request have one deadline: each byte of a trickle would start a time-out anew."""
+        super().setup()
+        deadline = time.monotonic() + _TIMEOUT
+        self.rfile = io.BufferedReader(_Until(self.connection, deadline))  # type: ignore[type-var]
+
+    def do_GET(self) -> None:
+        """Answer with the page and its body."""
+        status, content_type, body = self.server.page(
+            self.path.partition("?")[0], self.headers.get("Accept", "")
+        )
+        self.connection.settimeout(_TIMEOUT)
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815 - the library's way of naming methods
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: probes come every few seconds."""
+
+
+class _Until(io.RawIOBase):
+    """The bytes of a connection until a deadline."""
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self._connection = connection
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        self._connection.settimeout(max(self._deadline - time.monotonic(), 0.001))
+        return self._connection.recv_into(buffer)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT` or `[HOST]:PORT`; CNIError 7 for anything else."""
+    host, colon, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isdecimal() or int(port) > 65535 or (":" in host) != (bare != host):
+        raise invalid_config(f"--http: wanted ADDRESS:PORT or [ADDRESS]:PORT, found {text!r}")
+    return bare, int(port)

@@ -1,0 +1,85 @@
+"""How full the pools are, for whoever asks every few seconds.
+
+The networks are those of the runtime's files, read anew each time. Counting is bisection in the
+index that the calls keep; where there is none yet, or nothing can be watched, the directory is
+listed, and then for no more than a hundredth of the time.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cni_plugin import addresses, report
+from cni_plugin.config import ipam_type
+from cni_plugin.contract.errors import CNIError
+from cni_plugin.delegate import OWN_NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import ipam
+    from cni_plugin.contract.request import Request
+
+_REST: Final = 100  # times as long as a listing took
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """The addresses of one family that a network has for pods."""
+
+    network: str
+    family: int
+    size: int
+    used: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    usages: list[ipam.Usage]
+    good_until: float
+
+
+class Pools:
+    """The pools of the networks in a directory; asked by one thread at a time."""
+
+    def __init__(self, conf_dir: str) -> None:
+        """Read nothing yet."""
+        self._conf_dir = conf_dir
+        self._listed: dict[str, _Listed] = {}
+
+    def read(self) -> list[Pool]:
+        """Return the pools that can be read; what is wrong with the others STATUS says."""
+        # Which plugins there are matters to other verbs.
+        requests = report.list_requests(self._conf_dir, "", [])
+        named = {request.network: request for request in requests}
+        return [pool for request in named.values() for pool in self._read_network(request)]
+
+    def _read_network(self, request: Request) -> Iterator[Pool]:
+        try:
+            if ipam_type(request.config) not in OWN_NAMES:
+                return
+            usages = addresses.remembered_usage(request) or self._list(request)
+        except CNIError:
+            return
+        for family in sorted({usage.range_set.version for usage in usages}):
+            members = [usage for usage in usages if usage.range_set.version == family]
+            yield Pool(
+                network=request.network,
+                family=family,
+                size=sum(usage.range_set.size() for usage in members),
+                used=sum(usage.used for usage in members),
+                free=sum(usage.free for usage in members),
+            )
+
+    def _list(self, request: Request) -> list[ipam.Usage]:
+        begun = time.monotonic()
+        known = self._listed.get(request.network)
+        if known is not None and begun < known.good_until:
+            return known.usages
+        usages = addresses.usage(request)
+        ended = time.monotonic()
+        self._listed[request.network] = _Listed(usages, ended + _REST * (ended - begun))
+        return usages
