@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import ipam
-from cni_plugin import __version__, cli_gc, cli_ipam, report
-from cni_plugin.agent import server
-from cni_plugin.agent.garbage import collecting
-from cni_plugin.console import add_conf_dir, add_directories, chosen, table, write
+from cni_plugin import __version__, cli_agent, cli_cluster, cli_gc, cli_ipam, report
+from cni_plugin.console import add_directories, chosen, table, write
 from cni_plugin.contract.errors import CNIError, combine
 from cni_plugin.plugins import podwire
-from cni_plugin.state_file import DEFAULT_STATE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -50,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_networks(commands, "mtu", _mtu, "explain the MTU of a network's pods")
     cli_ipam.add_to(commands)
     cli_gc.add_to(commands)
-    _add_agent(commands)
+    cli_cluster.add_to(commands)
+    cli_agent.add_to(commands)
     return parser
 
 
@@ -71,59 +68,6 @@ def _add_networks(
     parser.add_argument("network", nargs="?", help="one network only")
     add_directories(parser)
     parser.set_defaults(run=run)
-
-
-def _add_agent(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    agent = commands.add_parser("agent", help="serve the executables' calls from one warm process")
-    # A call waits for the kernel's lock on links most of the time, behind all the others.
-    workers = 8 * (os.cpu_count() or 1)
-    agent.add_argument("--socket", default=server.DEFAULT_SOCKET, help=f"default {server.DEFAULT_SOCKET}")
-    agent.add_argument(
-        "--workers", type=_count, default=workers, help=f"calls at once (default 8 a core: {workers})"
-    )
-    agent.add_argument(
-        "--queue",
-        type=_count,
-        default=server.DEFAULT_QUEUE,
-        help=f"calls that may wait; further ones are told to try again (default {server.DEFAULT_QUEUE})",
-    )
-    cli_gc.add_agent_options(agent.add_argument_group("garbage collection"))
-    _add_monitoring(agent)
-    add_conf_dir(agent)
-    agent.set_defaults(run=_agent)
-
-
-def _add_monitoring(agent: argparse.ArgumentParser) -> None:
-    agent.add_argument(
-        "--http",
-        default="",
-        metavar="ADDRESS:PORT",
-        help="serve /metrics, /healthz and /readyz (default off)",
-    )
-    agent.add_argument(
-        "--state-file",
-        default=DEFAULT_STATE_FILE,
-        help=f"what is known of the cluster (default {DEFAULT_STATE_FILE})",
-    )
-
-
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def _agent(arguments: argparse.Namespace) -> int:
-    settings = server.Settings(
-        socket=os.path.abspath(arguments.socket),
-        workers=arguments.workers,
-        queue=arguments.queue,
-        http=arguments.http,
-        conf_dir=arguments.conf_dir,
-        state_file=arguments.state_file,
-    )
-    with collecting(cli_gc.collection_of(arguments)):
-        return server.run(settings)
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,6 @@ import fcntl
 import gc
 import os
 import select
-import signal
 import socket
 import struct
 import threading
@@ -23,8 +22,10 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.agent import metrics
 from cni_plugin.agent.calls import Calls, send
+from cni_plugin.agent.children import kept
 from cni_plugin.agent.journal import Journal, own, render_pairs
 from cni_plugin.agent.readiness import find_reasons
+from cni_plugin.agent.signals import termination
 from cni_plugin.agent.systemd import Notifier, take_listener
 from cni_plugin.contract.dispatch import failure
 from cni_plugin.contract.errors import CNIError, Code
@@ -34,6 +35,7 @@ from cni_plugin.state_file import DEFAULT_STATE_FILE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cni_plugin.agent.children import Child
     from cni_plugin.agent.endpoints import Endpoints
 
 DEFAULT_SOCKET = "/run/podwire/podwire.sock"
@@ -59,6 +61,7 @@ class Settings:
     conf_dir: str = "/etc/cni/net.d"
     state_file: str = DEFAULT_STATE_FILE
     in_cluster: bool = False
+    children: tuple[Child, ...] = ()
 
 
 def run(settings: Settings) -> int:
@@ -67,7 +70,7 @@ def run(settings: Settings) -> int:
     journal.install()
     notifier = Notifier()
     served = _serve_http(settings) if settings.http else None
-    with _listening(settings.socket) as listener, _termination() as terminated:
+    with _listening(settings.socket) as listener, termination() as terminated, kept(settings.children):
         door = Door(settings, Calls(settings.workers, journal))
         for load in PLUGINS.values():
             load()
@@ -105,21 +108,6 @@ def _serve_http(settings: Settings) -> Endpoints:
 
 def _say(**pairs: object) -> None:
     own.info(render_pairs(node=os.uname().nodename, **pairs))
-
-
-@contextmanager
-def _termination() -> Iterator[int]:
-    """Yield a descriptor that becomes readable when we are asked to end."""
-    ours, pythons = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(pythons)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    try:
-        yield ours
-    finally:
-        signal.set_wakeup_fd(-1)
-        os.close(ours)
-        os.close(pythons)
 
 
 def _accept_until(terminated: int, listener: socket.socket, door: Door) -> None:

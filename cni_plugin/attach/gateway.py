@@ -23,13 +23,14 @@ from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
 from cni_plugin.kernel.vlan import access_vlan, add_vlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from netaddr import IPAddress, IPNetwork
 
     from cni_plugin.attach.bridge_plan import BridgePlan
     from cni_plugin.contract.result import IPConfig, Result
     from cni_plugin.kernel.link import Link
+    from cni_plugin.kernel.netlink import Netlink
     from cni_plugin.kernel.netns import Namespace
 
 
@@ -102,6 +103,17 @@ def _ensure_gateway_address(plan: BridgePlan, holder: Link, wanted: IPNetwork, h
         delete_address(host.netlink, holder.index, other)
     ensure_address(host.netlink, holder.index, wanted)
     wait_until_resolvable(host.netlink, holder.index, [wanted.ip])
+
+
+def drop_other_subnets(holder: Link, subnets: Collection[IPNetwork], nl: Netlink) -> int:
+    """Remove the addresses that no subnet of this node has; return their number.
+
+    They are of subnets it had before: another node's by now, and a link's own route hides the way there.
+    """
+    stale = [a for a in list_addresses(nl, holder.index) if not any(a.ip in subnet for subnet in subnets)]
+    for address in stale:
+        delete_address(nl, holder.index, address)
+    return len(stale)
 
 
 def _conflicts(wanted: IPNetwork, present: list[IPNetwork]) -> list[IPNetwork]:

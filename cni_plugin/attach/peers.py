@@ -34,6 +34,7 @@ from cni_plugin.kernel.neigh import (
 from cni_plugin.kernel.route import (
     MAIN_TABLE,
     PODWIRE_PROTO,
+    SYNC_PRIORITY,
     RouteSpec,
     count_own_routes,
     list_own_routes,
@@ -77,7 +78,7 @@ class Difference:
 
 def network_priority(network: str) -> int:
     """Return the route priority ("metric") that marks the routes of a network as its own."""
-    return 0x40000000 | int.from_bytes(hashlib.sha256(network.encode()).digest()[:3], "big")
+    return SYNC_PRIORITY | int.from_bytes(hashlib.sha256(network.encode()).digest()[:3], "big")
 
 
 def peer_route(dst: IPNetwork, gw: IPAddress, index: int, *, priority: int, onlink: bool) -> RouteSpec:

@@ -71,6 +71,8 @@ class RoutedPlan:
     dad: bool
     dns: DNS
     peers: PeerSource | None
+    device: str
+    """The link whose MTU counts; empty for the one towards the first peer."""
     stamp_path: str
 
 
@@ -90,6 +92,7 @@ def plan(network: Network, addressing: Addressing) -> RoutedPlan:
         dad=network.fields.boolean("enabledad"),
         dns=network.dns,
         peers=find_peers(gateway, read_stamp(stamp_path)) if gateway else None,
+        device=gateway.string("device") if gateway else "",
         stamp_path=stamp_path,
     )
     if made.mtu:
@@ -110,11 +113,12 @@ def connect(plan: RoutedPlan, host: Namespace, pod: Namespace, undo: ExitStack) 
 
 
 def _automatic_mtu(plan: RoutedPlan, host: Namespace) -> int:
-    """Return the MTU of the interface that the peers are behind, else of the default route's."""
+    """Return the MTU of the device named, else of that towards the peers, else of the default route's."""
     if plan.peers is not None:
         first = list(plan.peers.first())[:1]
-        if first:
-            return find_underlay(host.netlink, UnderlayWish(), first).mtu - plan.mtu_overhead
+        if first or plan.device:
+            wish = UnderlayWish(device=plan.device)
+            return find_underlay(host.netlink, wish, first).mtu - plan.mtu_overhead
     return automatic_mtu(host.netlink, plan.addressing.families) - plan.mtu_overhead
 
 
@@ -139,7 +143,7 @@ def desired_routes(plan: RoutedPlan, nl: Netlink) -> Desired:
     priority = network_priority(plan.attachment.network)
     peers = plan.peers.read() if plan.peers else ()
     refuse_conflicts((r.subnet for r in plan.addressing.ranges), peers)
-    hops = {address: _on_link(nl, address) for peer in peers for address in peer.addresses}
+    hops = {address: on_link(nl, address) for peer in peers for address in peer.addresses}
     routes = set()
     for peer in peers:
         for subnet in peer.subnets:
@@ -152,7 +156,8 @@ def desired_routes(plan: RoutedPlan, nl: Netlink) -> Desired:
     return Desired(device=0, priority=priority, routes=frozenset(routes))
 
 
-def _on_link(nl: Netlink, address: IPAddress) -> int:
+def on_link(nl: Netlink, address: IPAddress) -> int:
+    """Return the link that a peer is a neighbour on; CNIError 7 or 11 when it is none."""
     path = find_path(nl, address)
     if path is None:
         raise CNIError(Code.TRY_AGAIN_LATER, f"peer {address}: wanted a route to it, found none")

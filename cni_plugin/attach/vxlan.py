@@ -16,6 +16,7 @@ from cni_plugin.attach import pod as pod_side
 from cni_plugin.attach.bridge_check import check as check_bridge
 from cni_plugin.attach.bridge_plan import BridgePlan
 from cni_plugin.attach.bridge_plan import plan as plan_bridge
+from cni_plugin.attach.gateway import drop_other_subnets
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.peers import Mark, compare, is_trusted, network_priority, settle
 from cni_plugin.attach.port import add_port
@@ -191,7 +192,9 @@ def forwarded_by(plan: VxlanPlan) -> str:
 
 def synchronize(plan: VxlanPlan, host: Namespace) -> int:
     """Compare everything and mend what differs; return the number of changes."""
-    _, changes = _ensure_network(plan, host, doubt=True)
+    wire, changes = _ensure_network(plan, host, doubt=True)
+    if plan.tunnel.routed and plan.bridge.force_address:
+        changes += drop_other_subnets(wire.bridge, plan.tunnel.subnets, host.netlink)
     if plan.tunnel.source.problem:
         raise invalid_config(f"{plan.tunnel.source.problem}; the peers of the last sync stay in force")
     return changes

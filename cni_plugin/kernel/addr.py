@@ -78,6 +78,22 @@ def delete_address(nl: Netlink, index: int, address: IPNetwork) -> None:
             raise
 
 
+def is_link_local(raw: bytes) -> bool:
+    """Tell whether a message is about an address that every link gives itself."""
+    _, _, _, scope, _ = _IFADDRMSG.unpack_from(raw, HEADER.size)
+    return bool(scope == _RT_SCOPE_LINK)
+
+
+def find_holder(nl: Netlink, address: IPAddress) -> int:
+    """Return the index of the link that has an address, 0 for none."""
+    for raw in nl.dump(Query("ip addr show", netlink.RTM_GETADDR, _IFADDRMSG.pack(0, 0, 0, 0, 0))):
+        *_, index = _IFADDRMSG.unpack_from(raw, HEADER.size)
+        attributes = parse_attributes(raw, _ATTRIBUTES)
+        if parse_address(attributes.get(_IFA_LOCAL) or attributes[_IFA_ADDRESS]) == address:
+            return int(index)
+    return 0
+
+
 class _Found(NamedTuple):
     address: IPNetwork
     flags: int

@@ -138,6 +138,11 @@ def parse_index(raw: bytes) -> int:
     return int(_IFINFOMSG.unpack_from(raw, HEADER.size)[1])
 
 
+def read_name(raw: bytes) -> str:
+    """Return the name of the link that a message is about."""
+    return parse_text(read_link(raw).get(IFLA_IFNAME))
+
+
 def read_link(raw: bytes) -> dict[int, bytes]:
     """Return the attributes of the link that a message is about."""
     return parse_attributes(raw, HEADER.size + _IFINFOMSG.size)

@@ -143,12 +143,21 @@ class Netlink:
 
     def _receive(self) -> Iterator[tuple[int, Raw]]:
         """Yield sequence number and message of everything in one datagram."""
-        datagram = self._socket.recv(_BUFFER)
-        offset = 0
-        while offset < len(datagram):
-            length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
-            yield sequence, (kind, flags, datagram[offset : offset + length])
-            offset += (length + 3) & ~3 or HEADER.size
+        return _split(self._socket.recv(_BUFFER))
+
+
+def split(datagram: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and message of everything in one datagram."""
+    for _, (kind, _, raw) in _split(datagram):
+        yield kind, raw
+
+
+def _split(datagram: bytes) -> Iterator[tuple[int, Raw]]:
+    offset = 0
+    while offset < len(datagram):
+        length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
+        yield sequence, (kind, flags, datagram[offset : offset + length])
+        offset += (length + 3) & ~3 or HEADER.size
 
 
 def pack(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:

@@ -40,6 +40,8 @@ MAIN_TABLE = 254
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _RTPROT_BOOT = 3
 PODWIRE_PROTO = 112  # a number nobody has in iproute2's rt_protos: the routes that a sync owns
+# A sync's routes have a priority from here on (network_priority in attach/peers.py), a pod's have none.
+SYNC_PRIORITY = 0x40000000
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _RTNH_F_ONLINK = 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
@@ -177,6 +179,11 @@ def find_default_route(nl: Netlink, version: int) -> RouteSpec | None:
     if raw and _is_default(_head(raw)) and (route := _parse(raw)).table == MAIN_TABLE and route.index:
         return route
     return next(iter(list_default_routes(nl, version)), None)
+
+
+def is_synchronized(raw: bytes) -> bool:
+    """Tell whether a message is about a route that a sync owns."""
+    return _head(raw).proto == PODWIRE_PROTO and parse_number(_read(raw).get(_RTA_PRIORITY)) >= SYNC_PRIORITY
 
 
 def list_default_routes(nl: Netlink, version: int) -> list[RouteSpec]:

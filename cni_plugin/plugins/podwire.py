@@ -169,6 +169,7 @@ def status(request: Request) -> None:
     from cni_plugin.plumbing.forwarding import require_open
 
     network = _parse(request)
+    _require_cluster(network)
     mode, delegate = _mode(network), find_delegate(request)
     plan, features = _plan(network, mode, delegate)
     with open_host() as host:
@@ -177,6 +178,15 @@ def status(request: Request) -> None:
             feature.ready(settings, host)
         delegate.status()
         require_open(host, mode.forwarded_by(plan), delegate.addressing().families)
+
+
+def _require_cluster(network: Network) -> None:
+    """Raise CNIError 50 while who follows the cluster for this node says that it is not ready."""
+    path = network.fields.string("stateFile")
+    if path:
+        from cni_plugin.state_file import require_ready
+
+        require_ready(path)
 
 
 def synchronize(request: Request) -> int:

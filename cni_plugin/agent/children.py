@@ -1,0 +1,101 @@
+"""Processes that the agent keeps alive beside itself: what is heavy or periodic stays out of its own.
+
+A child is our own program with other words. One that ends is started again, later and later when it
+does not last. Its stdin is a pipe that nobody writes to and that ends with the agent, however that
+ends: a child that is told `--until-eof` then ends, too.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_plugin.agent.journal import own, render_pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PAUSES = (1.0, 30.0)  # seconds before a child is started again, from the first to the longest
+_LASTED = 60.0  # seconds after which a child counts as one that works
+_LEAVE = 10.0  # seconds that a child has to end by itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """What to run: the words behind `podwire`."""
+
+    words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Return the command, as log lines name it."""
+        return self.words[0]
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start it with this interpreter, a pipe as its stdin, and our stderr."""
+        # -I: what the environment or the working directory say of modules is not for a root process.
+        isolated = ["-I"] if sys.flags.isolated else []
+        command = [sys.executable, *isolated, "-m", "cni_plugin", *self.words]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+class _Keeper:
+    """One child and the thread that waits for it."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._ended = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name=child.name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        pause = _PAUSES[0]
+        while True:
+            started = time.monotonic()
+            with self._guard:
+                if self._ended.is_set():
+                    return
+                process = self._process = self._child.start()
+            own.info(render_pairs(child=self._child.name, pid=process.pid, state="started"))
+            status = process.wait()
+            own.warning(render_pairs(child=self._child.name, pid=process.pid, state="ended", status=status))
+            pause = _PAUSES[0] if time.monotonic() - started > _LASTED else min(pause * 2, _PAUSES[1])
+            if self._ended.wait(pause):
+                return
+
+    def leave(self) -> None:
+        """Close the pipe: the child shall end."""
+        with self._guard:
+            self._ended.set()
+            process = self._process
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+
+    def wait(self) -> None:
+        """Return when the child has ended, by its own will or not."""
+        process = self._process
+        if process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_LEAVE)
+            process.kill()
+        self._thread.join()
+
+
+@contextmanager
+def kept(children: tuple[Child, ...]) -> Iterator[None]:
+    """Keep the children alive during the block, and end them with it."""
+    keepers = [_Keeper(child) for child in children]
+    try:
+        yield
+    finally:
+        for keeper in keepers:
+            keeper.leave()
+        for keeper in keepers:
+            keeper.wait()

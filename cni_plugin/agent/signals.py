@@ -1,0 +1,26 @@
+"""SIGTERM and SIGINT as something to wait for beside sockets: signal(7), the self-pipe trick."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def termination() -> Iterator[int]:
+    """Yield a descriptor that becomes readable when we are asked to end."""
+    ours, pythons = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(pythons)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    try:
+        yield ours
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(ours)
+        os.close(pythons)

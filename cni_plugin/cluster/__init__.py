@@ -1,0 +1,7 @@
+"""The network of a Kubernetes cluster, as one node needs it: who the other nodes are, and what follows.
+
+`podwire cluster` is a process of its own, which the agent keeps alive: the official client and its
+libraries stay out of the process that answers calls. It watches Nodes (watch, by way of api),
+computes what this node must hold (desired, pure), writes the configuration and the peers file, and has the
+one sync make the kernel equal to them (follow).
+"""

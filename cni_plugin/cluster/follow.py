@@ -1,0 +1,309 @@
+"""The loop that keeps a node in line with its cluster: look at what is known, write, sync, say how it stands.
+
+Level-triggered: a step looks at everything, whatever woke it: nodes that changed, the kernel's news, or
+the time. What comes in a burst is one step. A node's network survives whatever we do: its
+configuration is replaced, never removed, and what is known stays in force when nothing new can be learnt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from cni_plugin.agent.journal import own, render_pairs
+from cni_plugin.attach.routed import on_link
+from cni_plugin.cluster.api import APIError
+from cni_plugin.cluster.desired import (
+    PeerPlan,
+    Places,
+    plan_peers,
+    render_network,
+    require_address,
+    require_pod_cidrs,
+)
+from cni_plugin.cluster.files import read_text, replace_file
+from cni_plugin.cluster.settings import HOST_GATEWAY
+from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.contract.inet import parse_cidr
+from cni_plugin.contract.request import parse_request
+from cni_plugin.kernel.addr import find_holder
+from cni_plugin.kernel.link import get_link_by_index
+from cni_plugin.kernel.netns import open_host
+from cni_plugin.plugins import podwire
+from cni_plugin.state_file import ClusterState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from netaddr import IPAddress
+
+    from cni_plugin.cluster.api import API
+    from cni_plugin.cluster.nodes import Node
+    from cni_plugin.cluster.settings import ClusterSettings
+    from cni_plugin.cluster.watch import Known, Watch
+    from cni_plugin.kernel.monitor import Monitor
+    from cni_plugin.kernel.netlink import Netlink
+
+_QUIET, _LONGEST_BURST = 0.2, 2.0  # seconds without news after which a burst is over, and with news
+_RETRIES = (1.0, 30.0)  # seconds until a step that failed is tried again, from the first to the longest
+# What STATUS needs: the newest version, and a place for plugins that none of ours is looked for in.
+_ENVIRON = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/opt/cni/bin"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What to follow and where to write; `resync` in seconds."""
+
+    node: str
+    settings: ClusterSettings
+    conflist: str
+    state_file: str
+    resync: float
+
+    @property
+    def places(self) -> Places:
+        """Return what the configuration names: the peers file is where hints are kept, on a disk."""
+        peers = f"{self.settings.data_dir}/.podwire/{self.settings.network}.nodes"
+        return Places(peers_file=peers, state_file=self.state_file)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the node shall have: its configuration as text, and its peers."""
+
+    network: str
+    peers: PeerPlan
+
+
+class Follower:
+    """Takes the steps; the state file says how the last one ended."""
+
+    def __init__(self, order: Order, watch: Watch, api: API) -> None:
+        """Begin with what an earlier run left on disk."""
+        self._order = order
+        self._watch = watch
+        self._api = api
+        self._wanted = _read_wanted(order)
+        self._synced: Wanted | None = None
+        settings = order.settings
+        self._state = ClusterState(node=order.node, mode=settings.mode, network=settings.network)
+
+    def step(self) -> bool:
+        """Bring the node in line with what is known; tell whether it is."""
+        known = self._watch.known()
+        reasons = [f"nodes: {known.problem}"] if known.problem else []
+        ready = False
+        try:
+            lacking = self._learn(known)
+            self._apply()
+            ready = not lacking
+            reasons += [lacking] if lacking else []
+        except (CNIError, OSError) as error:
+            reasons.append(str(error))
+            self._state = replace(self._state, errors=self._state.errors + 1)
+        self._say(ready, (*reasons, *(self._wanted.peers.problems if self._wanted else ())))
+        if ready and known.nodes:
+            self._claim_network(known.nodes[self._order.node])
+        return ready
+
+    def _learn(self, known: Known) -> str:
+        """Take over what is known of the cluster; return what this node still lacks."""
+        if known.nodes is None:
+            return (
+                ""
+                if self._wanted
+                else f"node {self._order.node}: wanted it from the API, found no answer yet"
+            )
+        me = known.nodes.get(self._order.node)
+        if me is None:
+            return (
+                f"node {self._order.node}: wanted it among the API's nodes, found {len(known.nodes)} others"
+            )
+        lacking, network = "", self._wanted.network if self._wanted else ""
+        try:
+            network = self._render(me)
+        except CNIError as error:
+            lacking = error.msg
+        if network:
+            # A subnet that this node has lost stays its own until it gets another.
+            mine = me if me.pod_cidrs else replace(me, pod_cidrs=_cidrs_of(network))
+            self._wanted = Wanted(network=network, peers=_plan_peers(self._order.settings, mine, known.nodes))
+        return lacking
+
+    def _render(self, me: Node) -> str:
+        require_pod_cidrs(me)
+        device = _find_device(me, require_address(self._order.settings, me))
+        network = render_network(self._order.settings, me, device, self._order.places)
+        return json.dumps(network, indent=4) + "\n"
+
+    def _apply(self) -> None:
+        """Write what is wanted and make the kernel equal to it; the configuration appears last."""
+        wanted = self._wanted
+        if wanted is None:
+            return
+        replace_file(self._order.places.peers_file, wanted.peers.text)
+        started = time.monotonic()
+        changes = podwire.synchronize(parse_request(_ENVIRON, _request_of(wanted.network)))
+        seconds = time.monotonic() - started
+        written = replace_file(self._order.conflist, wanted.network)
+        if changes or written or wanted != self._synced:
+            own.info(_line(self._order, wanted, changes, seconds))
+        state = self._state
+        self._state = replace(
+            state,
+            pod_cidrs=tuple(map(str, _cidrs_of(wanted.network))),
+            peers_wanted=wanted.peers.wanted,
+            peers_programmed=wanted.peers.named,
+            syncs=state.syncs + 1,
+            repairs=state.repairs + (changes if wanted == self._synced else 0),
+            last_sync_seconds=round(seconds, 4),
+            last_sync=time.time(),
+        )
+        self._synced = wanted
+
+    def _say(self, ready: bool, reasons: tuple[str, ...]) -> None:
+        before, state = self._state, replace(self._state, ready=ready, reasons=reasons, updated=time.time())
+        if (before.ready, before.reasons) != (ready, reasons):
+            own.info(render_pairs(node=state.node, ready=ready, reasons="; ".join(reasons)))
+        self._state = state
+        replace_file(self._order.state_file, state.render())
+
+    def _claim_network(self, me: Node) -> None:
+        """Say that the network is there, where a cloud's controller waits for it."""
+        if not me.network_unavailable:
+            return
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        condition = {
+            "type": "NetworkUnavailable",
+            "status": "False",
+            "reason": "PodwireIsReady",
+            "message": "podwire has made this node's pod network",
+            "lastTransitionTime": now,
+            "lastHeartbeatTime": now,
+        }
+        try:
+            self._api.patch_node_status(me.name, {"status": {"conditions": [condition]}})
+        except APIError as error:
+            own.warning(render_pairs(node=me.name, unsaid=str(error)))
+
+
+def _read_wanted(order: Order) -> Wanted | None:
+    """Return what an earlier run wrote; None when that is no network of ours."""
+    network, peers = read_text(order.conflist), read_text(order.places.peers_file)
+    try:
+        if network is None or peers is None or not _cidrs_of(network):
+            return None
+        count = len(json.loads(peers))
+        _request_of(network)
+    except (ValueError, LookupError, TypeError, CNIError):
+        return None
+    return Wanted(network=network, peers=PeerPlan(text=peers, wanted=count, named=count, problems=()))
+
+
+def _plugin_of(network: str) -> dict[str, Any]:
+    """Return the one plugin of a configuration that we wrote."""
+    plugin: dict[str, Any] = json.loads(network)["plugins"][0]
+    return plugin
+
+
+def _cidrs_of(network: str) -> tuple[Any, ...]:
+    return tuple(parse_cidr(r["subnet"], "subnet") for (r,) in _plugin_of(network)["ipam"]["ranges"])
+
+
+def _request_of(network: str) -> bytes:
+    """Return what the runtime would hand to the plugin, in the newest version."""
+    conflist = json.loads(network)
+    common = {"name": conflist["name"], "cniVersion": conflist["cniVersions"][-1]}
+    return json.dumps(_plugin_of(network) | common).encode()
+
+
+def _find_device(me: Node, address: IPAddress) -> str:
+    """Return the link that holds the node's address; CNIError 50 when none does."""
+    with open_host() as host:
+        index = find_holder(host.netlink, address)
+        link = get_link_by_index(host.netlink, index) if index else None
+    if link is None:
+        raise CNIError(
+            Code.NOT_AVAILABLE,
+            f"node {me.name}: wanted its InternalIP {address} on a link of this machine, found none with it",
+        )
+    return link.name
+
+
+def _plan_peers(settings: ClusterSettings, me: Node, nodes: dict[str, Node]) -> PeerPlan:
+    """Return the peers; behind a host gateway is only who is on a link of ours."""
+    if settings.mode != HOST_GATEWAY:
+        return plan_peers(settings, me, nodes.values())
+    with open_host() as host:
+        return plan_peers(settings, me, nodes.values(), partial(_refuse_distant, host.netlink))
+
+
+def _refuse_distant(nl: Netlink, addresses: Iterable[IPAddress]) -> str:
+    try:
+        for address in addresses:
+            on_link(nl, address)
+    except CNIError as error:
+        return error.msg
+    return ""
+
+
+def _line(order: Order, wanted: Wanted, changes: int, seconds: float) -> str:
+    return render_pairs(
+        node=order.node,
+        network=order.settings.network,
+        peers=wanted.peers.named,
+        changes=changes,
+        duration=f"{seconds:.4f}",
+    )
+
+
+class Loop:
+    """When to take a step: after a burst of news, when the time has come, and never two at once."""
+
+    def __init__(self, resync: float, monitor: Monitor, endings: tuple[int, ...]) -> None:
+        """Wait for what wakes us, the kernel's news, and descriptors whose readability is the end."""
+        self._resync = resync
+        self._monitor = monitor
+        self._endings = endings
+        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        for descriptor in (self._woken, monitor.fileno(), *endings):
+            self._poll.register(descriptor, select.POLLIN)
+
+    def wake(self) -> None:
+        """Have a step taken soon; from any thread."""
+        os.eventfd_write(self._woken, 1)
+
+    def run(self, follower: Follower) -> None:
+        """Take steps until the end."""
+        retry = _RETRIES[0]
+        while True:
+            if follower.step():
+                pause, retry = self._resync, _RETRIES[0]
+            else:
+                pause, retry = retry, min(retry * 2, _RETRIES[1])
+            if not self._wait(time.monotonic() + pause):
+                return
+
+    def _wait(self, due: float) -> bool:
+        """Wait for news and for the end of their burst, or until `due`; False at the end."""
+        longest = due
+        while (left := min(due, longest) - time.monotonic()) > 0:
+            ready = {descriptor for descriptor, _ in self._poll.poll(left * 1000)}
+            if ready & set(self._endings):
+                return False
+            if self._is_news(ready):
+                longest = min(longest, time.monotonic() + _LONGEST_BURST)
+                due = time.monotonic() + _QUIET
+        return True
+
+    def _is_news(self, ready: set[int]) -> bool:
+        woken = self._woken in ready
+        if woken:
+            os.eventfd_read(self._woken)
+        return (self._monitor.fileno() in ready and self._monitor.drain()) or woken

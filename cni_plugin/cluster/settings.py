@@ -1,0 +1,122 @@
+"""What an operator may say of a cluster's network: one JSON object, all of it optional.
+
+In a cluster it is a ConfigMap, the same for all nodes; what differs between nodes comes from
+their Node objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cni_plugin.config import DEFAULT_DATA_DIR
+from cni_plugin.contract.errors import CNIError, invalid_config
+from cni_plugin.contract.fields import Fields
+from cni_plugin.contract.inet import parse_cidr
+from cni_plugin.contract.request import parse_document
+
+if TYPE_CHECKING:
+    from netaddr import IPNetwork
+
+VXLAN, HOST_GATEWAY = "vxlan", "hostGateway"
+MODES = (VXLAN, HOST_GATEWAY)
+_FAMILIES = {"": 0, "ipv4": 4, "ipv6": 6}
+_KEYS = frozenset(
+    {
+        "network",
+        "mode",
+        "vni",
+        "port",
+        "mtu",
+        "mtuOverhead",
+        "ipMasq",
+        "clusterCIDRs",
+        "nonMasqueradeCIDRs",
+        "capabilities",
+        "underlay",
+        "bridge",
+        "dataDir",
+    }
+)
+_CAPABILITIES = {"portMappings": True, "bandwidth": True, "mac": True, "ips": True, "dns": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings:
+    """The network that every node has a part of. `mtu` (0: automatic) and `mtu_overhead` in bytes."""
+
+    network: str = "podwire"
+    mode: str = VXLAN
+    vni: int = 1
+    port: int = 4789
+    mtu: int = 0
+    mtu_overhead: int = 0
+    masquerade: bool = True
+    cluster_cidrs: tuple[IPNetwork, ...] = ()
+    non_masquerade_cidrs: tuple[IPNetwork, ...] = ()
+    capabilities: dict[str, object] = field(default_factory=lambda: dict(_CAPABILITIES))
+    underlay: int = 0
+    """The family (4, 6) that tunnels use, 0 for IPv4 where this node has it."""
+    bridge: str = "cni0"
+    data_dir: str = DEFAULT_DATA_DIR
+
+
+def read_settings(path: str) -> ClusterSettings:
+    """Return what the file says, the defaults without a file; CNIError 6 or 7 that names file and key."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return ClusterSettings()
+    except OSError as error:
+        raise invalid_config(f"{path}: {error.strerror}") from error
+    try:
+        return parse_settings(Fields(parse_document(text)))
+    except CNIError as error:
+        raise CNIError(error.code, f"{path}: {error.msg}", error.details) from error
+
+
+def parse_settings(fields: Fields) -> ClusterSettings:
+    """Return the settings; CNIError 7 for a value that cannot be and for a key that nobody knows."""
+    unknown = sorted(set(fields.raw) - _KEYS)
+    if unknown:
+        raise invalid_config(f"wanted keys of {sorted(_KEYS)}, found {unknown}")
+    default = ClusterSettings()
+    capabilities = fields.section("capabilities")
+    return ClusterSettings(
+        network=fields.string("network") or default.network,
+        mode=_parse_mode(fields),
+        vni=fields.integer("vni", 1, 2**24 - 1) or default.vni,
+        port=fields.integer("port", 1, 65535) or default.port,
+        mtu=fields.integer("mtu", 0, 65535) or 0,
+        mtu_overhead=fields.integer("mtuOverhead", 0, 1000) or 0,
+        masquerade=fields.boolean("ipMasq", default=True),
+        cluster_cidrs=_parse_cidrs(fields, "clusterCIDRs"),
+        non_masquerade_cidrs=_parse_cidrs(fields, "nonMasqueradeCIDRs"),
+        capabilities=dict(capabilities.raw) if capabilities else default.capabilities,
+        underlay=_parse_family(fields),
+        bridge=fields.string("bridge") or default.bridge,
+        data_dir=fields.string("dataDir") or default.data_dir,
+    )
+
+
+def _parse_mode(fields: Fields) -> str:
+    mode = fields.string("mode") or VXLAN
+    if mode not in MODES:
+        raise invalid_config(f'"mode" must be one of {list(MODES)}, found "{mode}"')
+    return mode
+
+
+def _parse_family(fields: Fields) -> int:
+    name = fields.string("underlay")
+    if name.lower() not in _FAMILIES:
+        raise invalid_config(f'"underlay" must be "ipv4" or "ipv6", found "{name}"')
+    return _FAMILIES[name.lower()]
+
+
+def _parse_cidrs(fields: Fields, key: str) -> tuple[IPNetwork, ...]:
+    found = tuple(parse_cidr(text, f'"{key}"') for text in fields.strings(key))
+    for cidr in found:
+        if cidr.ip != cidr.network:
+            raise invalid_config(f'"{key}" must have no host bits set, found {cidr}')
+    return found

@@ -1,0 +1,245 @@
+"""The network of a Kubernetes cluster: nodes that follow Node objects, over a real kernel."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.agents import start_agent
+from tests.cluster import TUNNEL, address_of, overlay_state
+from tests.followers import following
+from tests.nodes_api import render_node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.followers import Followers
+
+FORMS = (("vxlan", "dual"), ("vxlan", "IPv4"), ("vxlan", "IPv6"), ("hostGateway", "dual"))
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, bin_dir: Path) -> Iterator[Followers]:
+    """Two nodes that are ready, of the three that the API has."""
+    with following(tmp_path, bin_dir, 3, vni=42) as made:
+        made.api.put(*(made.render(i) for i in made.nodes))
+        for i in (1, 2):
+            made.nodes[i].start()
+        for i in (1, 2):
+            made.nodes[i].wait_ready(2)
+        yield made
+
+
+@pytest.mark.parametrize(("mode", "families"), FORMS)
+def test_every_pod_reaches_every_pod_and_a_restart_changes_nothing(
+    tmp_path: Path, bin_dir: Path, mode: str, families: str
+) -> None:
+    with following(tmp_path, bin_dir, families=families, mode=mode, vni=42) as made:
+        made.start()
+        pods = {i: follower.start_pod() for i, follower in made.nodes.items()}
+        for one, other in itertools.permutations(pods, 2):
+            for version in made.families:
+                assert pods[one].ping(address_of(pods[other], version)), (one, other, version)
+        before = made.nodes[1].node.transcript()
+        state = made.nodes[1].restart()
+        assert (state["ready"], state["syncs"], state["repairs"]) == (True, 1, 0)
+        assert "changes=0" in made.nodes[1].log.read_text()
+        assert made.nodes[1].node.transcript() == before
+
+
+def test_the_configuration_appears_when_the_datapath_is_there(tmp_path: Path, bin_dir: Path) -> None:
+    with following(tmp_path, bin_dir, 2, vni=42) as made:
+        one = made.nodes[1]
+        one.start()
+        state = one.wait(lambda state: "among the API's nodes" in str(state["reasons"]))
+        assert (state["ready"], one.conflist.exists()) == (False, False)
+        made.api.put(made.render(1, cidrs=[]))
+        one.wait(lambda state: "spec.podCIDRs" in str(state["reasons"]))
+        assert not one.conflist.exists()
+        made.api.put(made.render(1, addresses=["192.0.2.99"]))
+        one.wait(lambda state: "wanted its InternalIP 192.0.2.99" in str(state["reasons"]))
+        assert not one.conflist.exists()
+        made.api.put(made.render(1), made.render(2))
+        state = one.wait_ready(1)
+        assert state["podCIDRs"] == ["10.244.1.0/24", "fd00:10:244:1::/64"]
+        assert one.node.links()[TUNNEL]["mtu"] == 1450
+        assert [path.name for path in one.conflist.parent.iterdir()] == ["10-podwire.conflist"]
+
+
+def test_nodes_that_change_their_address_or_leave_are_followed(nodes: Followers) -> None:
+    one, before = nodes.nodes[1], nodes.nodes[1].conflist.stat()
+    nodes.api.put(nodes.render(3, addresses=["192.0.2.33", "2001:db8::33"]))
+    one.wait(lambda _: any("192.0.2.33" in entry for entry in overlay_state(one.node)["fdb"]))
+    nodes.api.remove("node3")
+    one.wait_ready(1)
+    assert len(overlay_state(one.node)["fdb"]) == 1
+    nodes.api.put(nodes.render(2, cidrs=[]))
+    one.wait_ready(0)
+    state = overlay_state(one.node)
+    assert (state["fdb"], state["routes4"], state["routes6"]) == ([], [], [])
+    nodes.api.put(nodes.render(2))
+    one.wait_ready(1)
+    assert one.conflist.stat() == before
+
+
+def test_a_node_that_loses_its_subnet_keeps_its_configuration_and_says_so(nodes: Followers) -> None:
+    one = nodes.nodes[1]
+    pod, content = one.start_pod(), one.conflist.read_text()
+    assert one.node.call("STATUS", one.config()).status == 0
+    nodes.api.put(nodes.render(1, cidrs=[]))
+    one.wait(lambda state: not state["ready"])
+    assert one.conflist.read_text() == content
+    answer = one.node.call("STATUS", one.config())
+    assert (answer.status, answer.json["code"]) == (1, 50)
+    assert answer.json["msg"].startswith("node node1: wanted spec.podCIDRs, found none")
+    nodes.api.remove("node1")
+    one.wait(lambda state: "among the API's nodes" in str(state["reasons"]))
+    assert pod.ping("10.244.1.1")
+    nodes.api.put(nodes.render(1))
+    one.wait_ready(2)
+
+
+def test_a_node_that_joins_again_with_another_subnet_leaves_the_old_one_to_others(nodes: Followers) -> None:
+    one, two = nodes.nodes[1], nodes.nodes[2]
+    old = one.start_pod()
+    nodes.api.remove("node1")
+    one.node.delete(one.config(), old)
+    nodes.api.put(nodes.render(1, cidrs=["10.244.9.0/24", "fd00:10:244:9::/64"]))
+    one.wait(lambda state: state["podCIDRs"] == ["10.244.9.0/24", "fd00:10:244:9::/64"])
+    nodes.api.put(nodes.render(2, cidrs=["10.244.1.0/24", "fd00:10:244:1::/64"]))
+    two.wait(lambda state: state["podCIDRs"] == ["10.244.1.0/24", "fd00:10:244:1::/64"])
+    one.wait(lambda _: "10.244.1.0/24 via" in str(overlay_state(one.node)["routes4"]))
+    pods = one.start_pod(), two.start_pod()
+    for version in (4, 6):
+        assert pods[0].ping(address_of(pods[1], version), within=3)
+
+
+def test_a_peer_that_contradicts_the_others_is_left_out_and_named(nodes: Followers) -> None:
+    one = nodes.nodes[1]
+    stolen = render_node("thief", ["192.0.2.77"], ["10.244.2.0/24"], created=1)
+    nodes.api.put(stolen, render_node("lost", ["2001:db8::78"], ["10.244.8.0/24"]))
+    state = one.wait(lambda state: state["peersWanted"] == 4)
+    assert (state["ready"], state["peersProgrammed"]) == (True, 2)
+    assert state["reasons"] == [
+        "node lost: wanted an InternalIP of IPv4 like ours, found none",
+        "node thief: wanted 10.244.2.0/24 for it alone, found it is node node2's",
+    ]
+
+
+def test_host_gateways_leave_out_who_is_behind_a_router(tmp_path: Path, bin_dir: Path) -> None:
+    with following(tmp_path, bin_dir, 3, behind=(3,), mode="hostGateway") as made:
+        made.api.put(*(made.render(i) for i in made.nodes))
+        made.nodes[1].start()
+        state = made.nodes[1].wait_ready(1)
+        assert state["reasons"] == [
+            'node node3: "hostGateway" peer 198.51.100.3: wanted a neighbour, found it behind 192.0.2.254'
+        ]
+
+
+def test_what_is_known_stays_in_force_while_the_api_is_away(nodes: Followers) -> None:
+    one = nodes.nodes[1]
+    nodes.api.stop()
+    one.wait(lambda state: state["ready"] and "nodes: " in str(state["reasons"]))
+    # A node that was rebooted meanwhile: its kernel and /run are empty, its disk is not.
+    one.stop()
+    one.state_file.unlink()
+    for link in (TUNNEL, "cni0"):
+        one.node.run("ip", "link", "del", link, check=False)
+    one.start()
+    one.wait_ready(2)
+    pods = one.start_pod(), nodes.nodes[2].start_pod()
+    assert pods[0].ping(address_of(pods[1], 4))
+    nodes.api.start(None, nodes.api.address[0])
+    nodes.api.remove("node3")
+    one.wait_ready(1)
+
+
+def test_what_somebody_deletes_is_made_again_at_once(nodes: Followers) -> None:
+    one = nodes.nodes[1]
+    before = overlay_state(one.node)
+    one.node.run("ip", "link", "del", TUNNEL)
+    state = one.wait(lambda state: state["repairs"] > 0, within=5)
+    assert state["ready"]
+    assert overlay_state(one.node) == before
+    one.node.run("ip", "route", "del", "10.244.2.0/24")
+    one.wait(lambda now: now["repairs"] > state["repairs"], within=5)
+    assert overlay_state(one.node) == before
+
+
+def test_a_burst_of_nodes_is_one_sync(nodes: Followers) -> None:
+    one = nodes.nodes[1]
+    before = one.state()["syncs"]
+    for i in range(100):
+        nodes.api.put(render_node(f"more{i}", [f"192.0.2.{i + 100}"], [f"10.244.{i + 100}.0/24"]))
+    state = one.wait_ready(102)
+    # Two when the burst took longer than the longest wait, and the echo of our own changes.
+    assert state["syncs"] - before <= 3
+    assert len(overlay_state(one.node)["fdb"]) == 102
+
+
+def test_a_pod_that_comes_or_goes_is_no_reason_to_look(nodes: Followers) -> None:
+    one = nodes.nodes[1]
+    one.start_pod()  # it brings the bridge up
+    time.sleep(1)
+    before = one.state()["updated"]
+    pod = one.start_pod()
+    one.node.delete(one.config(), pod)
+    time.sleep(1)
+    assert one.state()["updated"] == before
+
+
+def test_the_condition_that_a_cloud_set_is_cleared(tmp_path: Path, bin_dir: Path) -> None:
+    with following(tmp_path, bin_dir, 2, vni=42) as made:
+        made.api.put(made.render(1, unavailable=True), made.render(2, unavailable=True))
+        made.nodes[1].start()
+        made.nodes[1].wait_ready(1)
+        made.nodes[1].wait(lambda _: bool(made.api.patches))
+        time.sleep(0.5)
+        (patch,) = made.api.patches
+        (condition,) = patch["status"]["conditions"]
+        assert (condition["type"], condition["status"]) == ("NetworkUnavailable", "False")
+        assert [r for r in made.api.requests if r.startswith("PATCH")] == ["PATCH /api/v1/nodes/node1/status"]
+
+
+def test_the_agent_keeps_it_running_and_takes_it_along(nodes: Followers, tmp_path: Path) -> None:
+    one = nodes.nodes[1]
+    one.stop()
+    one.state_file.unlink()
+    with start_agent(tmp_path / "a.sock", "--kubernetes", *one.words, inside=one.node) as agent:
+        one.wait_ready(2)
+        child = child_of(agent.process.pid)
+        os.kill(child, signal.SIGKILL)
+        one.state_file.unlink()
+        one.wait_ready(2)
+        again = child_of(agent.process.pid)
+        assert again != child
+        assert agent.stop() == 0
+        assert not exists(again)
+    with start_agent(tmp_path / "a.sock", "--kubernetes", *one.words, inside=one.node) as agent:
+        child = child_of(agent.process.pid)
+        agent.kill()
+        deadline = time.monotonic() + 10
+        while exists(child):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def child_of(pid: int) -> int:
+    """Return the one child of a process, whichever of its threads started it."""
+    for _ in range(500):
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        found = [word for task in tasks for word in (task / "children").read_text().split()]
+        if found:
+            return int(found[0])
+        time.sleep(0.02)
+    raise AssertionError(pid)
+
+
+def exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
