@@ -151,7 +151,7 @@ def _no_networks() -> tuple[IPNetwork, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Elsewhere:
-    """The networks of the pods on other nodes, read in full only when `digest` is another than before."""
+    """What is reached untranslated on other nodes, read in full only when `digest` is another than before."""
 
     digest: str = ""
     read: Callable[[], tuple[IPNetwork, ...]] = _no_networks

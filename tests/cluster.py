@@ -275,6 +275,13 @@ def overlay_state(node: Node) -> dict[str, Any]:
             node.run("ip", "neigh", "show", "dev", TUNNEL, "nud", "permanent").stdout.splitlines()
         ),
         "addresses": node.addresses(TUNNEL),
+        "rules": [
+            line
+            for v in (4, 6)
+            for line in node.run("ip", f"-{v}", "rule").stdout.splitlines()
+            if "proto 112" in line
+        ],
+        "marks": node.run("nft", "list", "chain", "inet", "podwire", f"tunnel_{TUNNEL}", check=False).stdout,
         "nft": node.run("nft", "list", "ruleset", "bridge").stdout,
     }
 

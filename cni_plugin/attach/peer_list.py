@@ -40,6 +40,13 @@ class Peer:
         """Return the address that tunnels lead to."""
         return self.addresses[0]
 
+    @property
+    def reached(self) -> tuple[IPNetwork, ...]:
+        """Return what has a way back to our pods; a node of a flat network has none."""
+        if not self.subnets:
+            return ()
+        return (*self.subnets, *(IPNetwork(f"{a}/{width(a)}") for a in self.addresses))
+
     def __str__(self) -> str:
         """Return the peer as errors name it."""
         return ", ".join(map(str, self.addresses))
@@ -88,9 +95,9 @@ class PeerSource:
 
     @property
     def elsewhere(self) -> Elsewhere:
-        """Return the networks of the pods behind the peers."""
+        """Return where pods are known by their own addresses: the peers and what is behind them."""
         return Elsewhere(
-            digest=self.digest, read=lambda: tuple(s for peer in self.read() for s in peer.subnets)
+            digest=self.digest, read=lambda: tuple(n for peer in self.read() for n in peer.reached)
         )
 
 

@@ -41,6 +41,7 @@ from cni_plugin.kernel.route import (
     remove_route,
     set_route,
 )
+from cni_plugin.kernel.rule import RuleSpec, add_rule, list_rules, remove_rule
 
 if TYPE_CHECKING:
     from netaddr import IPAddress, IPNetwork
@@ -62,6 +63,8 @@ class Desired:
     fdb: frozenset[FdbEntry] = frozenset()
     neighbours: frozenset[Neighbour] = frozenset()
     routes: frozenset[RouteSpec] = frozenset()
+    rules: frozenset[RuleSpec] = frozenset()
+    """Those that lead to the table whose number is `priority`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,7 @@ class Counts:
     fdb: int = 0
     neighbours: tuple[int, int] = (0, 0)
     routes: tuple[int, int] = (0, 0)
+    rules: tuple[int, int] = (0, 0)
 
 
 def count_desired(desired: Desired) -> Counts:
@@ -112,6 +116,7 @@ def count_desired(desired: Desired) -> Counts:
         fdb=len(desired.fdb),
         neighbours=_by_family([neighbour.address.version for neighbour in desired.neighbours]),
         routes=_by_family([route.dst.version for route in desired.routes]),
+        rules=_by_family([rule.src.version for rule in desired.rules]),
     )
 
 
@@ -129,6 +134,7 @@ def count_actual(nl: Netlink, device: int, priority: int) -> Counts:
         fdb=count_fdb(nl, device),
         neighbours=(count_neighbours(nl, device, 4), count_neighbours(nl, device, 6)),
         routes=routes,
+        rules=(len(list_rules(nl, 4, priority)), len(list_rules(nl, 6, priority))),
     )
 
 
@@ -145,6 +151,9 @@ def compare(nl: Netlink, desired: Desired) -> Difference:
         missing += [set_neighbour(desired.device, n) for n in desired.neighbours - neighbours]
         kept = {n.address for n in desired.neighbours}
         excess += [remove_neighbour(desired.device, n) for n in neighbours if n.address not in kept]
+        rules = {r for version in _FAMILIES for r in list_rules(nl, version, desired.priority)}
+        missing += [add_rule(rule) for rule in desired.rules - rules]
+        excess += [remove_rule(rule) for rule in rules - desired.rules]
     routes = {r for version in _FAMILIES for r in list_own_routes(nl, version, desired.priority)}
     missing += [set_route(route) for route in desired.routes - routes]
     # A route that only differs was replaced by the one before; what is left goes first.

@@ -9,11 +9,13 @@ derived from VNI and address, so that nobody has to be told it.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from netaddr import IPAddress, IPNetwork
 
+from cni_plugin.attach import crossing
 from cni_plugin.attach.peer_list import Peer, PeerSource, find_peers, refuse_conflicts
 from cni_plugin.attach.peers import Desired, network_priority, peer_route
 from cni_plugin.attach.stamp import read_stamp, stamp_path_of
@@ -63,10 +65,20 @@ class Tunnel:
     mtu: int
     mtu_overhead: int
     subnets: tuple[IPNetwork, ...]
+    addresses: tuple[IPAddress, ...]
+    """This node's own, as its peers list them; empty for the one on the underlay."""
 
     def digest(self, underlay: Underlay) -> str:
         """Return a name for everything that decides what the kernel must hold."""
-        settings = (self.vni, self.port, self.routed, self.direct_routing, self.subnets, underlay)
+        settings = (
+            self.vni,
+            self.port,
+            self.routed,
+            self.direct_routing,
+            self.subnets,
+            self.addresses,
+            underlay,
+        )
         return hashlib.sha256(f"{settings} {self.source.digest}".encode()).hexdigest()[:16]
 
     @property
@@ -103,6 +115,7 @@ def parse_tunnel(network: Network, addressing: Addressing) -> Tunnel:
         mtu=network.mtu,
         mtu_overhead=network.mtu_overhead,
         subnets=tuple(sorted({r.subnet for r in addressing.ranges})),
+        addresses=tuple(parse_ip(text, '"vxlan.addresses"') for text in fields.strings("addresses")),
     )
     _refuse_contradictions(tunnel, network, addressing)
     return tunnel
@@ -197,7 +210,8 @@ def desired_state(tunnel: Tunnel, underlay: Underlay, device: int, nl: Netlink) 
     subnets overlap another's or ours.
     """
     peers = tunnel.source.read()
-    _check_peers(tunnel, underlay, peers, {address.ip for address in list_addresses(nl)})
+    present = {address.ip for address in list_addresses(nl)}
+    _check_peers(tunnel, underlay, peers, present)
     priority = network_priority(tunnel.network)
     if not tunnel.routed:
         fdb = frozenset(FdbEntry(mac=ALL_ZERO, vtep=peer.vtep) for peer in peers)
@@ -205,20 +219,33 @@ def desired_state(tunnel: Tunnel, underlay: Underlay, device: int, nl: Netlink) 
     direct = _find_direct(nl, peers) if tunnel.direct_routing else {}
     macs = {peer: endpoint_mac(tunnel.vni, peer.vtep) for peer in peers}
     hops = {(p, s.version): next_hop(p, macs[p], s.version) for p in peers for s in p.subnets}
+    # The kernel takes no source that the node does not have.
+    own = [a for a in tunnel.addresses or (underlay.address,) if a in present]
+    sources = {address.version: address for address in reversed(own)}
     routes = (
         _direct_route(peer, subnet, direct[peer.vtep], priority)
         if peer.vtep in direct and subnet.version == peer.vtep.version
-        else _tunnel_route(hops[peer, subnet.version], subnet, device, priority)
+        else replace(
+            _tunnel_route(hops[peer, subnet.version], subnet, device, priority),
+            source=sources.get(subnet.version),
+        )
         for peer in peers
         for subnet in peer.subnets
+    )
+    across = (
+        replace(_tunnel_route(hops[peer, a.version], _single(a), device, priority), table=priority)
+        for peer in peers
+        for a in peer.addresses
+        if (peer, a.version) in hops and not (peer.vtep in direct and a.version == peer.vtep.version)
     )
     return Desired(
         device=device,
         priority=priority,
+        rules=crossing.list_rules(tunnel.subnets, priority),
         addresses=frozenset(map(inner_address, _first_of_family(tunnel.subnets))),
         fdb=frozenset(FdbEntry(mac=mac, vtep=peer.vtep) for peer, mac in macs.items()),
         neighbours=frozenset(Neighbour(address=hop, mac=macs[peer]) for (peer, _), hop in hops.items()),
-        routes=frozenset(routes),
+        routes=frozenset(itertools.chain(routes, across)),
     )
 
 
@@ -275,3 +302,7 @@ def _direct_route(peer: Peer, subnet: IPNetwork, index: int, priority: int) -> R
 
 def _tunnel_route(hop: IPAddress, subnet: IPNetwork, device: int, priority: int) -> RouteSpec:
     return peer_route(subnet, hop, device, priority=priority, onlink=hop.version == 4)
+
+
+def _single(address: IPAddress) -> IPNetwork:
+    return IPNetwork(f"{address}/{width(address)}")

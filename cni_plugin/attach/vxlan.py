@@ -16,6 +16,7 @@ from cni_plugin.attach import pod as pod_side
 from cni_plugin.attach.bridge_check import check as check_bridge
 from cni_plugin.attach.bridge_plan import BridgePlan
 from cni_plugin.attach.bridge_plan import plan as plan_bridge
+from cni_plugin.attach.crossing import accept_answers, plan_marks
 from cni_plugin.attach.gateway import drop_other_subnets
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.peers import Mark, compare, is_trusted, network_priority, settle
@@ -93,7 +94,10 @@ def _ensure_network(plan: VxlanPlan, host: Namespace, *, doubt: bool) -> tuple[B
     pod_side.refuse_small_mtu(mtu, plan.bridge.addressing.stated_families)
     device, changes = _ensure_tunnel(plan.tunnel, underlay, mtu, host, doubt=doubt)
     wire = bridge_mode.ensure_shared(replace(plan.bridge, mtu=mtu), host)
-    if not plan.tunnel.routed:
+    if plan.tunnel.routed:
+        accept_answers(device.name)
+        changes += ensure_ruleset(host.nftables, plan_marks(plan.tunnel))
+    else:
         # In this order: once the device is a port, what the bridge says crosses it.
         changes += bool(plan.bridge.bridge_mac) and ensure_ruleset(host.nftables, _gateway_ruleset(plan))
         changes += ensure_master(nl, device, wire.bridge)
@@ -167,6 +171,8 @@ def check(plan: VxlanPlan, host: Namespace, pod: Namespace, result: Result) -> N
         )
     if not plan.tunnel.routed:
         _check_port(plan, device, host)
+    elif chain := find_difference(host.nftables, plan_marks(plan.tunnel)):
+        raise broken(f"nft chain inet podwire {chain}: wanted the marks for the peers, found others")
 
 
 def _check_port(plan: VxlanPlan, device: Link, host: Namespace) -> None:

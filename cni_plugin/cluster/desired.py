@@ -99,6 +99,7 @@ def _render_mode(settings: ClusterSettings, me: Node, device: str, places: Place
         "vni": settings.vni,
         "port": settings.port,
         "local": str(require_address(settings, me)),
+        "addresses": [str(address) for address in me.addresses],
         **common,
     }
     return {

@@ -61,6 +61,7 @@ class RouteSpec:
     dst: IPNetwork
     gw: IPAddress | None = None
     index: int = 0
+    source: IPAddress | None = None
     onlink: bool = False
     mtu: int | None = None
     advmss: int | None = None
@@ -126,6 +127,8 @@ def _attributes(spec: RouteSpec) -> Iterator[bytes]:
         yield ip(_RTA_DST, spec.dst.ip)
     if spec.gw is not None:
         yield ip(_RTA_GATEWAY, spec.gw)
+    if spec.source is not None:
+        yield ip(_RTA_PREFSRC, spec.source)
     if spec.index:
         yield u32(_RTA_OIF, spec.index)
     if spec.priority is not None:
@@ -138,6 +141,7 @@ def _attributes(spec: RouteSpec) -> Iterator[bytes]:
 def _command(verb: str, spec: RouteSpec) -> str:
     words = [f"ip route {verb} {spec.dst}", f"dev index {spec.index}"]
     words += [f"via {spec.gw}"] if spec.gw is not None else []
+    words += [f"src {spec.source}"] if spec.source is not None else []
     words += ["onlink"] if spec.onlink else []
     named = {"mtu": spec.mtu, "advmss": spec.advmss, "metric": spec.priority, "table": spec.table}
     words += [f"{key} {value}" for key, value in named.items() if value is not None]
@@ -250,11 +254,12 @@ def _read(raw: bytes) -> dict[int, bytes]:
 
 def _parse(raw: bytes) -> RouteSpec:
     head, found = _head(raw), _read(raw)
-    dst, gw = found.get(_RTA_DST), found.get(_RTA_GATEWAY)
+    dst, gw, source = found.get(_RTA_DST), found.get(_RTA_GATEWAY), found.get(_RTA_PREFSRC)
     metrics = parse_attributes(found.get(_RTA_METRICS, b""))
     return RouteSpec(
         dst=parse_network(dst, head.dst_len) if dst else default_route(VERSION[head.family]),
         gw=parse_address(gw) if gw else None,
+        source=parse_address(source) if source else None,
         index=_oif(found),
         mtu=_optional(metrics.get(_RTAX_MTU)),
         advmss=_optional(metrics.get(_RTAX_ADVMSS)),

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.agents import start_agent
-from tests.cluster import TUNNEL, address_of, overlay_state
+from tests.cluster import ROUTER, TUNNEL, address_of, overlay_state
 from tests.followers import following
 from tests.nodes_api import render_node
+from tests.services import REFUSED, SILENCE, ask, ask_all, offering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -243,3 +244,32 @@ def child_of(pid: int) -> int:
 
 def exists(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("mode", ["vxlan", "hostGateway"])
+def test_pods_and_other_nodes_see_each_others_own_addresses(tmp_path: Path, bin_dir: Path, mode: str) -> None:
+    with following(tmp_path, bin_dir, 2, mode=mode, vni=42) as made:
+        made.start()
+        one, two = made.nodes[1], made.nodes[2]
+        pod = one.start_pod()
+        for version in (4, 6):
+            own, far = address_of(pod, version), made.cluster.address(2, version)
+            with offering(two.node, 8080):
+                assert ask_all(pod, far, 8080) == {own}
+            with offering(pod, 8081):
+                assert len(ask_all(two.node, own, 8081)) == 1
+                assert two.node.run("ping", "-n", "-c1", "-W1", "-I", far, own).returncode == 0
+            with offering(made.cluster.underlay, 8082):
+                assert ask_all(pod, ROUTER[version], 8082) == {made.cluster.address(1, version)}
+
+
+def test_a_published_port_answers_other_nodes_the_way_they_came(nodes: Followers) -> None:
+    one, two = nodes.nodes[1], nodes.nodes[2]
+    pod = one.node.pod()
+    mapping = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}
+    one.node.add({**one.config(), "runtimeConfig": {"portMappings": [mapping]}}, pod)
+    with offering(pod, 80):
+        for version in (4, 6):
+            address = nodes.cluster.address(1, version)
+            assert ask(two.node, address, 8080) == nodes.cluster.address(2, version)
+            assert ask(two.start_pod(), address, 8080) not in {REFUSED, SILENCE}

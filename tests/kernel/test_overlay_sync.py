@@ -91,6 +91,11 @@ def redirect_route(node: Node) -> None:
     node.run("ip", "route", "replace", words[0], "via", "192.0.2.254", "proto", "112", "metric", metric)
 
 
+def add_rule(node: Node) -> None:
+    table = overlay_state(node)["rules"][0].split("lookup ")[1].split()[0]
+    node.run("ip", "rule", "add", "from", "10.9.9.0/24", "table", table, "protocol", "112")
+
+
 ADD_FDB = ("bridge", "fdb", "append", "02:00:00:00:00:09", "dev", TUNNEL, "dst", "192.0.2.99")
 ADD_NEIGHBOUR = (
     "ip",
@@ -122,6 +127,12 @@ DAMAGE: dict[str, tuple[tuple[str, ...], Callable[[Node], object]]] = {
     "neighbour removed": ((ROUTED,), remove_neighbour),
     "neighbour rewritten": ((ROUTED,), rewrite_neighbour),
     "neighbour added": ((ROUTED,), on_node(*ADD_NEIGHBOUR)),
+    "rule removed": ((ROUTED,), on_node("ip", "rule", "del", "from", "10.244.1.0/24")),
+    "rule added": ((ROUTED,), add_rule),
+    "marks flushed": (
+        (ROUTED,),
+        on_node("nft", "flush", "chain", "inet", "podwire", f"tunnel_{TUNNEL}"),
+    ),
     "routes removed": ((ROUTED, HOSTGW), remove_routes),
     "route redirected": ((ROUTED, HOSTGW), redirect_route),
 }
