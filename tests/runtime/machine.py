@@ -4,7 +4,7 @@ A runtime keeps files under /var/lib and leaves processes behind when it dies. H
 namespace, which the kernel empties when its first process ends, and a mount namespace with an overlay
 on /var/lib, so that the machine's own state is never written to.
 
-The same by hand: nsenter --net=/run/netns/NODE unshare --mount --pid --fork --kill-child --mount-proc
+The same by hand: nsenter --net=/run/netns/NODE unshare --mount --uts --pid --fork --kill-child --mount-proc
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-_UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
+_UNSHARE = ("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
 
 # The overlay's upper directory is on a tmpfs, because an overlay (as in a container) cannot hold one.
 # The machine's own /run stays: it holds the named namespaces of the pods.
@@ -38,19 +38,30 @@ exit $?
 
 
 class Machine:
-    """Runs one process, and what it starts, in namespaces that end with it."""
+    """Runs one process, and what it starts, in namespaces that end with it.
 
-    def __init__(self, *, netns: str, directory: Path, argv: tuple[str, ...] = ("sleep", "infinity")) -> None:
+    `enter` is a shell script that prepares the mounts of its own in another way; $1 is an empty directory.
+    """
+
+    def __init__(
+        self,
+        *,
+        netns: str,
+        directory: Path,
+        argv: tuple[str, ...] = ("sleep", "infinity"),
+        enter: str = _ENTER,
+    ) -> None:
         self.netns = netns
         self.log = directory / "log"
         self._scratch = directory / "scratch"
         self._argv = argv
+        self._enter = enter
 
     def __enter__(self) -> Self:
-        self._scratch.mkdir(parents=True)
+        self._scratch.mkdir(parents=True, exist_ok=True)
         command = ["nsenter", f"--net=/run/netns/{self.netns}", *_UNSHARE]
-        command += ["sh", "-ec", _ENTER, "machine", str(self._scratch), *self._argv]
-        with self.log.open("w") as log:
+        command += ["sh", "-ec", self._enter, "machine", str(self._scratch), *self._argv]
+        with self.log.open("a") as log:
             self._unshare = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self._unshare.stdout
         with self._unshare.stdout as stdout:
@@ -71,13 +82,17 @@ class Machine:
         """The machine's file system as seen from outside."""
         return Path(f"/proc/{self.pid}/root")
 
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """The words before a command that make it a process of this machine."""
+        return ("nsenter", f"--target={self.pid}", "--mount", "--root", "--net", "--uts", "--pid", "--")
+
     def run(
         self, *argv: str, env: dict[str, str] | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as a process of this machine."""
-        enter = ["nsenter", f"--target={self.pid}", "--mount", "--root", "--net", "--pid", "--"]
         done = subprocess.run(
-            [*enter, *argv], env=env, capture_output=True, text=True, check=False, timeout=60
+            [*self.inside, *argv], env=env, capture_output=True, text=True, check=False, timeout=60
         )
         assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done
