@@ -1,0 +1,99 @@
+"""A Kubernetes: a control plane, nodes that join and leave, and kubectl."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from tests.cluster import make_cluster
+from tests.kubernetes import images
+from tests.kubernetes.control import ControlPlane
+from tests.kubernetes.host import eventually
+from tests.kubernetes.worker import Worker
+from tests.node import make_node
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
+CONTROL = 10
+
+
+class Kubernetes:
+    """A cluster on an underlay of its own; node i is `node-i` and has 192.0.2.i and 2001:db8::i."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.workers: dict[int, Worker] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.underlay = make_cluster(self.directory, self.directory, 0)
+            stack.callback(self.underlay.remove)
+            self._plug(CONTROL)
+            address = self.underlay.address(CONTROL, 4)
+            self.control = ControlPlane(self.underlay.nodes[CONTROL], address, self.directory / "control")
+            stack.callback(self._halt)
+            self.control.start()
+            self._sandbox = images.write_sandbox(self.directory / "sandbox.tar")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _halt(self) -> None:
+        for worker in self.workers.values():
+            worker.halt()
+        if self.control.host.daemons:
+            self.control.host.halt()
+
+    def _plug(self, i: int) -> None:
+        place = self.directory / f"n{i}"
+        place.mkdir(exist_ok=True)
+        self.underlay.nodes[i] = make_node(place, self.directory)
+        self.underlay.plug(i, 1500)
+
+    def join(self, i: int, *archives: Path) -> Worker:
+        """Start a node and let it register itself."""
+        name = f"node-{i}"
+        worker = Worker(name, self.control, self.directory / name)
+        self.workers[i] = worker
+        self.power_on(i)
+        for archive in (self._sandbox, *archives):
+            worker.import_image(archive)
+        eventually(lambda: name in self.nodes(), worker.host.daemons["kubelet"].tail)
+        return worker
+
+    def power_on(self, i: int) -> None:
+        """Boot a node from the disk that it has."""
+        self._plug(i)
+        addresses = (self.underlay.address(i, 4), self.underlay.address(i, 6))
+        self.workers[i].boot(self.underlay.nodes[i], addresses)
+
+    def power_off(self, i: int) -> None:
+        """End a node's processes and its network namespace; the disk stays."""
+        self.workers[i].halt()
+        self.underlay.nodes.pop(i).remove()
+
+    def kubectl(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.control.kubectl(*words, check=check)
+
+    def get(self, *words: str) -> Any:
+        """Return what `kubectl get -o json` prints."""
+        return json.loads(self.kubectl("get", *words, "-o", "json").stdout)
+
+    def nodes(self) -> dict[str, Any]:
+        """Return the Node objects by name."""
+        return {node["metadata"]["name"]: node for node in self.get("nodes")["items"]}
+
+    def ready_nodes(self) -> set[str]:
+        """Return the names of the nodes that are Ready."""
+        return {name for name, node in self.nodes().items() if _condition(node, "Ready")}
+
+
+def _condition(thing: dict[str, Any], kind: str) -> bool:
+    conditions = thing.get("status", {}).get("conditions", ())
+    return any(one["type"] == kind and one["status"] == "True" for one in conditions)
