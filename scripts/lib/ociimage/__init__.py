@@ -1,0 +1,1 @@
+"""What scripts/image is made of: packages and wheels in, one archive out."""

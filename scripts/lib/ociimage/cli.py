@@ -1,0 +1,74 @@
+"""The command line of scripts/image."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ociimage import archive, contents
+
+
+def main(root: Path) -> None:
+    """Write the image and say what was written."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    arguments = _parser(project["version"]).parse_args()
+    cache = Path(os.environ.get("PODWIRE_CACHE", "/var/cache/podwire")) / "image"
+    epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or _last_commit(root))
+    try:
+        with TemporaryDirectory() as work:
+            tree = contents.gather(root, cache, Path(work))
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write((error.stderr or b"").decode() if isinstance(error.stderr, bytes) else "")
+        sys.exit(f"scripts/image: {error}")
+    created = datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    labels = {
+        "org.opencontainers.image.title": project["name"],
+        "org.opencontainers.image.description": project["description"],
+        "org.opencontainers.image.version": project["version"],
+        "org.opencontainers.image.licenses": project["license"]["text"],
+        "org.opencontainers.image.created": created,
+    }
+    config = {
+        "Entrypoint": ["/usr/bin/podwire"],
+        "Cmd": ["agent"],
+        "Env": ["PATH=/usr/sbin:/usr/bin", "LANG=C.UTF-8", *contents.ENVIRONMENT],
+        "Labels": labels,
+        "WorkingDir": "/",
+    }
+    target = Path(arguments.output)
+    staged = target.with_name(f".{target.name}.new")
+    digest = archive.write(
+        staged,
+        tree,
+        archive.Image(
+            tag=arguments.tag,
+            architecture=contents.architecture(),
+            epoch=epoch,
+            created=created,
+            config=config,
+        ),
+    )
+    staged.replace(target)
+    unpacked = sum(len(file.content) for file in tree.values())
+    sys.stdout.write(
+        f"{target}: {arguments.tag}, {digest}\n"
+        f"{target.stat().st_size / 1e6:.1f} MB, unpacked {unpacked / 1e6:.1f} MB in {len(tree)} files\n"
+    )
+
+
+def _parser(version: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/image", description="Write podwire's OCI image.")
+    parser.add_argument("--output", default=f"podwire-{version}.tar", help="the archive (%(default)s)")
+    parser.add_argument("--tag", default=f"localhost/podwire:{version}", help="the image's name (%(default)s)")
+    return parser
+
+
+def _last_commit(root: Path) -> str:
+    done = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=root, capture_output=True, check=False)
+    return done.stdout.decode().strip() or "0"

@@ -1,0 +1,144 @@
+"""What is in the image: the interpreter and nft from Debian, wheels, podwire, the shim, and nothing else.
+
+Sources of other projects are left out once they are compiled; ours stay, so that a traceback reads well.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import platform
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from ociimage import debian
+from ociimage.tree import File, Tree, libraries
+
+# The agent's threads must not each keep an arena of their own.
+ENVIRONMENT = ("MALLOC_ARENA_MAX=2",)
+_EXTRAS = ("kubernetes", "runtime", "metrics")
+_SITE = "usr/lib/python3/dist-packages"
+_CODE = ("cni_plugin", "ipam")
+_ROOTS = ("usr/bin/python3*", "usr/sbin/nft", "usr/lib/python3*", "usr/share/doc/*/copyright", "usr/lib/locale/C.utf8/*")
+_JUNK = (
+    *(f"usr/lib/python3.*/{name}/*" for name in (
+        "__phello__", "curses", "dbm", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "sqlite3", "test",
+        "tkinter", "turtledemo", "venv", "wsgiref", "xmlrpc")),
+    *(f"usr/lib/python3.*/lib-dynload/{name}.*" for name in (
+        "_codecs_*", "_crypt", "_curses*", "_dbm", "_gdbm", "_sqlite3", "_test*", "_tkinter", "_xx*", "audioop",
+        "nis", "ossaudiodev", "readline", "xxlimited*")),
+    "usr/lib/python3*/debpython/*", "usr/share/python3/*", "usr/bin/python3-*",
+)  # fmt: skip
+# Of the Kubernetes client we use the connection: not its models, nor its twin for asyncio, nor what only that imports.
+_ASYNCIO = ("aiohappyeyeballs", "aiohttp", "aiohttp_retry", "aiosignal", "attr", "attrs", "frozenlist", "multidict", "propcache", "yarl")  # fmt: skip
+_WHEEL_JUNK = (
+    "*/tests/*", "*/test/*", "*.pyi", "*.pyx", "*.pxd", "*.c", "*.h", "*.proto", "*/RECORD", "*/INSTALLER",
+    "*/REQUESTED", "*/direct_url.json", "bin/*", "netaddr/eui/*.txt", "tzdata*",
+    "kubernetes/aio/*", "kubernetes/client/api/[!_]*", "kubernetes/client/models/[!_]*",
+    *(f"{name}{rest}" for name in _ASYNCIO for rest in ("/*", "-*")),
+)  # fmt: skip
+_LAUNCHER = """\
+#!/usr/bin/python3 -I
+from cni_plugin.__main__ import main
+
+raise SystemExit(main())
+"""
+
+
+def architecture() -> str:
+    """Return the machine's architecture as images call it."""
+    return {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+
+
+def gather(root: Path, cache: Path, work: Path) -> Tree:
+    """Return the files of the image."""
+    packages, names = debian.fetch(cache)
+    tree = Tree({path: file for path, file in packages.items() if _wanted(path)})
+    tree |= _wheels(root, work / "wheels")
+    for package in _CODE:
+        tree.add_directory(root / package, f"{_SITE}/{package}")
+    tree |= _extra_files(root, work, names)
+    tree |= libraries(tree, packages)
+    compiled = _compile(tree, work / "root")
+    return Tree({path: file for path, file in compiled.items() if f"{path}c" not in compiled})
+
+
+def _wanted(path: str) -> bool:
+    return any(fnmatch.fnmatch(path, pattern) for pattern in _ROOTS) and not any(
+        fnmatch.fnmatch(path, pattern) for pattern in _JUNK
+    )
+
+
+def _wheels(root: Path, directory: Path) -> Tree:
+    """Return what podwire and its extras import, from wheels of the versions that are written down."""
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(line for extra in _EXTRAS for line in extras.get(extra, ()))]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:"]
+    constraints = ["--constraint", str(Path(__file__).with_name("constraints.txt"))]
+    subprocess.run([*pip, *constraints, "--target", str(directory), *wanted], check=True, capture_output=True)
+    for library in directory.rglob("*.so"):
+        subprocess.run(["strip", "--strip-unneeded", str(library)], check=True)
+    tree = Tree()
+    tree.add_directory(directory, _SITE)
+    return Tree({path: file for path, file in tree.items() if not _is_junk(path.removeprefix(f"{_SITE}/"))})
+
+
+def _is_junk(path: str) -> bool:
+    return any(fnmatch.fnmatch(path, pattern) for pattern in _WHEEL_JUNK)
+
+
+def _extra_files(root: Path, work: Path, names: list[str]) -> Tree:
+    """Return the launcher, the shim and the few files that a C library looks for."""
+    return Tree(
+        {
+            "usr/bin/podwire": File(_LAUNCHER.encode(), 0o755),
+            "usr/lib/podwire/podwire-shim": File(_shim(root, work / "shim"), 0o755),
+            "usr/share/doc/podwire/copyright": File((root / "LICENSE").read_bytes()),
+            "usr/share/doc/podwire/packages": File("".join(f"{name}\n" for name in names).encode()),
+            "etc/passwd": File(b"root:x:0:0:root:/:/usr/sbin/nologin\n"),
+            "etc/group": File(b"root:x:0:\n"),
+            "etc/nsswitch.conf": File(b"hosts: files dns\n"),
+            **{name: File(target=f"usr/{name}") for name in ("bin", "lib", "lib64", "sbin")},
+        }
+    )
+
+
+def _shim(root: Path, target: Path) -> bytes:
+    source = str(root / "shim/podwire-shim.c")
+    flags = ["-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["musl-gcc", *flags, source, "-o", str(target)], check=True, capture_output=True)
+    return target.read_bytes()
+
+
+def _compile(tree: Tree, directory: Path) -> Tree:
+    """Return the tree with compiled modules, made by its own interpreter.
+
+    Unchecked hashes: the modules are read without a look at their sources, whose times mean nothing here.
+    """
+    tree.write(directory)
+    loader = next(path for path in sorted(tree) if re.search(r"/ld-linux[^/]*\.so\.\d$", path))
+    paths = sorted({str(directory / path.rpartition("/")[0]) for path in tree if re.search(r"^usr/lib/[^/]*-linux-gnu/", path)})
+    interpreter = str(directory / tree.resolve("usr/bin/python3"))
+    python = [str(directory / tree.resolve(loader)), "--library-path", ":".join(paths), interpreter]
+    options = ["-q", "--invalidation-mode", "unchecked-hash", "-s", str(directory), "-p", "/"]
+    ours = {f"{_SITE}/{name}" for name in _CODE}
+    site = {"/".join([_SITE, path.removeprefix(f"{_SITE}/").partition("/")[0]]) for path in tree if path.startswith(_SITE)}
+    others = [_stdlib(tree), *sorted(site - ours)]
+    # One process and no random hashes, so that the same source always makes the same bytes.
+    environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHOME": str(directory / "usr"), "PATH": "/usr/bin:/bin"}
+    # -b: beside the source, whose place the compiled module can then take.
+    for words in (["-b", *options, *others], [*options, *sorted(ours)]):
+        places = [str(directory / word) if word in others or word in ours else word for word in words]
+        command = [*python, "-S", "-m", "compileall", *places]
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+    compiled = Tree(tree)
+    for path in sorted(directory.glob("usr/lib/python3*/**/*.pyc")):
+        compiled[str(path.relative_to(directory))] = File(path.read_bytes())
+    return compiled
+
+
+def _stdlib(tree: Tree) -> str:
+    return next(path for path in sorted(tree.directories()) if re.fullmatch(r"usr/lib/python3\.\d+", path))
