@@ -20,6 +20,7 @@ from cni_plugin.config import DEFAULT_DELEGATE_TIMEOUT, Addressing, ipam_type, p
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.result import Result, parse_result
+from seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -239,7 +240,9 @@ class Foreign:
         timeout = self._timeout()
         environ = dict(self.request.environ) | {"CNI_COMMAND": command}
         try:
-            status, stdout, stderr = _execute(self.path, environ, self.request.stdin, timeout)
+            status, stdout, stderr = step(
+                "program", _execute, [self.path], environ, self.request.stdin, timeout
+            )
         except subprocess.TimeoutExpired as error:
             raise CNIError(
                 Code.TRY_AGAIN_LATER,
@@ -288,13 +291,15 @@ class Foreign:
         )
 
 
-def _execute(path: str, environ: dict[str, str], stdin: bytes, timeout: float) -> tuple[int, bytes, bytes]:
+def _execute(
+    argv: list[str], environ: dict[str, str], stdin: bytes, timeout: float
+) -> tuple[int, bytes, bytes]:
     """Run a plugin; when the time (seconds) is up end it with everything it started."""
     import subprocess
 
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        [path], env=environ, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        argv, env=environ, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
     ) as process:
         try:
             stdout, stderr = process.communicate(stdin, timeout=timeout)

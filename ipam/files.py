@@ -4,15 +4,18 @@ Everything here raises plain OSError; the store says which object was meant. A w
 scandir and three system calls for each file, relative to the directory's descriptor.
 """
 # Plain os calls: pathlib costs more than the system calls, and a walk reads 60,000 files.
-# ruff: noqa: PTH102, PTH108, PTH112, PTH120
+# ruff: noqa: PTH120
 
 from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
-from errno import EMFILE, ENFILE, ENOMEM, ENOSPC, ENOTDIR
+from errno import EMFILE, ENFILE, ENOMEM
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Final
+
+from seam import step
+from seam.files import make_directories, remove_file, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,14 +106,13 @@ def written(path: str, content: bytes, mark: Callable[[int], None] = lambda _: N
     fd = _create(path)
     try:
         try:
-            _write(fd, content)
+            write_whole(fd, content)
             mark(fd)
         finally:
             os.close(fd)
         yield path
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+        remove_file(path)
 
 
 def _create(path: str) -> int:
@@ -120,16 +122,10 @@ def _create(path: str) -> int:
     unlink), so it is unlinked and never truncated.
     """
     with suppress(FileExistsError, FileNotFoundError):
-        return os.open(path, _NEW, 0o600)
+        return step("create", os.open, path, _NEW, 0o600)
     make_directories(os.path.dirname(path))
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-    return os.open(path, _NEW, 0o600)
-
-
-def _write(fd: int, content: bytes) -> None:
-    if os.write(fd, content) != len(content):
-        raise OSError(ENOSPC, os.strerror(ENOSPC))
+    remove_file(path)
+    return step("create", os.open, path, _NEW, 0o600)
 
 
 def overwrite(path: str, content: bytes) -> None:
@@ -138,10 +134,10 @@ def overwrite(path: str, content: bytes) -> None:
     For what is only a hint: ext4 starts writing to the disk when a file is replaced by rename or
     truncated to nothing (auto_da_alloc), which costs each time more than everything else here.
     """
-    fd = os.open(path, _OVER, 0o600)
+    fd = step("create", os.open, path, _OVER, 0o600)
     try:
-        _write(fd, content)
-        os.ftruncate(fd, len(content))
+        write_whole(fd, content)
+        step("truncate", os.ftruncate, fd, len(content))
     finally:
         os.close(fd)
 
@@ -149,7 +145,7 @@ def overwrite(path: str, content: bytes) -> None:
 def link(existing: str, path: str) -> bool:
     """Give a file a second name; False if that name is in use."""
     try:
-        os.link(existing, path)
+        step("link", os.link, existing, path)
     except FileExistsError:
         return False
     return True
@@ -161,26 +157,14 @@ def remove_empty(path: str) -> bool:
         status = os.lstat(path)
         if not S_ISREG(status.st_mode) or status.st_size:
             return False
-        os.unlink(path)
+        step("unlink", os.unlink, path)
     return True
 
 
 def remove(path: str) -> bool:
     """Remove the file; True, for the name is free now."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)
+    remove_file(path)
     return True
-
-
-def make_directories(path: str) -> None:
-    """Create the directory and its parents, all of them 0755 less the umask, as Go does."""
-    if path and not os.path.isdir(path):
-        make_directories(os.path.dirname(path))
-        try:
-            os.mkdir(path, 0o755)
-        except FileExistsError:
-            if not os.path.isdir(path):  # else another process was quicker
-                raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), path) from None
 
 
 def nearest_existing(path: str) -> str:

@@ -8,7 +8,7 @@ is for who holds the store's lock. A crash or a full disk costs these lines and 
 nobody believes them before link(2) has given the address.
 """
 # Plain os calls, as in files.py.
-# ruff: noqa: PTH104, PTH116, PTH120
+# ruff: noqa: PTH116, PTH120
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from contextlib import suppress
 from time import time
 from typing import Final
 
-from ipam import files
+from seam import step
+from seam.files import make_directories
 
 _APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ROOM: Final = 64 * 1024  # bytes, at least 1,000 lines; a process of its own reads it at each call
@@ -40,9 +41,9 @@ class Notes:
     def append(self, lines: str, *, keep: float = 0) -> None:
         """Add lines; those younger than `keep` seconds are forgotten only above a size of 1 MB."""
         with suppress(OSError):
-            files.make_directories(os.path.dirname(self._path))
+            make_directories(os.path.dirname(self._path))
             self._make_room(keep)
-            fd = os.open(self._path, _APPEND, 0o600)
+            fd = step("create", os.open, self._path, _APPEND, 0o600)
             try:
                 _write_whole(fd, os.fsencode(lines))
             finally:
@@ -51,7 +52,7 @@ class Notes:
     def _make_room(self, keep: float) -> None:
         size = _stat(self._path).st_size
         if size >= _MOST or (size >= _ROOM and abs(time() - _stat(self._old).st_mtime) >= keep):
-            os.rename(self._path, self._old)
+            step("rename", os.rename, self._path, self._old)
 
     def read_all(self) -> tuple[bytes, Mark]:
         """Return all whole lines that are remembered, oldest first, and a mark to read on from."""
@@ -95,8 +96,8 @@ def _changed(path: str) -> int:
 def _write_whole(fd: int, content: bytes) -> None:
     """Write all of it or nothing, for half a line would spoil the next one."""
     size = os.fstat(fd).st_size
-    if os.write(fd, content) != len(content):
-        os.ftruncate(fd, size)
+    if step("write", os.write, fd, content) != len(content):
+        step("truncate", os.ftruncate, fd, size)
 
 
 def _read(path: str, offset: int) -> tuple[bytes, int]:

@@ -12,7 +12,7 @@ lock nor write access. An operator reads it with `ls` and `cat` and repairs it w
 Every search is a walk, but for a process that stays: see `memory`.
 """
 # Plain os calls, as in files.py.
-# ruff: noqa: PTH108, PTH120
+# ruff: noqa: PTH120
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Final
 from ipam import files
 from ipam.address import parse_address, parse_value, render_address, render_value
 from ipam.errors import InvalidNetwork, LockTimeout, StoreUnavailable
+from seam import step
+from seam.files import make_directories
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -152,9 +154,9 @@ class Store:
 
         lock = self._remembered.lock(_make_lock) if self._remembered else _make_lock(path)
         with _failing_as("lock", path):
-            files.make_directories(self.directory)
+            make_directories(self.directory)
             try:
-                lock.acquire(timeout=max(0.0, deadline - monotonic()))
+                step("lock", lock.acquire, max(0.0, deadline - monotonic()))
             except Timeout as error:
                 raise LockTimeout(path, self.lock_timeout) from error
         try:
@@ -178,7 +180,7 @@ class Store:
         path = self._path(address)
         with _failing_as("release", path), suppress(FileNotFoundError):
             if files.read(path).strip() in owner.keys:
-                os.unlink(path)
+                step("unlink", os.unlink, path)
                 return True
         return False
 
@@ -311,8 +313,8 @@ class Store:
     def _check_linkable(self, probe: str, path: str) -> None:
         with _failing_as("write to", self.directory):
             if os.path.lexists(self.directory):
-                os.link(probe, path)
-                os.unlink(path)
+                step("link", os.link, probe, path)
+                step("unlink", os.unlink, path)
 
     def _walk(self) -> Iterator[tuple[str, bytes | None]]:
         with _failing_as("read", self.directory):

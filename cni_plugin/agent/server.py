@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ from cni_plugin.contract.dispatch import failure
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.plugins import PLUGINS
 from cni_plugin.state_file import DEFAULT_STATE_FILE
+from seam import step
+from seam.files import make_directories, remove_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +45,7 @@ DEFAULT_QUEUE = 256
 # Clients that connect are not refused by the kernel but by us, in words.
 _BACKLOG = 1024
 _ACCEPT_PAUSE = 0.05  # seconds
+_LOCK = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
@@ -195,8 +198,7 @@ class Listener:
         """Take the name away and let in who had connected by then; a lent socket keeps both."""
         if self.lent:
             return
-        with suppress(FileNotFoundError):
-            os.unlink(self.path)
+        remove_file(self.path)
         while _accept_one(self.socket, door):
             pass
 
@@ -215,8 +217,8 @@ def _listening(path: str) -> Iterator[Listener]:
 @contextmanager
 def _only_agent(path: str) -> Iterator[None]:
     """Hold the lock beside the socket; it ends with the process, however that ends."""
-    os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
-    with open(f"{path}.lock", "w", encoding="ascii") as lock:
+    make_directories(os.path.dirname(path))
+    with open(step("create", os.open, f"{path}.lock", _LOCK, 0o644), "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -229,11 +231,10 @@ def _only_agent(path: str) -> Iterator[None]:
 def _listen(path: str) -> socket.socket:
     """Return a socket that listens at `path`, for root alone from the first moment."""
     staged = f"{path}.new"
-    with suppress(FileNotFoundError):
-        os.unlink(staged)
+    remove_file(staged)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    listening.bind(staged)
-    os.chmod(staged, 0o600)
+    step("create", listening.bind, staged)
+    step("chmod", os.chmod, staged, 0o600)
     listening.listen(_BACKLOG)
-    os.rename(staged, path)
+    step("rename", os.rename, staged, path)
     return listening

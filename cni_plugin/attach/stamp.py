@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
+from seam import step
+from seam.files import make_directories, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +50,7 @@ def write_stamp(path: str, stamp: Stamp) -> None:
     """Replace the stamp; only under the lock. A store that cannot be written costs only the memory."""
     written = {"digest": stamp.digest, "counts": stamp.counts, "content": stamp.content}
     with suppress(OSError):
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            json.dump(written, file)
-        os.rename(f"{path}.new", path)
+        replace_file(path, json.dumps(written).encode())
 
 
 @contextmanager
@@ -58,10 +58,10 @@ def locked(path: str) -> Iterator[None]:
     """Hold the lock of one network's sync; CNIError 11 when it is not had in time."""
     from filelock import FileLock, Timeout  # most calls never wait
 
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    make_directories(os.path.dirname(path))
     lock = FileLock(f"{path}.lock", _LOCK_TIMEOUT, 0o600, poll_interval=_LOCK_POLL, preserve_lock_file=True)
     try:
-        lock.acquire()
+        step("lock", lock.acquire)
     except Timeout as error:
         raise CNIError(
             Code.TRY_AGAIN_LATER, f"{path}.lock: wanted it in {_LOCK_TIMEOUT} s, found it held"

@@ -12,12 +12,14 @@ import errno
 import logging
 import struct
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.kernel.message import FAMILY, attribute, parse_address
 from cni_plugin.kernel.message import parse_attributes as parse
 from cni_plugin.kernel.netlink import NLM_F_DUMP
 from cni_plugin.kernel.nfnetlink import general, nested
+from seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -63,12 +65,8 @@ def forget_flows(
     for flow in [flow for flow in _list_flows(nftables, version, ports) if stale(flow)]:
         log.debug("%s", flow.command)
         # It may have ended by itself meanwhile.
-        nftables.ask(
-            flow.command,
-            _DELETE,
-            general(FAMILY[version]) + flow.name,
-            absent=(0, errno.ENOENT),
-        )
+        forget = partial(nftables.ask, absent=(0, errno.ENOENT))
+        step("conntrack", forget, flow.command, _DELETE, general(FAMILY[version]) + flow.name)
 
 
 def _list_flows(nftables: Nftables, version: int, ports: Collection[int]) -> Iterator[Flow]:

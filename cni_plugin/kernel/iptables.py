@@ -13,10 +13,12 @@ import logging
 import shlex
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cni_plugin.kernel.errors import KernelError
+from seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +63,12 @@ def _change(program: str, *arguments: str) -> None:
 
 def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     argv = [program, "-w", _LOCK_WAIT, "-t", "nat", *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, check=False)
+    return _start(argv)
+
+
+def _start(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    run = partial(subprocess.run, capture_output=True, text=True, check=False)
+    return step("program", run, argv)
 
 
 def legacy_in_use(program: str) -> bool:
@@ -76,7 +83,7 @@ def legacy_in_use(program: str) -> bool:
 
 def list_legacy_rules(program: str) -> tuple[Rules, str]:
     """Return the rules of the filter table as `nft -j` would list them, and FORWARD's policy."""
-    done = subprocess.run([program, "-w", _LOCK_WAIT, "-S"], capture_output=True, text=True, check=False)
+    done = _start([program, "-w", _LOCK_WAIT, "-S"])
     rules: Rules = {}
     policy = ""
     for command, chain, *words in map(shlex.split, done.stdout.splitlines()):

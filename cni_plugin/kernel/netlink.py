@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.message import parse_attributes, parse_text
+from seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -87,16 +88,19 @@ class Netlink:
             return
         for change in changes:
             log.debug("%s", change.command)
+        for refusal in step("netlink", self._send, *changes):
+            if refusal.errno not in tolerate:
+                raise refusal
+
+    def _send(self, *changes: Change) -> list[KernelError]:
+        """Make the changes and return what the kernel refused."""
         first = self._sequence + 1
         # A refusal comes unasked, and what is asked for last comes last.
         *others, last = changes
         messages = [self._pack(each.kind, each.flags, each.body) for each in others]
         messages.append(self._pack(last.kind, NLM_F_ACK | last.flags, last.body))
         self._socket.send(b"".join(messages))
-        refusals = list(self._refusals(changes, first))
-        for refusal in refusals:
-            if refusal.errno not in tolerate:
-                raise refusal
+        return list(self._refusals(changes, first))
 
     def _refusals(self, changes: tuple[Change, ...], first: int) -> Iterator[KernelError]:
         """Yield what was refused until the last of the changes is answered."""

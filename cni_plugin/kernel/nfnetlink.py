@@ -15,6 +15,7 @@ import socket
 import struct
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
@@ -22,6 +23,7 @@ from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.message import attribute, list_attributes, parse_text, text
 from cni_plugin.kernel.message import parse_attributes as parse
 from cni_plugin.kernel.netlink import HEADER, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, log, pack
+from seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -185,13 +187,18 @@ class Nftables:
     def _commit(self, changes: list[Change], generation: int) -> None:
         if not changes:
             return
+        for change in changes:
+            log.debug("%s", change.command)
+        step("nftables", partial(self._send, generation), *changes)
+
+    def _send(self, generation: int, *changes: Change) -> None:
+        """Make all of the changes, or none and raise."""
         first = self._number()
         subsystem = general(0, _SUBSYSTEM)
         named = attribute(_NFNL_BATCH_GENID, generation.to_bytes(4, "big"))
         batch = [pack(_BATCH_BEGIN, 0, subsystem + named, first)]
         sent = {}
         for change in changes:
-            log.debug("%s", change.command)
             number = self._number()
             sent[number] = change
             batch.append(_pack_change(change, number, NLM_F_ACK if change is changes[-1] else 0))

@@ -11,10 +11,12 @@ import hashlib
 import logging
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.nfnetlink import MAX_COMMENT, TABLE
+from seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -141,5 +143,6 @@ def _run(lines: list[str], *options: str) -> str:
     text = "".join(f"{line}\n" for line in lines)
     import subprocess
 
-    done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+    run = partial(subprocess.run, input=text, capture_output=True, text=True, check=False)
+    done = step("program", run, argv)
     return (done.stderr.strip() or f"exit {done.returncode}") if done.returncode != 0 else ""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.kernel.forward import PROGRAMS, VERSIONS, Obstacle, describe, list_foreign, open_iptables
 from cni_plugin.kernel.iptables import legacy_in_use, list_legacy_rules
 from cni_plugin.kernel.nft import require_nft
 from cni_plugin.kernel.walk import Packet, walk
+from seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -39,7 +41,8 @@ def find_obstacles(nftables: Nftables, interface: str, versions: Collection[int]
 def _read_rules(family: str, table: str) -> Rules:
     """Return the rules of a table by chain, as `nft -j` has them; none when it has gone meanwhile."""
     argv = [require_nft(), "-j", "list", "table", family, table]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    run = partial(subprocess.run, capture_output=True, text=True, check=False)
+    done = step("program", run, argv)
     rules: Rules = {}
     for member in json.loads(done.stdout)["nftables"] if done.returncode == 0 else ():
         if rule := member.get("rule"):

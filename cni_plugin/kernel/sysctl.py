@@ -10,6 +10,7 @@ import logging
 import os
 
 from cni_plugin.kernel.errors import KernelError
+from seam import step
 
 log = logging.getLogger("podwire")
 
@@ -42,7 +43,11 @@ def set_sysctl(key: str, value: str) -> None:
     """Set the value; KernelError when there is no such key or the kernel refuses it."""
     log.debug("sysctl -w %s=%s", key, value)
     try:
-        with open(f"/proc/sys/{key}", "wb", buffering=0) as file:
-            file.write(value.encode())
+        step("sysctl", _write, key, value)
     except OSError as error:
         raise KernelError(f"sysctl -w {key}={value}", error.errno or 0) from error
+
+
+def _write(key: str, value: str) -> None:
+    with open(f"/proc/sys/{key}", "wb", buffering=0) as file:
+        file.write(value.encode())

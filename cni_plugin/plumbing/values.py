@@ -30,6 +30,7 @@ from cni_plugin.kernel.link import (
 )
 from cni_plugin.kernel.sysctl import get_sysctl, has_sysctl, set_sysctl
 from cni_plugin.plumbing.feature import Belonging
+from seam.files import make_directories, remove_file, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -176,10 +177,8 @@ def keep_values(path: str, values: Values, attachment: Attachment) -> None:
     }
     kept = {key: value for key, value in document.items() if value is not None}
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(kept, file)
-        os.rename(f"{path}.new", path)
+        make_directories(os.path.dirname(path), 0o700)
+        replace_file(path, json.dumps(kept).encode())
     except OSError as error:
         raise CNIError(Code.IO_FAILURE, f"{path}: {error.strerror}") from error
 
@@ -194,8 +193,7 @@ def restore_values(path: str, site: Site) -> None:
             run_all(*_plan_steps(_narrow(_parse_values(fields), site.pod, site.attachment.ifname), site))
     except CNIError as error:
         log.warning("%s: not all is as it was: %s", path, error)
-    with suppress(FileNotFoundError):
-        os.unlink(path)
+    remove_file(path)
 
 
 def _narrow(values: Values, pod: Namespace, ifname: str) -> Values:
@@ -241,9 +239,4 @@ def find_values(directory: str, network: str) -> Iterator[Belonging]:
             if fields and fields.raw.get("network") == network and fields.string("identity"):
                 container_id, _, ifname = name.removesuffix(".json").rpartition("_")
                 whose = f"{fields.string('identity')} {network} {container_id} {ifname}"
-                yield Belonging(whose=whose, what=f"file {path}", remove=partial(_remove, path))
-
-
-def _remove(path: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(path)
+                yield Belonging(whose=whose, what=f"file {path}", remove=partial(remove_file, path))

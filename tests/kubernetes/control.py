@@ -14,7 +14,7 @@ from tests.runtime import tools
 if TYPE_CHECKING:
     from tests.node import Node
 
-TOKEN = "admin-of-the-test"  # noqa: S105  of a cluster that nobody else reaches
+TOKEN = "admin-of-the-test"
 POD_CIDRS = ("10.244.0.0/16", "fd00:10:244::/56")
 SERVICE_CIDRS = ("10.96.0.0/16", "fd00:10:96::/112")
 GATES = "--feature-gates=IPv6DualStack=true"

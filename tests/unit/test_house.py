@@ -7,11 +7,12 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGES = ("cni_plugin", "ipam")
+PACKAGES = ("cni_plugin", "ipam", "seam")
 LONGEST_FUNCTION, LONGEST_MODULE, LONGEST_DOCSTRING = 60, 400, 10
 
 # What each room may import of ours besides itself; the way is down.
 BELOW = {
+    "seam": set(),  # below everything: every room may import it
     "ipam": set(),
     "contract": set(),
     "config": {"contract"},
@@ -105,7 +106,7 @@ def room_of(module: str) -> str | None:
     package, *rest = module.split(".")
     if package == "cni_plugin":
         return rest[0] if rest else ""
-    return package if package == "ipam" else None
+    return package if package in PACKAGES else None
 
 
 def imports_of(module: str, *, at_run_time: bool = False) -> set[str]:
@@ -135,7 +136,9 @@ def is_guard(node: ast.AST) -> bool:
 def test_imports_point_down() -> None:
     assert {module: room_of(module) for module in MODULES if room_of(module) not in BELOW} == {}
     needed = {module: {room_of(name) for name in imports_of(module)} - {None} for module in MODULES}
-    upward = {module: rooms - BELOW[room_of(module)] - {room_of(module)} for module, rooms in needed.items()}
+    upward = {
+        module: rooms - BELOW[room_of(module)] - {room_of(module), "seam"} for module, rooms in needed.items()
+    }
     assert {module: rooms for module, rooms in upward.items() if rooms} == {}
 
 
@@ -198,3 +201,65 @@ def swallows(node: ast.AST) -> bool:
         return silent and (node.type is None or ast.unparse(node.type) in everything)
     suppresses = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress")
     return suppresses and bool(everything & {ast.unparse(argument) for argument in node.args})
+
+
+# What changes something outside of the process, or starts one; a file opened to be written is one, too.
+CHANGING = {
+    *(f"os.{name}" for name in ("link", "unlink", "remove", "rename", "replace", "symlink", "truncate")),
+    *(
+        f"os.{name}"
+        for name in ("mkdir", "makedirs", "rmdir", "chmod", "chown", "write", "ftruncate", "fork")
+    ),
+    *(f"subprocess.{name}" for name in ("run", "Popen", "call", "check_call", "check_output")),
+    "lock.acquire",
+}
+# Functions that are steps themselves: they are called by `step` alone.
+STEPS = {"cni_plugin.delegate._execute", "cni_plugin.kernel.sysctl._write"}
+# The shim ends as a client or becomes the program, and no step is made there.
+WITHOUT_SEAM = {"cni_plugin.agent.shim"}
+
+
+def test_every_change_of_files_and_every_program_passes_the_seam() -> None:
+    """Those of the kernel do in netlink, nfnetlink and sysctl, which tests/storm compares with strace."""
+    calls = {
+        f"{module}:{call.lineno} {ast.unparse(call.func)}"
+        for module in MODULES.keys() - WITHOUT_SEAM
+        for call in calls_in(module)
+        if changes(call)
+    }
+    assert calls == set()
+
+
+def calls_in(module: str) -> list[ast.Call]:
+    tree = tree_of(module)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    steps = [
+        node for function in functions if f"{module}.{function.name}" in STEPS for node in ast.walk(function)
+    ]
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node not in steps]
+
+
+def changes(call: ast.Call) -> bool:
+    name = ast.unparse(call.func)
+    if name in CHANGING or name.endswith((".write_text", ".write_bytes", ".hardlink_to")):
+        return True
+    if name == "os.open":
+        return any("O_CREAT" in ast.unparse(argument) for argument in call.args)
+    modes = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+    text = "".join(str(mode.value) for mode in modes if isinstance(mode, ast.Constant))
+    return name == "open" and bool(set(text) & set("wax+")) and "step(" not in ast.unparse(call.args[0])
+
+
+def test_nothing_of_ours_sets_the_hook_of_the_seam() -> None:
+    """Whoever imports `step` alone cannot; and in the seam itself it is set once, to None."""
+    whole = {
+        module for module in MODULES for name in imports_of(module) if name == "seam" and module != "seam"
+    }
+    assert [module for module in whole if imported_from_seam(module) != {"step"}] == []
+    assert [ast.unparse(node) for node in ast.walk(tree_of("seam")) if isinstance(node, ast.Global)] == []
+
+
+def imported_from_seam(module: str) -> set[str]:
+    nodes = ast.walk(tree_of(module))
+    found = [n for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) and "seam" in ast.unparse(n)]
+    return {alias.name for node in found for alias in node.names if "seam.files" not in ast.unparse(node)}

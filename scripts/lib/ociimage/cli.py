@@ -65,7 +65,9 @@ def main(root: Path) -> None:
 def _parser(version: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/image", description="Write podwire's OCI image.")
     parser.add_argument("--output", default=f"podwire-{version}.tar", help="the archive (%(default)s)")
-    parser.add_argument("--tag", default=f"localhost/podwire:{version}", help="the image's name (%(default)s)")
+    parser.add_argument(
+        "--tag", default=f"localhost/podwire:{version}", help="the image's name (%(default)s)"
+    )
     return parser
 
 

@@ -21,7 +21,13 @@ ENVIRONMENT = ("MALLOC_ARENA_MAX=2",)
 _EXTRAS = ("kubernetes", "runtime", "metrics")
 _SITE = "usr/lib/python3/dist-packages"
 _CODE = ("cni_plugin", "ipam")
-_ROOTS = ("usr/bin/python3*", "usr/sbin/nft", "usr/lib/python3*", "usr/share/doc/*/copyright", "usr/lib/locale/C.utf8/*")
+_ROOTS = (
+    "usr/bin/python3*",
+    "usr/sbin/nft",
+    "usr/lib/python3*",
+    "usr/share/doc/*/copyright",
+    "usr/lib/locale/C.utf8/*",
+)
 _JUNK = (
     *(f"usr/lib/python3.*/{name}/*" for name in (
         "__phello__", "curses", "dbm", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "sqlite3", "test",
@@ -120,15 +126,30 @@ def _compile(tree: Tree, directory: Path) -> Tree:
     """
     tree.write(directory)
     loader = next(path for path in sorted(tree) if re.search(r"/ld-linux[^/]*\.so\.\d$", path))
-    paths = sorted({str(directory / path.rpartition("/")[0]) for path in tree if re.search(r"^usr/lib/[^/]*-linux-gnu/", path)})
+    paths = sorted(
+        {
+            str(directory / path.rpartition("/")[0])
+            for path in tree
+            if re.search(r"^usr/lib/[^/]*-linux-gnu/", path)
+        }
+    )
     interpreter = str(directory / tree.resolve("usr/bin/python3"))
     python = [str(directory / tree.resolve(loader)), "--library-path", ":".join(paths), interpreter]
     options = ["-q", "--invalidation-mode", "unchecked-hash", "-s", str(directory), "-p", "/"]
     ours = {f"{_SITE}/{name}" for name in _CODE}
-    site = {"/".join([_SITE, path.removeprefix(f"{_SITE}/").partition("/")[0]]) for path in tree if path.startswith(_SITE)}
+    site = {
+        "/".join([_SITE, path.removeprefix(f"{_SITE}/").partition("/")[0]])
+        for path in tree
+        if path.startswith(_SITE)
+    }
     others = [_stdlib(tree), *sorted(site - ours)]
     # One process and no random hashes, so that the same source always makes the same bytes.
-    environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHOME": str(directory / "usr"), "PATH": "/usr/bin:/bin"}
+    environment = {
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONHOME": str(directory / "usr"),
+        "PATH": "/usr/bin:/bin",
+    }
     # -b: beside the source, whose place the compiled module can then take.
     for words in (["-b", *options, *others], [*options, *sorted(ours)]):
         places = [str(directory / word) if word in others or word in ours else word for word in words]
