@@ -103,7 +103,7 @@ def configure(
     link = pod_side.require_link(pod, plan.attachment)
     gateway_link = gateway.ensure_gateway(plan, wire.bridge, addresses.ips, wire.mtu, host)
     if plan.container_interface_up:
-        pod_side.dress(pod, link, pod_side.Outfit(ips=addresses.ips, routes=addresses.routes, dad=plan.dad))
+        pod_side.dress(pod, link, _outfit(plan, addresses))
         made = _wait_until_forwarding(plan, wire, host)
         pod_side.announce_addresses(pod, link, addresses.ips)
     else:
@@ -114,6 +114,14 @@ def configure(
         ips=tuple(replace(ip, interface=len(made)) for ip in addresses.ips),
         routes=addresses.routes,
         dns=plan.dns or addresses.dns,
+    )
+
+
+def _outfit(plan: BridgePlan, addresses: Result) -> pod_side.Outfit:
+    """Return what the pod gets; routers of the segment are for a pod alone whose gateway is elsewhere."""
+    settled = plan.is_gateway or any(ip.address.version == 6 for ip in addresses.ips)
+    return pod_side.Outfit(
+        ips=addresses.ips, routes=addresses.routes, dad=plan.dad, follows_routers=not settled
     )
 
 

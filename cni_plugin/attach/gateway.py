@@ -17,7 +17,7 @@ from cni_plugin.contract.result import Route
 from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses, wait_until_resolvable
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import VethPair, add_veth, get_link, get_link_by_index, set_up
-from cni_plugin.kernel.netconf import ensure_forwarding
+from cni_plugin.kernel.netconf import ensure_forwarding, ignore_routers
 from cni_plugin.kernel.route import MAIN_TABLE
 from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
 from cni_plugin.kernel.vlan import access_vlan, add_vlan
@@ -144,6 +144,7 @@ def _ensure_vlan_link(plan: BridgePlan, bridge: Link, mtu: int, host: Namespace)
     holder, port = _require_vlan_link(name, bridge, host)
     if plan.vlans:
         host.netlink.change(add_vlan(port.name, port.index, access_vlan(plan.vlan)))
+    ignore_routers(host.netlink, name)
     host.netlink.change(set_up(name))
     return holder
 

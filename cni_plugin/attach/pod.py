@@ -15,7 +15,7 @@ from cni_plugin.contract.inet import width
 from cni_plugin.kernel.addr import add_address, list_addresses, list_unsettled, wait_until_resolvable
 from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_mac, set_up
 from cni_plugin.kernel.route import RouteSpec, add_route, list_routes
-from cni_plugin.kernel.sysctl import ensure_sysctl
+from cni_plugin.kernel.sysctl import ensure_sysctl, has_sysctl
 
 if TYPE_CHECKING:
     from netaddr import IPAddress, IPNetwork
@@ -61,6 +61,8 @@ class Outfit:
     ips: tuple[IPConfig, ...] = ()
     routes: tuple[Route, ...] = ()
     dad: bool = False
+    follows_routers: bool = True
+    """Whether it takes addresses and routes from whoever says on its link that he is a router."""
 
 
 def dress(pod: Namespace, link: Link, outfit: Outfit) -> None:
@@ -69,9 +71,11 @@ def dress(pod: Namespace, link: Link, outfit: Outfit) -> None:
     With `dad` the kernel probes for duplicates and this waits until it has: CNIError 11 when
     it takes too long, CNIError 999 when there is a duplicate.
     """
-    if any(ip.address.version == 6 for ip in outfit.ips):
-        with pod.entered():
+    with pod.entered():
+        if any(ip.address.version == 6 for ip in outfit.ips):
             _prepare_ipv6(link.name, dad=outfit.dad)
+        if not outfit.follows_routers:
+            _ignore_routers(link.name)
     addresses = [add_address(link.index, ip.address, dad=outfit.dad) for ip in outfit.ips]
     routes = [add_route(spec) for spec in plan_routes(link.index, outfit)]
     if outfit.dad:
@@ -94,6 +98,13 @@ def _prepare_ipv6(ifname: str, *, dad: bool) -> None:
     if dad:
         # RFC 7527: a looped-back probe is not a duplicate.
         ensure_sysctl(f"{conf}/enhanced_dad", 1)
+
+
+def _ignore_routers(ifname: str) -> None:
+    """Keep a neighbour that advertises itself from becoming the pod's router: CVE-2020-10749."""
+    key = f"net/ipv6/conf/{ifname}/accept_ra"
+    if has_sysctl(key):  # below 1280 bytes, and without IPv6, there is none
+        ensure_sysctl(key, 0)
 
 
 def plan_routes(index: int, outfit: Outfit) -> list[RouteSpec]:

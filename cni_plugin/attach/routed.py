@@ -40,7 +40,7 @@ from cni_plugin.contract.result import DNS, Interface, IPConfig, Result, Route
 from cni_plugin.kernel.bridge import random_mac
 from cni_plugin.kernel.link import Link, get_link
 from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
-from cni_plugin.kernel.netconf import ensure_forwarding
+from cni_plugin.kernel.netconf import ensure_forwarding, ignore_routers
 from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, find_path, list_routes, set_route
 from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
 
@@ -176,7 +176,9 @@ def configure(plan: RoutedPlan, wire: int, host: Namespace, pod: Namespace, addr
     addresses = narrow(addresses)
     inside = pod_side.require_link(pod, plan.attachment)
     outside = _require(host, plan.attachment.host_ifname)
-    pod_side.dress(pod, inside, pod_side.Outfit(ips=addresses.ips, routes=addresses.routes, dad=plan.dad))
+    ignore_routers(host.netlink, outside.name)
+    outfit = pod_side.Outfit(ips=addresses.ips, routes=addresses.routes, dad=plan.dad, follows_routers=False)
+    pod_side.dress(pod, inside, outfit)
     versions = sorted({ip.address.version for ip in addresses.ips})
     hops = [Neighbour(address=NEXT_HOP[version], mac=outside.mac) for version in versions]
     pod.netlink.change(*(set_neighbour(inside.index, hop) for hop in hops))

@@ -34,8 +34,8 @@ from cni_plugin.attach.tunnel import (
 from cni_plugin.attach.underlay import VXLAN_OVERHEAD
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.kernel.link import get_link
-from cni_plugin.kernel.netconf import ensure_forwarding
-from cni_plugin.kernel.nft import Chain, Ruleset, ensure_ruleset, find_difference
+from cni_plugin.kernel.netconf import ensure_forwarding, ignore_routers
+from cni_plugin.kernel.nft import Chain, Ruleset, ensure_ruleset, find_difference, require_nft
 from cni_plugin.kernel.vxlan import ensure_master, ensure_vxlan, find_vxlan
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def _ensure_network(plan: VxlanPlan, host: Namespace, *, doubt: bool) -> tuple[B
     underlay, mtu = locate(plan.tunnel, nl)
     pod_side.refuse_small_mtu(mtu, plan.bridge.addressing.stated_families)
     device, changes = _ensure_tunnel(plan.tunnel, underlay, mtu, host, doubt=doubt)
+    changes += ensure_ruleset(host.nftables, _guard_ruleset(plan))
     wire = bridge_mode.ensure_shared(replace(plan.bridge, mtu=mtu), host)
     if plan.tunnel.routed:
         accept_answers(device.name)
@@ -104,28 +105,45 @@ def _ensure_network(plan: VxlanPlan, host: Namespace, *, doubt: bool) -> tuple[B
     return wire, changes
 
 
+def _guard_ruleset(plan: VxlanPlan) -> Ruleset:
+    """Return what keeps pods out of the tunnel: a device takes a frame from whoever knows port and VNI.
+
+    So a pod could send frames with any source to the pods of all nodes, past every check of its own
+    port. What it sends to that port is dropped where it enters the node: by the bridge, by the veth of a
+    routed pod, by the tunnel itself.
+    """
+    links = (plan.bridge.gateway_ifname, "veth*", plan.tunnel.device)
+    chain = Chain(
+        name=f"guard_{plan.tunnel.device}",
+        hook="type filter hook prerouting priority raw; policy accept;",
+        rules=tuple(f'iifname "{link}" udp dport {plan.tunnel.port} drop' for link in links),
+    )
+    return Ruleset(family="inet", title=f"{plan.tunnel.network} tunnel is for nodes", chains=(chain,))
+
+
 def _gateway_ruleset(plan: VxlanPlan) -> Ruleset:
     """Return what keeps the gateway at home: every node has one, with the same address and MAC.
 
-    What asks for it and what it says itself must stay on the node, so both are dropped on their way
-    out of the tunnel device.
+    What asks for it and what is said in its name, by itself or by a pod that lies, must stay on the
+    node, so both are dropped on their way out of the tunnel device.
     """
     out = f'oifname "{plan.tunnel.device}"'
-    searches = [f"{out} {_render_search(address)} drop" for address in sorted(plan.gateways)]
+    words = [words for address in sorted(plan.gateways) for words in _render_talk(address)]
     chain = Chain(
         name=f"tunnel_{plan.tunnel.device}",
         hook="type filter hook postrouting priority 0;",
-        rules=(f"{out} ether saddr {plan.bridge.bridge_mac} drop", *searches),
+        rules=(f"{out} ether saddr {plan.bridge.bridge_mac} drop", *(f"{out} {each} drop" for each in words)),
     )
     return Ruleset(family="bridge", title=f"{plan.tunnel.network} gateway stays home", chains=(chain,))
 
 
-def _render_search(address: IPAddress) -> str:
-    """Return the match for what asks where the address is."""
+def _render_talk(address: IPAddress) -> tuple[str, ...]:
+    """Return what matches a question for an address, and an answer."""
     if address.version == 4:
-        return f"arp daddr ip {address}"
-    # The target of a solicitation is at byte 8 of ICMPv6 (RFC 4861 section 4.3).
-    return f"icmpv6 type nd-neighbor-solicit @th,64,128 {int(address):#x}"
+        return f"arp daddr ip {address}", f"arp saddr ip {address}"
+    # The target of a solicitation or advertisement is at byte 8 of ICMPv6 (RFC 4861 sections 4.3, 4.4).
+    target = f"@th,64,128 {int(address):#x}"
+    return f"icmpv6 type nd-neighbor-solicit {target}", f"icmpv6 type nd-neighbor-advert {target}"
 
 
 def _ensure_tunnel(
@@ -147,6 +165,7 @@ def _ensure_tunnel(
         if tunnel.routed:
             for version in sorted({subnet.version for subnet in tunnel.subnets}):
                 ensure_forwarding(nl, version)
+            ignore_routers(nl, device.name)
         return device, int(made) + settle(nl, mark, desired_state(tunnel, underlay, device.index, nl))
 
 
@@ -169,6 +188,8 @@ def check(plan: VxlanPlan, host: Namespace, pod: Namespace, result: Result) -> N
         raise broken(
             f"peers of network {plan.tunnel.network}: wanted them in sync, found undone: {change.command}"
         )
+    if find_difference(host.nftables, _guard_ruleset(plan)):
+        raise broken(f"nft chain inet podwire guard_{device.name}: wanted its rules, found others")
     if not plan.tunnel.routed:
         _check_port(plan, device, host)
     elif chain := find_difference(host.nftables, plan_marks(plan.tunnel)):
@@ -221,6 +242,7 @@ def explain_mtu(plan: VxlanPlan, host: Namespace) -> list[str]:
 def ready(plan: VxlanPlan, host: Namespace) -> None:
     """Raise CNIError 50 when a pod could not be attached here now."""
     bridge_mode.ready(plan.bridge, host)
+    require_nft()
     try:
         locate(plan.tunnel, host.netlink)
     except CNIError as error:

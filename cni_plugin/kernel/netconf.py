@@ -13,7 +13,15 @@ import struct
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import IFLA_IFNAME, link_body, read_link
-from cni_plugin.kernel.message import AF_INET, FAMILY, find_attribute, parse_attributes, parse_number, text
+from cni_plugin.kernel.message import (
+    AF_INET,
+    AF_INET6,
+    FAMILY,
+    find_attribute,
+    parse_attributes,
+    parse_number,
+    text,
+)
 from cni_plugin.kernel.netlink import HEADER, Query
 from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl
 
@@ -21,8 +29,10 @@ _RTM_GETNETCONF = 82
 _NETCONFA_IFINDEX, _NETCONFA_FORWARDING, _ALL = 1, 2, -1
 _NETCONFMSG = struct.Struct("=Bxxx")  # family
 _IFINDEX = struct.Struct("=HHi")
-_IFLA_AF_SPEC, _IFLA_INET_CONF = 26, 1
-_ROUTE_LOCALNET = 25  # IPV4_DEVCONF_ROUTE_LOCALNET of an array that begins with number 1
+_IFLA_AF_SPEC, _IFLA_INET_CONF, _IFLA_INET6_CONF = 26, 1, 2
+# Places in the arrays of switches: IPV4_DEVCONF_ROUTE_LOCALNET, which counts from 1, and DEVCONF_ACCEPT_RA.
+_ROUTE_LOCALNET, _ACCEPT_RA = 25, 3
+_ALTHOUGH_FORWARDING = 2
 
 
 def ensure_forwarding(nl: netlink.Netlink, version: int) -> None:
@@ -42,15 +52,26 @@ def _is_forwarding(nl: netlink.Netlink, version: int) -> bool:
 
 def ensure_route_localnet(nl: netlink.Netlink, link: str) -> None:
     """Let packets for 127.0.0.0/8 pass by a link of the thread's namespace, which is that of `nl`."""
-    if not _routes_localnet(nl, link):
+    if not _get_switch(nl, link, (AF_INET, _IFLA_INET_CONF), _ROUTE_LOCALNET):
         ensure_sysctl(route_localnet(link), 1)
 
 
-def _routes_localnet(nl: netlink.Netlink, link: str) -> bool:
+def _get_switch(nl: netlink.Netlink, link: str, array: tuple[int, int], place: int) -> int:
+    """Return a switch of a link, 0 where the kernel has none of this family."""
     raw = nl.get(Query(f"ip link show {link}", netlink.RTM_GETLINK, link_body(text(IFLA_IFNAME, link))))
-    of_families = parse_attributes(read_link(raw).get(_IFLA_AF_SPEC, b""))
-    switches = find_attribute(of_families.get(AF_INET, b""), _IFLA_INET_CONF)
-    return bool(parse_number(switches[_ROUTE_LOCALNET * 4 :][:4]))
+    family, kind = array
+    switches = find_attribute(parse_attributes(read_link(raw).get(_IFLA_AF_SPEC, b"")).get(family, b""), kind)
+    return parse_number(switches[place * 4 :][:4])
+
+
+def ignore_routers(nl: netlink.Netlink, link: str) -> None:
+    """Let no pod behind a link of the thread's namespace, which is that of `nl`, become the node's router.
+
+    A node that forwards takes router advertisements only where `accept_ra` is 2, which is what nodes have as
+    their default that get their own addresses so.
+    """
+    if _get_switch(nl, link, (AF_INET6, _IFLA_INET6_CONF), _ACCEPT_RA) == _ALTHOUGH_FORWARDING:
+        ensure_sysctl(f"net/ipv6/conf/{link}/accept_ra", 0)
 
 
 def route_localnet(link: str) -> str:

@@ -1,0 +1,140 @@
+"""What a hostile pod can do by default and what stops it: the tables of docs/reliability.md, tried out."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.cluster import TUNNEL, Cluster, make_cluster
+from tests.cluster import address_of as address_in
+from tests.kernel.frames import IP4, packed_mac
+from tests.kernel.hostile import ATTACKS, Scene, datagram, inject, is_heard, lies_about, sends_as
+from tests.kernel.networks import GATEWAYS, V4, address_of, dual_stack, network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.node import Node, Pod
+
+PAGE = Path(__file__).parents[2] / "docs/reliability.md"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "`macspoofchk`": {"macspoofchk": True},
+    '`spoofCheck: "ip"`': {"spoofCheck": "ip"},
+    "`portIsolation`": {"portIsolation": True},
+    "mode `routed`": {"mode": "routed"},
+}
+OUTCOME = {True: "succeeds", False: "stopped"}
+OTHER_MAC = "02:00:5e:00:00:99"
+NEXT_HOPS = {4: "169.254.1.1", 6: "fe80::1"}
+FORMS = {
+    "flat": ("flat", {}),
+    'flat, `spoofCheck: "ip"`': ("flat", {"spoofCheck": "ip"}),
+    "routed": ("routed", {}),
+    'routed, `spoofCheck: "ip"`': ("routed", {"spoofCheck": "ip"}),
+}
+
+
+def documented(setting: str) -> dict[str, str]:
+    """Return the column of a setting, by attack, of the table that has it."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines()]
+    start = next(n for n, row in enumerate(rows) if row[:1] == ["attack"] and setting in row)
+    table = takewhile(bool, rows[start + 2 :])
+    return {row[0]: row[rows[start].index(setting)] for row in table}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_each_attack_on_a_neighbour_ends_as_documented(plain_node: Node, setting: str) -> None:
+    node = plain_node
+    # What nodes have that get their own addresses from routers: the worst case.
+    node.run("sysctl", "-qw", "net.ipv6.conf.default.accept_ra=2")
+    config = dual_stack(node, **SETTINGS[setting])
+    attacker, victim = node.pod(), node.pod()
+    node.add(config, attacker)
+    result = node.add(config, victim)
+    gateways = NEXT_HOPS if config.get("mode") == "routed" else GATEWAYS
+    scene = Scene(node, attacker, victim, gateways, {v: address_of(result, v) for v in (4, 6)})
+    found = {}
+    for name, attack in ATTACKS.items():
+        for space in (node, victim):
+            space.run("ip", "neigh", "flush", "all")
+        found[name] = OUTCOME[attack(scene)]
+    assert found == documented(setting)
+
+
+def test_a_pod_with_ipv4_alone_takes_no_router_either(plain_node: Node) -> None:
+    """It has a link-local address all the same, and would prefer what IPv6 its neighbour gives it."""
+    node, attacker, victim = plain_node, plain_node.pod(), plain_node.pod()
+    config = network(node, V4, isDefaultGateway=True)
+    node.add(config, attacker)
+    node.add(config, victim)
+    scene = Scene(node, attacker, victim, {4: GATEWAYS[4]}, {})
+    assert not ATTACKS["router advertisement to a neighbour"](scene)
+
+
+@pytest.mark.parametrize("keys", [{}, {"isGateway": True, "sysctl": {"net.ipv6.conf.IFNAME.accept_ra": "1"}}])
+def test_a_pod_that_is_meant_to_take_routers_takes_them(plain_node: Node, keys: dict[str, Any]) -> None:
+    """On a bridge whose gateway is elsewhere the segment's router gives IPv6; else one asks for it."""
+    node, router, pod = plain_node, plain_node.pod(), plain_node.pod()
+    config = network(node, V4, **keys)
+    node.add(config, router)
+    node.add(config, pod)
+    scene = Scene(node, router, pod, {4: GATEWAYS[4]}, {})
+    assert ATTACKS["router advertisement to a neighbour"](scene)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, bin_dir: Path) -> Iterator[Cluster]:
+    made = make_cluster(tmp_path, bin_dir, 2)
+    yield made
+    made.remove()
+
+
+def start_pods(cluster: Cluster, form: str, **keys: Any) -> dict[int, Pod]:
+    """Make a pod on every node, and on the first one another, 0, that is hostile."""
+    pods = {}
+    for n, i in ((0, 1), (1, 1), (2, 2)):
+        pods[n] = cluster.nodes[i].pod()
+        cluster.nodes[i].add(cluster.config(form, i) | {"ipMasq": True, **keys}, pods[n])
+    return pods
+
+
+def enters_the_tunnel(cluster: Cluster, form: str, pods: dict[int, Pod], i: int) -> bool:
+    """Let the hostile pod wrap a frame as nodes do for a pod of node i; tell whether that one hears it."""
+    endpoint = pods[i].links()["eth0"] if form == "flat" else cluster.nodes[i].links()[TUNNEL]
+    source, to = "10.244.1.200", address_in(pods[i], 4)
+    frame = packed_mac(endpoint["address"]) + packed_mac(OTHER_MAC) + IP4.to_bytes(2, "big")
+    vtep = cluster.address(i, 4)
+    return is_heard(pods[i], to, source, lambda: inject(pods[0], vtep, frame + datagram(source, to)))
+
+
+@pytest.mark.parametrize("setting", FORMS)
+def test_each_attack_across_nodes_ends_as_documented(cluster: Cluster, setting: str) -> None:
+    form, keys = FORMS[setting]
+    pods = start_pods(cluster, form, **keys)
+    gateway = "10.244.0.1" if form == "flat" else "10.244.2.1"
+    scene = Scene(cluster.nodes[1], pods[0], pods[2], {4: gateway}, {})
+    others = {4: "10.244.1.200", 6: "fd00:10:244::1:c8" if form == "flat" else "fd00:10:244:1::c8"}
+    found = {
+        **{
+            f"IPv{v} source of another": sends_as(pods[0], other, pods[2], address_in(pods[2], v))
+            for v, other in others.items()
+        },
+        "ARP as the gateway": lies_about(scene, pods[2], gateway),
+        "a tunnel packet of its own to another node": enters_the_tunnel(cluster, form, pods, 2),
+        "a tunnel packet of its own to its node": enters_the_tunnel(cluster, form, pods, 1),
+    }
+    assert {name: OUTCOME[won] for name, won in found.items()} == documented(setting)
+
+
+@pytest.mark.parametrize("form", ["flat", "routed"])
+def test_it_is_the_guard_that_keeps_pods_out_of_the_tunnel(cluster: Cluster, form: str) -> None:
+    pods, node = start_pods(cluster, form), cluster.nodes[1]
+    assert not enters_the_tunnel(cluster, form, pods, 2)
+    node.run("nft", "flush", "chain", "inet", "podwire", f"guard_{TUNNEL}")
+    assert enters_the_tunnel(cluster, form, pods, 2)
+    node.add(cluster.config(form, 1), node.pod())
+    assert not enters_the_tunnel(cluster, form, pods, 2)
