@@ -41,8 +41,10 @@ def stamp_path_of(network: Network) -> str:
 
 def read_stamp(path: str) -> Stamp:
     """Return the stamp; an empty one when there is none that can be read."""
-    with suppress(OSError, ValueError, TypeError), open(path, encoding="utf-8") as file:
-        return Stamp(**json.load(file))
+    with suppress(OSError, ValueError, TypeError, RecursionError), open(path, encoding="utf-8") as file:
+        stamp = Stamp(**json.load(file))
+        if all(isinstance(each, str) for each in (stamp.digest, stamp.counts, stamp.content)):
+            return stamp
     return Stamp()
 
 
