@@ -212,7 +212,7 @@ def _read_file(path: str) -> Fields | None:
         return None
     except OSError as error:
         raise CNIError(Code.IO_FAILURE, f"{path}: {error.strerror}") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     return Fields(document if isinstance(document, dict) else {}, path)
 
@@ -236,7 +236,7 @@ def find_values(directory: str, network: str) -> Iterator[Belonging]:
         for name in os.listdir(directory):
             path = os.path.join(directory, name)
             fields = _read_file(path) if name.endswith(".json") else None
-            if fields and fields.raw.get("network") == network and fields.string("identity"):
+            if fields and fields.raw.get("network") == network:
                 container_id, _, ifname = name.removesuffix(".json").rpartition("_")
-                whose = f"{fields.string('identity')} {network} {container_id} {ifname}"
+                whose = f"{fields.raw.get('identity')} {network} {container_id} {ifname}"
                 yield Belonging(whose=whose, what=f"file {path}", remove=partial(remove_file, path))
