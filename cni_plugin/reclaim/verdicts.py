@@ -43,11 +43,20 @@ def judge(trail: Trail, veths: Veths, word: Word | None, *, shared: bool) -> Ver
     """Return the verdict; None for an attachment that lives."""
     if not trail.container_id:
         return Verdict(proof=Proof.DEBRIS, reason="an empty file, which a crash has left")
-    if veths.show(trail) or (word is not None and word.lists(trail)):
+    if word is not None and word.lists(trail):
         return None
+    if veths.show(trail):
+        return _wonder(trail, word)
     if trail.joined_here:
         return Verdict(proof=Proof.KERNEL, reason="podwire joined it here, and its veth is gone")
     return _believe(trail, word, shared=shared)
+
+
+def _wonder(trail: Trail, word: Word | None) -> Verdict | None:
+    """Return what is strange about a veth that the runtime knows nothing of: it is nobody's to remove."""
+    if word is None or trail.network not in word.networks:
+        return None
+    return _unproven("its veth is here, and the runtime does not list it: somebody holds its namespace")
 
 
 def _believe(trail: Trail, word: Word | None, *, shared: bool) -> Verdict:
