@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import ipam
 from cni_plugin.agent.garbage import Collection
 from cni_plugin.console import add_conf_dir, write
 from cni_plugin.contract.errors import CNIError, invalid_config
@@ -104,7 +105,7 @@ def _run(arguments: argparse.Namespace) -> int:
     problems: list[CNIError] = []
     try:
         items = reclaim(_wish(arguments, problems), problems)
-    except CNIError as error:
+    except (CNIError, ipam.IPAMError) as error:
         sys.stderr.write(f"podwire: {error}\n")
         return 2
     report = Report.of(items)

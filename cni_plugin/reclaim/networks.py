@@ -68,6 +68,8 @@ def _read_file(path: str) -> Network | None:
     has_store = ipam_type(main.config) in OWN_NAMES
     if not has_store and not kinds & (MAIN_TYPES | CHAINED.keys()):
         return None
+    if has_store:
+        data_dir(main.config)  # one that cannot be is this file's problem alone
     section = main.config.section("ipam")
     return Network(
         main=main,

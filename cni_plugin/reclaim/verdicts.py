@@ -41,7 +41,7 @@ class Verdict:
 
 def judge(trail: Trail, veths: Veths, word: Word | None, *, shared: bool) -> Verdict | None:
     """Return the verdict; None for an attachment that lives."""
-    if not trail.container_id:
+    if not trail.identity and not trail.container_id:
         return Verdict(proof=Proof.DEBRIS, reason="an empty file, which a crash has left")
     if word is not None and word.lists(trail):
         return None

@@ -419,9 +419,11 @@ def test_a_configuration_that_cannot_be_read_is_told_and_the_others_are_collecte
     node.add(config, pod)
     kill(node, pod)
     (node.tmp / "net.d" / "00-broken.conflist").write_text("{")
+    configure(node, config | {"ipam": config["ipam"] | {"dataDir": "relative"}}, name="odd")
     done = run_gc(node)
     assert (done.returncode, node.held()) == (2, {})
     assert "00-broken.conflist" in done.stderr
+    assert '10-odd.conflist: "ipam.dataDir"' in done.stderr
     assert run_gc(node, "nowhere").returncode == 2
 
 

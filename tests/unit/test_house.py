@@ -56,7 +56,7 @@ BELOW = {
     "console": {"contract", "report"},
     "cli_cluster": {"contract", "kernel", "state_file", "agent", "cluster"},
     "cli_ipam": {"contract", "config", "kernel", "audit", "console", "ipam"},
-    "cli_gc": {"contract", "agent", "console", "reclaim"},
+    "cli_gc": {"contract", "agent", "console", "reclaim", "ipam"},
     "cli_agent": {"agent", "cli_cluster", "cli_gc"},
     "cli": {
         *("", "contract", "plugins", "report", "console", "ipam"),

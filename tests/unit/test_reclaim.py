@@ -55,6 +55,10 @@ ELSEWHERE = replace(NOBODY, networks=frozenset({"other"}))
         (CUT, NONE, BOX, None),
         (replace(CUT, joined_here=True), NONE, NOBODY, Proof.KERNEL),
         (replace(CUT, joined_here=True), NONE, BOX, None),
+        # A network's name may be so long that a comment has no room for the container's.
+        (replace(CUT, container_id=""), NONE, None, Proof.NONE),
+        (replace(CUT, container_id=""), NONE, NOBODY, Proof.NONE),
+        (replace(CUT, container_id=""), replace(NONE, identities=frozenset({IDENTITY})), None, None),
         (LEGACY, NONE, None, Proof.NONE),
         (LEGACY, NONE, NOBODY, Proof.RUNTIME),
         (LEGACY, NONE, BOX, None),
