@@ -167,6 +167,17 @@ def remove(path: str) -> bool:
     return True
 
 
+def keep_from_others(path: str) -> None:
+    """Let nobody but the owner open the file; one that is not there or not ours to change stays so.
+
+    Whoever may open a file may hold its lock, and Go makes its own readable by all.
+    """
+    with suppress(OSError):
+        status = os.lstat(path)
+        if S_ISREG(status.st_mode) and status.st_mode & 0o077:
+            step("chmod", os.chmod, path, 0o600)
+
+
 def nearest_existing(path: str) -> str:
     """Return the path or the closest of its parents that exists."""
     while not os.path.lexists(path):

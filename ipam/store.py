@@ -347,6 +347,7 @@ def _remove_debris(path: str) -> bool:
 def _make_lock(path: str) -> FileLock:
     from filelock import FileLock
 
+    files.keep_from_others(path)
     return FileLock(path, -1, 0o600, thread_local=False, poll_interval=_POLL, preserve_lock_file=True)
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from seam import step
 
-_ANEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+_ANEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def make_directories(path: str, mode: int = 0o755) -> None:

@@ -218,7 +218,8 @@ def _listening(path: str) -> Iterator[Listener]:
 def _only_agent(path: str) -> Iterator[None]:
     """Hold the lock beside the socket; it ends with the process, however that ends."""
     make_directories(os.path.dirname(path))
-    with open(step("create", os.open, f"{path}.lock", _LOCK, 0o644), "wb") as lock:
+    # Whoever may open it may hold it, and no agent would start.
+    with open(step("create", os.open, f"{path}.lock", _LOCK, 0o600), "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
