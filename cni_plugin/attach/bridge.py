@@ -118,8 +118,8 @@ def configure(
 
 
 def _outfit(plan: BridgePlan, addresses: Result) -> pod_side.Outfit:
-    """Return what the pod gets; routers of the segment are for a pod alone whose gateway is elsewhere."""
-    settled = plan.is_gateway or any(ip.address.version == 6 for ip in addresses.ips)
+    """Return what the pod gets; routers of the segment are for a pod alone whose way out is not known."""
+    settled = plan.is_gateway or 6 in gateway.served_by_default(addresses.routes)
     return pod_side.Outfit(
         ips=addresses.ips, routes=addresses.routes, dad=plan.dad, follows_routers=not settled
     )

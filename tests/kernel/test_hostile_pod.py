@@ -12,7 +12,7 @@ from tests.cluster import TUNNEL, Cluster, make_cluster
 from tests.cluster import address_of as address_in
 from tests.kernel.frames import IP4, packed_mac
 from tests.kernel.hostile import ATTACKS, Scene, datagram, inject, is_heard, lies_about, sends_as
-from tests.kernel.networks import GATEWAYS, V4, address_of, dual_stack, network
+from tests.kernel.networks import GATEWAYS, V4, V6, address_of, dual_stack, network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,11 +75,17 @@ def test_a_pod_with_ipv4_alone_takes_no_router_either(plain_node: Node) -> None:
     assert not ATTACKS["router advertisement to a neighbour"](scene)
 
 
-@pytest.mark.parametrize("keys", [{}, {"isGateway": True, "sysctl": {"net.ipv6.conf.IFNAME.accept_ra": "1"}}])
-def test_a_pod_that_is_meant_to_take_routers_takes_them(plain_node: Node, keys: dict[str, Any]) -> None:
-    """On a bridge whose gateway is elsewhere the segment's router gives IPv6; else one asks for it."""
+ON_REQUEST = {"isGateway": True, "sysctl": {"net.ipv6.conf.IFNAME.accept_ra": "1"}}
+
+
+@pytest.mark.parametrize("ranges", [(V4,), (V4, V6)], ids=["v4", "dual-stack"])
+@pytest.mark.parametrize("keys", [{}, ON_REQUEST], ids=["gateway elsewhere", "on request"])
+def test_a_pod_that_is_meant_to_take_routers_takes_them(
+    plain_node: Node, ranges: tuple[Any, ...], keys: dict[str, Any]
+) -> None:
+    """On a bridge whose gateway is elsewhere the segment's router is the way out; else one asks for it."""
     node, router, pod = plain_node, plain_node.pod(), plain_node.pod()
-    config = network(node, V4, **keys)
+    config = network(node, *ranges, **keys)
     node.add(config, router)
     node.add(config, pod)
     scene = Scene(node, router, pod, {4: GATEWAYS[4]}, {})

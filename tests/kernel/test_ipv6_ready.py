@@ -51,6 +51,7 @@ def test_sysctls_of_the_pod_without_detection(node: Node) -> None:
     node.add(dual_stack(node), pod)
     assert sysctl(pod, "net.ipv6.conf.eth0.accept_dad") == "0"
     assert sysctl(pod, "net.ipv6.conf.eth0.keep_addr_on_down") == "1"
+    assert sysctl(pod, "net.ipv6.conf.eth0.accept_ra") == "0"
 
 
 def test_ipv6_address_survives_the_interface_going_down(node: Node) -> None:

@@ -81,3 +81,10 @@ def test_another_link_of_the_gateways_name_is_refused(node: Node, words: list[st
         attach(node, node.pod())
     assert node.addresses("cni0.100") == []
     assert node.held() == {}
+
+
+def test_gateway_veth_takes_no_router_from_the_pods(node: Node) -> None:
+    """A node that gets its own addresses from routers has 2 by default, which counts although it forwards."""
+    node.run("sysctl", "-qw", "net.ipv6.conf.default.accept_ra=2")
+    attach(node, node.pod())
+    assert node.run("sysctl", "-n", "net/ipv6/conf/cni0.100/accept_ra").stdout.strip() == "0"
