@@ -55,7 +55,11 @@ def read_state(path: str) -> ClusterState | None:
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
-        known: dict[str, Any] = {name: found[key] for name, key in _KEYS.items() if key in found}
+        known: dict[str, Any] = {
+            name: tuple(found[key]) if isinstance(found[key], list) else found[key]
+            for name, key in _KEYS.items()
+            if key in found
+        }
         return ClusterState(**known)
     except (OSError, ValueError, TypeError):
         return None

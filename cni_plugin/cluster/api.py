@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import urllib3
 from kubernetes.client.api_client import ApiClient
 from kubernetes.client.configuration import Configuration
+from kubernetes.client.exceptions import OpenApiException
 from kubernetes.config import ConfigException
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ class API:
                 return
 
     def watch(self, version: str) -> Iterator[dict[str, Any]]:
-        """Yield the events after a version until the server ends the watch; GoneError when it is too old."""
+        """Yield the events after a version until the server ends the watch; GoneError when it is too old.
+
+        The first one is ours and says that the server answers.
+        """
         seconds = random.randint(*_WATCH)  # noqa: S311  no secret
         query = [
             ("watch", "1"),
@@ -78,6 +82,7 @@ class API:
             ("timeoutSeconds", str(seconds)),
         ]
         with self._open("GET", _NODES, query, timeout=(_TIMEOUT[0], seconds + 30)) as response:
+            yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": version}}}
             for line in _lines(response):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
@@ -123,7 +128,13 @@ class API:
                 if not 200 <= response.status <= 299:
                     raise _refusal(method, path, response.status, response.data)
                 yield response
-        except (urllib3.exceptions.HTTPError, ConfigException, OSError, ValueError) as error:
+        except (
+            urllib3.exceptions.HTTPError,
+            OpenApiException,
+            ConfigException,
+            OSError,
+            ValueError,
+        ) as error:
             raise APIError(f"{method} {path}: {error}") from error
 
     def _connected(self) -> ApiClient:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.cluster.api import API
 
-_PAUSES = (1.0, 30.0)  # seconds between attempts, from the first to the longest
+PAUSES = (1.0, 30.0)  # seconds between attempts, from the first to the longest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +54,22 @@ class Watch:
             return Known(nodes=nodes, problem=self._problem)
 
     def _run(self) -> None:
-        version, pause = "", _PAUSES[0]
+        version, pause = "", PAUSES[0]
         while True:
             try:
                 version = version or self._list()
-                self._say("")
                 for seen in self._follow(version):
-                    version, pause = seen, _PAUSES[0]
+                    version, pause = seen, PAUSES[0]
             except GoneError:
                 version = ""
             except APIError as error:
                 self._say(str(error))
-                pause = min(pause * 2, _PAUSES[1])
+                pause = min(pause * 2, PAUSES[1])
+            except Exception as error:  # noqa: BLE001  it is said, and tried again
+                # A thread that ends would leave the node with what it knew, and nobody would know.
+                own.exception("unexpected")
+                self._say(f"{type(error).__name__}: {error}")
+                version, pause = "", PAUSES[1]
             # A server that ends every watch at once is not asked in a loop either.
             time.sleep(pause * random.uniform(0.3, 1))  # noqa: S311  no secret
 
@@ -87,6 +91,7 @@ class Watch:
             found = event["object"]
             if event["type"] != "BOOKMARK":
                 self._take(parse_node(found), gone=event["type"] == "DELETED")
+            self._say("")
             yield found["metadata"]["resourceVersion"]
 
     def _take(self, node: Node, *, gone: bool) -> None:
