@@ -3,7 +3,7 @@
 Everything here raises plain OSError. By hand: `mkdir -p`, `mv -f FILE.new FILE`.
 """
 # Plain os calls: pathlib costs more than the system calls.
-# ruff: noqa: PTH112, PTH120
+# ruff: noqa: PTH112, PTH118, PTH120
 
 from __future__ import annotations
 
@@ -34,13 +34,21 @@ def write_whole(fd: int, content: bytes) -> None:
         raise OSError(ENOSPC, os.strerror(ENOSPC))
 
 
-def replace_file(path: str, content: bytes, mode: int = 0o600) -> None:
-    """Make the content the file's, whole or not at all; nothing else is left when that fails."""
-    new = f"{path}.new"
+def replace_file(path: str, content: bytes, mode: int = 0o600, *, published: bool = False) -> None:
+    """Make the content the file's, whole or not at all; nothing else is left when that fails.
+
+    `published` is for what other programs read, and look for by its name: it survives a power cut, has
+    `mode` whatever the umask, and until it is whole it begins with a dot.
+    """
+    directory, name = os.path.split(path)
+    new = os.path.join(directory, f".{name}.new" if published else f"{name}.new")
     fd = step("create", os.open, new, _ANEW, mode)
     try:
         try:
             write_whole(fd, content)
+            if published:
+                step("chmod", os.fchmod, fd, mode)
+                os.fsync(fd)
         finally:
             os.close(fd)
         step("rename", os.rename, new, path)

@@ -13,9 +13,11 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.agent.journal import own, render_pairs
+from seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +43,10 @@ class Child:
         # -I: what the environment or the working directory say of modules is not for a root process.
         isolated = ["-I"] if sys.flags.isolated else []
         command = [sys.executable, *isolated, "-m", "cni_plugin", *self.words]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        start = partial[subprocess.Popen[bytes]](
+            subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        return step("program", start, command)
 
 
 class _Keeper:

@@ -12,9 +12,11 @@ import sys
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.agent.journal import own, render_pairs
+from seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,9 +90,10 @@ class _Collector(threading.Thread):
         with self._guard:
             if self._ended.is_set():
                 return None
-            self._child = subprocess.Popen(
-                [*command, *self._collection.words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            start = partial[subprocess.Popen[bytes]](
+                subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
+            self._child = step("program", start, [*command, *self._collection.words])
             return self._child
 
     def leave(self) -> None:

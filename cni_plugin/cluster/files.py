@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from seam import files
+
 
 def read_text(path: str) -> str | None:
     """Return a file's text, None when there is none that can be read."""
@@ -22,13 +24,6 @@ def replace_file(path: str, text: str) -> bool:
     """Make the file hold `text`, surviving a power cut; tell whether it did not before."""
     if read_text(path) == text:
         return False
-    directory, name = os.path.split(path)
-    os.makedirs(directory, exist_ok=True)
-    staged = os.path.join(directory, f".{name}.new")
-    with open(staged, "w", encoding="utf-8") as file:
-        os.fchmod(file.fileno(), 0o644)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(staged, path)
+    files.make_directories(os.path.dirname(path))
+    files.replace_file(path, text.encode(), 0o644, published=True)
     return True
