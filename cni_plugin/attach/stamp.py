@@ -43,8 +43,10 @@ def read_stamp(path: str) -> Stamp:
     """Return the stamp; an empty one when there is none that can be read."""
     with suppress(OSError, ValueError, TypeError, RecursionError), open(path, encoding="utf-8") as file:
         stamp = Stamp(**json.load(file))
-        if all(isinstance(each, str) for each in (stamp.digest, stamp.counts, stamp.content)):
-            return stamp
+        # JSON can say what no file can hold.
+        for each in (stamp.digest, stamp.counts, stamp.content):
+            str.encode(each)
+        return stamp
     return Stamp()
 
 

@@ -197,6 +197,14 @@ def test_a_stamp_is_read_as_written_and_a_broken_one_is_none(tmp_path: Path) -> 
     stamp = Stamp(digest="d", counts="c", content="192.0.2.2\n")
     write_stamp(path, stamp)
     assert read_stamp(path) == stamp
-    for text in ("", "{", "[]", '{"digest": "d", "nonsense": 1}', '{"content": 5}', "[" * 100_000):
+    for text in (
+        "",
+        "{",
+        "[]",
+        '{"digest": "d", "nonsense": 1}',
+        '{"content": 5}',
+        '{"content": "\\ud800"}',
+        "[" * 100_000,
+    ):
         (tmp_path / "test.peers").write_text(text)
         assert read_stamp(path) == Stamp(), text
