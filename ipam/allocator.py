@@ -166,11 +166,9 @@ def release(store: Store, owner: Owner, terms: Terms = _PLAIN) -> list[IPAddress
     return released
 
 
-def _let_rest(
-    store: Store, addresses: Collection[IPAddress], terms: Terms, since: float | None = None
-) -> None:
+def _let_rest(store: Store, addresses: Collection[IPAddress], terms: Terms, age: float = 0) -> None:
     if terms.cool_down:
-        store.resting().add(addresses, terms.sticky, terms.cool_down, since)
+        store.resting().add(addresses, terms.sticky, terms.cool_down, age)
 
 
 def held(store: Store, owner: Owner, terms: Terms = _PLAIN) -> list[IPAddress]:
@@ -212,12 +210,12 @@ def reclaim(store: Store, terms: Terms = _PLAIN) -> list[IPAddress]:
 
 
 def _reclaim(store: Store, terms: Terms) -> list[IPAddress]:
-    """Whoever had these addresses ended at the latest when this boot began, so they rest since then."""
+    """Whoever had these addresses ended at the latest when this boot began: they rest since then."""
     from ipam import boots
 
-    dead = boots.find_dead(store)
-    if dead:
-        _let_rest(store, dead, replace(terms, sticky=""), boots.began())
+    dead, uptime = boots.find_dead(store), boots.uptime()
+    if dead and uptime < terms.cool_down:
+        _let_rest(store, dead, replace(terms, sticky=""), uptime)
     boots.remove(store, dead)
     boots.mark_unmarked(store)
     return dead

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from functools import cache
-from time import CLOCK_BOOTTIME, clock_gettime, time
+from time import CLOCK_BOOTTIME, clock_gettime
 from typing import TYPE_CHECKING, Final
 
 from ipam import files
@@ -103,9 +103,9 @@ def _path(store: Store, address: IPAddress) -> str:
     return f"{store.directory}/{render_address(address)}"
 
 
-def began() -> float:
-    """Return when this boot began, in seconds since 1970 by the clock of now."""
-    return time() - clock_gettime(CLOCK_BOOTTIME)
+def uptime() -> float:
+    """Return for how many seconds this boot has lasted, suspended ones included."""
+    return clock_gettime(CLOCK_BOOTTIME)
 
 
 def _is_local(directory: str) -> bool:

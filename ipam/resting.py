@@ -120,12 +120,10 @@ class Resting:
         values = [parse_value(name) for name, since in everything if remaining(since, cool_down)]
         return [(version, number) for number, version in filter(None, values)]
 
-    def add(
-        self, addresses: Iterable[IPAddress], name: str, cool_down: int, since: float | None = None
-    ) -> None:
-        """Write that the addresses are about to be released, or rest since; only under the store's lock."""
-        began = time() if since is None else since
-        lines = [f"{began:.3f} {render_address(address)} {name}\n" for address in addresses]
+    def add(self, addresses: Iterable[IPAddress], name: str, cool_down: int, age: float = 0) -> None:
+        """Write that addresses are about to be released, or were `age` seconds ago; only under the lock."""
+        since = time() - age
+        lines = [f"{since:.3f} {render_address(address)} {name}\n" for address in addresses]
         self._notes.append("".join(lines), keep=cool_down)
 
     def cools_for(self, address: IPAddress, name: str, cool_down: int) -> bool:
