@@ -60,9 +60,17 @@ def read_state(path: str) -> ClusterState | None:
             for name, key in _KEYS.items()
             if key in found
         }
-        return ClusterState(**known)
-    except (OSError, ValueError, TypeError):
+        return ClusterState(**known) if all(_fits(name, value) for name, value in known.items()) else None
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+
+
+def _fits(name: str, value: object) -> bool:
+    """Tell whether a value is of its key's type."""
+    wanted = getattr(ClusterState(node=""), name)
+    if isinstance(wanted, tuple):
+        return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+    return isinstance(value, (int, float)) if isinstance(wanted, float) else type(value) is type(wanted)
 
 
 def require_ready(path: str) -> None:

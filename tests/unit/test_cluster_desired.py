@@ -241,7 +241,9 @@ def test_the_state_is_read_as_it_was_written(tmp_path: Path) -> None:
         require_ready(str(tmp_path / "state"))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null", '"ready"'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "null", '"ready"', '{"node": "n", "reasons": [1]}', '{"node": 5}', "[" * 100_000]
+)
 def test_a_state_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "state").write_text(text)
     assert read_state(str(tmp_path / "state")) is None
