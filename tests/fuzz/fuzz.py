@@ -24,7 +24,7 @@ _WALLS = (
     'mount -t tmpfs none /run && cd "$1/work" && shift && exec "$@"'
 )
 # What is JSON, or has some; how often it is changed as such.
-_JSON = frozenset({"call", "result", "transfer", "peers", "values"})
+_JSON = frozenset({"call", "result", "transfer", "peers", "values", "state"})
 _STRUCTURED = 0.6
 OURS = ["cni_plugin", "ipam"]
 

@@ -32,6 +32,7 @@ from cni_plugin.contract.result import parse_result
 from cni_plugin.kernel import conntrack, link, message, neigh, netlink, nfnetlink, route
 from cni_plugin.plugins import PLUGINS
 from cni_plugin.plumbing import values
+from cni_plugin.state_file import read_state, require_ready
 from ipam import (
     IPAMError,
     Owner,
@@ -190,7 +191,19 @@ def fuzz_values(data: bytes) -> None:
         kept = values._read_file("values.json")
         if kept is not None:
             values._parse_values(kept)
-    values.collect_values(".", "net", {"0123456789abcdef"})
+    for each in values.find_values(".", "net"):
+        if each.identity == "0123456789abcdef":
+            str(each)
+
+
+def fuzz_state(data: bytes) -> None:
+    """What the cluster's follower says of the node, for STATUS."""
+    Path("state").write_bytes(data)
+    with suppress(CNIError):
+        require_ready("state")
+    state = read_state("state")
+    if state is not None:
+        state.render().encode()
 
 
 def fuzz_wire(data: bytes) -> None:
@@ -296,6 +309,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "store": fuzz_store,
     "peers": fuzz_peers,
     "values": fuzz_values,
+    "state": fuzz_state,
     "wire": fuzz_wire,
     "kernel": fuzz_kernel,
     "ranges": fuzz_ranges,

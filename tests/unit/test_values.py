@@ -12,9 +12,6 @@ from cni_plugin.plumbing.values import _read_file, find_values
 if TYPE_CHECKING:
     from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\0" * 40, "[" * 100_000])
 def test_a_broken_file_keeps_nothing_and_stops_nobody(tmp_path: Path, text: str) -> None:
