@@ -26,7 +26,7 @@ from cni_plugin.kernel.netlink import HEADER, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUM
 from seam import step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
 _NETLINK_NETFILTER = 12
 _FAMILIES = {"": 0, "inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # NFPROTO_*, "" for all
@@ -54,6 +54,7 @@ _ANSWER_TIMEOUT = struct.pack("@ll", 30, 0)  # struct timeval
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 # Bytes; a batch is one datagram, and a range of ports some thousand elements.
 _LARGEST_BATCH = 4 * 1024 * 1024
+_LOOKS = 5
 _PATIENCE = 10.0  # seconds that others may keep changing the ruleset under us
 
 
@@ -134,6 +135,20 @@ class Nftables:
         answers = self._ask(command, _GETSETELEM, family, _element_list(set_name), NLM_F_DUMP)
         found = (e for raw in answers if word in raw for e in _parse_elements(family, set_name, raw, word))
         return [element for element in found if naming in element.comment]
+
+    def search(self, look: Callable[[], Iterable[Element]]) -> list[Element]:
+        """Return what `look` finds in a ruleset at rest, else all that several looks have found.
+
+        When a set changes while the kernel lists it, an element is told twice, or not at all
+        (nft_rhash_walk counts the elements that it has told).
+        """
+        found: dict[Element, None] = {}
+        for _ in range(_LOOKS):
+            generation = self._generation()
+            found |= dict.fromkeys(look())
+            if self._generation() == generation:
+                break
+        return list(found)
 
     def list_sets(self, family: str, prefix: str = "") -> list[str]:
         """Return the names of our table's sets and maps that begin with `prefix`."""

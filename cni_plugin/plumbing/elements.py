@@ -7,6 +7,8 @@ pod has been given since.
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import broken
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from cni_plugin.plumbing.feature import Site
 
 FAMILIES = ("inet", "bridge")
+_AT_ONCE = 32
+
+Place = tuple[str, str, bytes]  # family, set and key
 
 
 def claim(
@@ -87,19 +92,30 @@ def _release_from(
     site: Site, family: str, names: Sequence[str], keys: Sequence[bytes] | None
 ) -> list[Element]:
     nftables = site.host.nftables
-
-    def decide() -> list[Change]:
-        found = (e for name in names for e in _find(site, family, name, keys))
-        return [Change(element, present=False) for element in found if is_of(site, element)]
-
-    return [change.element for change in nftables.update(decide)]
-
-
-def _find(site: Site, family: str, name: str, keys: Sequence[bytes] | None) -> Iterable[Element]:
-    nftables = site.host.nftables
     if keys is None:
-        return nftables.list_elements(family, name, site.attachment.identity)
-    return filter(None, (nftables.get(family, name, key) for key in keys))
+        identity = site.attachment.identity
+        found = nftables.search(lambda: chain(*(nftables.list_elements(family, n, identity) for n in names)))
+        places = _places_of(found)
+    else:
+        places = [(family, name, key) for name in names for key in keys]
+    return _remove(nftables, places, partial(is_of, site))
+
+
+def _remove(nftables: Nftables, places: Sequence[Place], may_go: Callable[[Element], bool]) -> list[Element]:
+    """Remove the elements in these places that may go; return them.
+
+    A few at a time: what is decided about must be read in one generation, and a busy node has short ones.
+    """
+    removed: list[Element] = []
+    for first in range(0, len(places), _AT_ONCE):
+        some = places[first : first + _AT_ONCE]
+
+        def decide(some: Sequence[Place] = some) -> list[Change]:
+            found = filter(None, (nftables.get(*place) for place in some))
+            return [Change(element, present=False) for element in found if may_go(element)]
+
+        removed += [change.element for change in nftables.update(decide)]
+    return removed
 
 
 def require(site: Site, wanted: Iterable[Element], what: str) -> None:
@@ -112,23 +128,31 @@ def require(site: Site, wanted: Iterable[Element], what: str) -> None:
             raise broken(f"{what}: wanted {element.command}, found {found.command}")
 
 
-def collect(nftables: Nftables, network: str, keep: Container[str], prefix: str = "") -> list[Element]:
-    """Remove the elements of a network's attachments whose identity is not to be kept; return them.
+def collect(nftables: Nftables, network: str, keep: Container[str]) -> list[Element]:
+    """Remove the elements of a network's attachments whose identity is not to be kept; return them."""
 
-    Of all sets, or those whose name begins with `prefix`.
-    """
+    def may_go(element: Element) -> bool:
+        return _is_of_network(element, network) and identity_of(element) not in keep
 
-    def decide() -> list[Change]:
-        found = list_of(nftables, network, prefix)
-        return [Change(e, present=False) for e in found if identity_of(e) not in keep]
-
-    return [change.element for change in nftables.update(decide)]
+    return _remove(nftables, _places_of(filter(may_go, list_of(nftables, network))), may_go)
 
 
-def list_of(nftables: Nftables, network: str, prefix: str = "") -> Iterator[Element]:
-    """Yield the elements of a network's attachments."""
+def _places_of(elements: Iterable[Element]) -> list[Place]:
+    """Return each place once, of whatever it has been seen with."""
+    return list(dict.fromkeys((e.family, e.set_name, e.key) for e in elements))
+
+
+def list_of(nftables: Nftables, network: str) -> list[Element]:
+    """Return the elements of a network's attachments."""
+    return nftables.search(lambda: _look_for(nftables, network))
+
+
+def _look_for(nftables: Nftables, network: str) -> Iterator[Element]:
     for family in FAMILIES:
-        for name in nftables.list_sets(family, prefix):
-            for element in nftables.list_elements(family, name, f" {network} "):
-                if element.comment.partition(" ")[2].startswith(f"{network} "):
-                    yield element
+        for name in nftables.list_sets(family):
+            found = nftables.list_elements(family, name, f" {network} ")
+            yield from (element for element in found if _is_of_network(element, network))
+
+
+def _is_of_network(element: Element, network: str) -> bool:
+    return element.comment.partition(" ")[2].startswith(f"{network} ")
