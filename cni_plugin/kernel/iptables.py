@@ -68,7 +68,10 @@ def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _start(argv: list[str]) -> subprocess.CompletedProcess[str]:
     run = partial(subprocess.run, capture_output=True, text=True, check=False)
-    return step("program", run, argv)
+    try:
+        return step("program", run, argv)
+    except OSError as error:
+        raise KernelError(shlex.join(argv), error.errno or 0, "it cannot be started") from error
 
 
 def legacy_in_use(program: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from cni_plugin.kernel.errors import KernelError
@@ -88,7 +89,9 @@ class Netlink:
             return
         for change in changes:
             log.debug("%s", change.command)
-        for refusal in step("netlink", self._send, *changes):
+        with answered(changes[0].command):
+            refusals = step("netlink", self._send, *changes)
+        for refusal in refusals:
             if refusal.errno not in tolerate:
                 raise refusal
 
@@ -113,6 +116,10 @@ class Netlink:
 
     def get(self, query: Query) -> bytes:
         """Return the one object that is asked for; KernelError when there is none."""
+        with answered(query.command):
+            return self._get(query)
+
+    def _get(self, query: Query) -> bytes:
         self._socket.send(self._pack(query.kind, 0, query.body))
         while True:
             for sequence, (kind, flags, raw) in self._receive():
@@ -125,7 +132,8 @@ class Netlink:
     def dump(self, query: Query) -> list[bytes]:
         """Return all objects that are asked for, again when the table moved under the dump."""
         for _ in range(_DUMP_TRIES):
-            answers = list(self._dump_once(query))
+            with answered(query.command):
+                answers = list(self._dump_once(query))
             if not any(flags & _NLM_F_DUMP_INTR for _, flags, _ in answers):
                 break
         return [raw for _, _, raw in answers]
@@ -163,6 +171,16 @@ def _split(datagram: bytes) -> Iterator[tuple[int, Raw]]:
         length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
         yield sequence, (kind, flags, datagram[offset : offset + length])
         offset += (length + 3) & ~3 or HEADER.size
+
+
+@contextmanager
+def answered(command: str) -> Iterator[None]:
+    """Turn what the socket itself says into KernelError: no memory, an answer that does not come."""
+    try:
+        yield
+    except OSError as error:
+        reason = "no answer" if isinstance(error, BlockingIOError) else "on the socket"
+        raise KernelError(command, error.errno or 0, reason) from error
 
 
 def pack(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:

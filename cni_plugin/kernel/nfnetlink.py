@@ -22,7 +22,16 @@ from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.message import attribute, list_attributes, parse_text, text
 from cni_plugin.kernel.message import parse_attributes as parse
-from cni_plugin.kernel.netlink import HEADER, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, log, pack
+from cni_plugin.kernel.netlink import (
+    HEADER,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    answered,
+    log,
+    pack,
+)
 from seam import step
 
 if TYPE_CHECKING:
@@ -204,7 +213,8 @@ class Nftables:
             return
         for change in changes:
             log.debug("%s", change.command)
-        step("nftables", partial(self._send, generation), *changes)
+        with answered(changes[0].command):
+            step("nftables", partial(self._send, generation), *changes)
 
     def _send(self, generation: int, *changes: Change) -> None:
         """Make all of the changes, or none and raise."""
@@ -252,13 +262,19 @@ class Nftables:
 
         Raises KernelError for a refusal but the errnos that say that there is nothing.
         """
+        with answered(command):
+            return self._list_answers(command, kind, body, flags, absent)
+
+    def _list_answers(
+        self, command: str, kind: int, body: bytes, flags: int, absent: Collection[int]
+    ) -> list[bytes]:
         number = self._number()
         ack = 0 if flags & NLM_F_DUMP else NLM_F_ACK
         self._socket.send(pack(kind, ack | flags, body, number))
         answers: list[bytes] = []
         while True:
-            for answered, answer, raw in self._receive():
-                if answered != number:
+            for sequence, answer, raw in self._receive():
+                if sequence != number:
                     continue
                 if answer not in {_NLMSG_ERROR, _NLMSG_DONE}:
                     answers.append(raw)

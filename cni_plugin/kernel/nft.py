@@ -144,5 +144,8 @@ def _run(lines: list[str], *options: str) -> str:
     import subprocess
 
     run = partial(subprocess.run, input=text, capture_output=True, text=True, check=False)
-    done = step("program", run, argv)
+    try:
+        done = step("program", run, argv)
+    except OSError as error:
+        return f"{argv[0]} cannot be started: {error.strerror}"
     return (done.stderr.strip() or f"exit {done.returncode}") if done.returncode != 0 else ""

@@ -12,6 +12,7 @@ import subprocess
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.forward import PROGRAMS, VERSIONS, Obstacle, describe, list_foreign, open_iptables
 from cni_plugin.kernel.iptables import legacy_in_use, list_legacy_rules
 from cni_plugin.kernel.nft import require_nft
@@ -42,7 +43,10 @@ def _read_rules(family: str, table: str) -> Rules:
     """Return the rules of a table by chain, as `nft -j` has them; none when it has gone meanwhile."""
     argv = [require_nft(), "-j", "list", "table", family, table]
     run = partial(subprocess.run, capture_output=True, text=True, check=False)
-    done = step("program", run, argv)
+    try:
+        done = step("program", run, argv)
+    except OSError as error:
+        raise KernelError(" ".join(argv), error.errno or 0, "it cannot be started") from error
     rules: Rules = {}
     for member in json.loads(done.stdout)["nftables"] if done.returncode == 0 else ():
         if rule := member.get("rule"):
