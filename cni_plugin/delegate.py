@@ -135,14 +135,6 @@ def is_ours(path: str) -> bool:
         return False
 
 
-def _give_back(delegate: Delegate) -> None:
-    """Release after a failed ADD; a failure of its own is logged, since the runtime must learn of ADD's."""
-    try:
-        delegate.release()
-    except CNIError as error:
-        log.warning("after the failed ADD: %s", error)
-
-
 class Nobody:
     """A pure layer 2 attachment: no addresses."""
 
@@ -174,7 +166,7 @@ class Own:
     def allocate(self, undo: ExitStack, place: str) -> Result:
         """Take addresses; a failed allocation holds nothing, so it has nothing to release."""
         result = self.source.allocate(self.request, place)
-        undo.callback(_give_back, self)
+        undo.callback(self.release)
         return result
 
     def release(self) -> None:
@@ -209,7 +201,7 @@ class Foreign:
 
     def allocate(self, undo: ExitStack, place: str) -> Result:  # noqa: ARG002 - it marks nothing
         """Run its ADD. Its DEL follows a failure too: what it had taken by then only it knows."""
-        undo.callback(_give_back, self)
+        undo.callback(self.release)
         stdout = self._run("ADD")
         result = parse_result(Fields(self._parse(stdout), f"result of {self.kind}"), self.request.cni_version)
         if not result.ips:

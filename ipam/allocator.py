@@ -9,7 +9,6 @@ for what to release or to collect is done before the lock is taken and verified 
 from __future__ import annotations
 
 from bisect import bisect_left
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +17,7 @@ from netaddr import IPAddress, IPNetwork
 from ipam.address import collapse, render_address
 from ipam.errors import AddressTaken, DuplicateAllocation, NotInRange, PoolExhausted, PoolResting
 from ipam.store import Holdings, Owner, Store
+from seam.undo import Undo
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -130,7 +130,7 @@ def _allocate(
     wanted: Sequence[IPAddress | None],
     terms: Terms,
 ) -> list[Allocation]:
-    with ExitStack() as undo:
+    with Undo() as undo:
         holdings = store.find(owner, resting=terms.cool_down > 0) if None in wanted else _NOTHING
         call = _Call(
             store=store, owner=owner, holdings=holdings, terms=terms, last=_recall(store, terms.sticky)
@@ -187,9 +187,10 @@ def collect(store: Store, valid: Collection[Owner], terms: Terms = _PLAIN) -> li
         for address, owner in store.owners().items()
         if owner not in owners and (owner.ifname or owner.container_id not in ids)
     ]
-    if not stale:
+    if not stale and not store.has_debris():
         return []
     with store.locked():
+        store.remove_debris()
         _let_rest(store, [address for address, _ in stale], terms)
         return store.remove_all(stale)
 

@@ -27,7 +27,7 @@ from ipam import files
 from ipam.address import parse_address, parse_value, render_address, render_value
 from ipam.errors import InvalidNetwork, LockTimeout, StoreUnavailable
 from seam import step
-from seam.files import make_directories
+from seam.files import make_directories, remove_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 # processes: 1 ms costs twice the CPU of 3 ms and saves nothing, 50 ms idles half of the time.
 _POLL: Final = 0.003
 _PRIVATE: Final = ".podwire"
+_PROBE: Final = ".podwire-probe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +198,12 @@ class Store:
             raise failures[0]
         return removed
 
+    def remove_debris(self) -> None:
+        """Remove the temporaries that a crash left."""
+        for path in filter(os.path.lexists, self._debris):
+            with _failing_as("remove", path):
+                remove_file(path)
+
     def release(self, owner: Owner, among: Iterable[IPAddress] | None = None) -> list[IPAddress]:
         """Remove the owner's files and return their addresses.
 
@@ -303,18 +310,32 @@ class Store:
         parsed = ((name, parse_value(name)) for name in names)
         return sorted((v[1], v[0]) for name, v in parsed if v and render_value(*v) == name)
 
+    def has_debris(self) -> bool:
+        """Tell whether there is a temporary: another call's, or what a crash left."""
+        return any(map(os.path.lexists, self._debris))
+
+    @property
+    def _debris(self) -> tuple[str, ...]:
+        probes = (f"{directory}/{_PROBE}" for directory in (os.path.dirname(self.temporary), self.directory))
+        return self.temporary, *probes
+
     def check_writable(self) -> None:
         """Raise StoreUnavailable if a reservation could not be written; leaves nothing behind."""
         place = files.nearest_existing(os.path.dirname(self.temporary))
-        name = f"{_PRIVATE}-probe.{os.urandom(4).hex()}"
-        with _failing_as("write to", place), files.written(f"{place}/{name}", b"probe") as probe:
-            self._check_linkable(probe, f"{self.directory}/{name}")
+        with _failing_as("write to", place), files.written(f"{place}/{_PROBE}", b"probe") as probe:
+            self._check_linkable(probe, f"{self.directory}/{_PROBE}")
 
     def _check_linkable(self, probe: str, path: str) -> None:
         with _failing_as("write to", self.directory):
-            if os.path.lexists(self.directory):
-                step("link", os.link, probe, path)
-                step("unlink", os.unlink, path)
+            if not os.path.lexists(self.directory):
+                return
+            remove_file(path)
+            try:
+                # Another look at the same time took one of the names away, or gave it: so could we.
+                with suppress(FileNotFoundError, FileExistsError):
+                    step("link", os.link, probe, path)
+            finally:
+                remove_file(path)
 
     def _walk(self) -> Iterator[tuple[str, bytes | None]]:
         with _failing_as("read", self.directory):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from ipam.address import render_address
 from ipam.errors import Conflicts
+from seam.undo import Undo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ def reserve_all(store: Store, claims: Sequence[Claim]) -> list[IPAddress]:
     StoreUnavailable; then nothing is reserved.
     """
     wanted = _unite(claims)
-    with store.locked(), ExitStack() as undo:
+    with store.locked(), Undo() as undo:
         held = {address: owner for address, owner in store.owners().items() if owner.container_id}
         new = [(address, owner) for address, owner in wanted.items() if held.get(address) != owner]
         _refuse([_conflict(address, owner, held[address]) for address, owner in new if address in held])

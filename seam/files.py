@@ -1,6 +1,6 @@
 """Files that are replaced whole, and directories: what every room does in the same way.
 
-Everything here raises plain OSError. By hand: `mkdir -p`, `mv -f FILE.new FILE`.
+Everything here raises plain OSError. By hand: `mkdir -p`, `mv -f NEW FILE`.
 """
 # Plain os calls: pathlib costs more than the system calls.
 # ruff: noqa: PTH112, PTH118, PTH120
@@ -34,16 +34,19 @@ def write_whole(fd: int, content: bytes) -> None:
         raise OSError(ENOSPC, os.strerror(ENOSPC))
 
 
-def replace_file(path: str, content: bytes, mode: int = 0o600, *, published: bool = False) -> None:
+def replace_file(
+    path: str, content: bytes, mode: int = 0o600, *, new: str = "", published: bool = False
+) -> None:
     """Make the content the file's, whole or not at all; nothing else is left when that fails.
 
     `published` is for what other programs read, and look for by its name: it survives a power cut, has
-    `mode` whatever the umask, and until it is whole it begins with a dot.
+    `mode` whatever the umask, and until it is whole it begins with a dot. `new` is what it is called until
+    then, and what a crash leaves.
     """
     directory, name = os.path.split(path)
-    new = os.path.join(directory, f".{name}.new" if published else f"{name}.new")
-    fd = step("create", os.open, new, _ANEW, mode)
+    new = new or os.path.join(directory, f".{name}.new" if published else f"{name}.new")
     try:
+        fd = step("create", os.open, new, _ANEW, mode)
         try:
             write_whole(fd, content)
             if published:
@@ -53,7 +56,8 @@ def replace_file(path: str, content: bytes, mode: int = 0o600, *, published: boo
             os.close(fd)
         step("rename", os.rename, new, path)
     except OSError:
-        remove_file(new)
+        with suppress(OSError):
+            remove_file(new)
         raise
 
 

@@ -62,14 +62,16 @@ def locked(path: str) -> Iterator[None]:
     """Hold the lock of one network's sync; CNIError 11 when it is not had in time."""
     from filelock import FileLock, Timeout  # most calls never wait
 
-    make_directories(os.path.dirname(path))
     lock = FileLock(f"{path}.lock", _LOCK_TIMEOUT, 0o600, poll_interval=_LOCK_POLL, preserve_lock_file=True)
     try:
+        make_directories(os.path.dirname(path))
         step("lock", lock.acquire)
     except Timeout as error:
         raise CNIError(
             Code.TRY_AGAIN_LATER, f"{path}.lock: wanted it in {_LOCK_TIMEOUT} s, found it held"
         ) from error
+    except OSError as error:
+        raise CNIError(Code.IO_FAILURE, f"cannot lock {path}.lock: {error.strerror}") from error
     try:
         yield
     finally:

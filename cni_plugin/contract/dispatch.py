@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract import versions
-from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.contract.errors import CNIError, Code, unexpected
 from cni_plugin.contract.request import MAX_STDIN, Request, parse_command, parse_document, parse_request
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def answer(
     except Exception as error:
         # The runtime must get an answer whatever happened.
         log.exception("unexpected")
-        return failure(CNIError(Code.INTERNAL, f"{type(error).__name__}: {error}"), stdin)
+        return failure(unexpected(error), stdin)
     return Answer(status=0, stdout=_encode(rendered) if rendered else b"")
 
 

@@ -6,11 +6,14 @@ reference library's. https://www.cni.dev/docs/spec/#error
 
 from __future__ import annotations
 
+import logging
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+log = logging.getLogger("podwire")
 
 
 class Code(IntEnum):
@@ -72,6 +75,11 @@ def combine(errors: list[CNIError]) -> CNIError:
     return combined
 
 
+def unexpected(error: Exception) -> CNIError:
+    """Return the error for what nobody foresaw."""
+    return CNIError(Code.INTERNAL, f"{type(error).__name__}: {error}")
+
+
 def run_all(*steps: Callable[[], object]) -> None:
     """Run every step and raise what went wrong at the end, as one error."""
     errors = []
@@ -80,5 +88,8 @@ def run_all(*steps: Callable[[], object]) -> None:
             step()
         except CNIError as error:
             errors.append(error)
+        except Exception as error:  # what nobody foresaw must not keep the others
+            log.exception("unexpected")
+            errors.append(unexpected(error))
     if errors:
         raise combine(errors)

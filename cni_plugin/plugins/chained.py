@@ -22,6 +22,7 @@ from cni_plugin.plumbing.pods import (
     site_of,
     trace,
 )
+from seam.undo import Undo
 
 if TYPE_CHECKING:
     from cni_plugin.config import Network
@@ -44,7 +45,7 @@ def chained(feature: Feature) -> Plugin:
 def _add(feature: Feature, request: Request) -> Result:
     network, previous = _parse(request)
     settings = feature.parse(network, Addressing())
-    with open_host() as host, open_pod_of(network.attachment) as pod, ExitStack() as undo:
+    with open_host() as host, open_pod_of(network.attachment) as pod, Undo() as undo:
         if settings is not None:
             feature.ensure(settings, host)
             previous = feature.add(settings, site_of(network, host, pod), previous, undo)

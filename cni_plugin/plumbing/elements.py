@@ -45,8 +45,8 @@ def claim(
         changes = [change for element in wanted for change in _replace(nftables, element, gone)]
         return [Change(element, present=False) for element in gone] + changes
 
+    undo.callback(release_exactly, site, wanted)  # first, as the answer may be lost
     nftables.update(decide)
-    undo.callback(release_exactly, site, wanted)
 
 
 def _replace(nftables: Nftables, wanted: Element, gone: Collection[Element]) -> Iterator[Change]:

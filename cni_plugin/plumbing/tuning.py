@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cni_plugin.config import parse_mac
-from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.contract.errors import CNIError, Code, invalid_config, run_all
 from cni_plugin.contract.fields import Fields
 from cni_plugin.plumbing.feature import Feature
 
@@ -140,13 +140,19 @@ def prepare(settings: Tuning, site: Site, undo: ExitStack) -> None:
     from cni_plugin.plumbing.values import apply_values, keep_values, read_values, restore_values
 
     path = _path(settings.directory, site.attachment)
-    keep_values(path, read_values(settings.values, site), site.attachment)
     undo.callback(restore_values, path, site)
+    staged = _staged_path(settings.directory, site.attachment)
+    keep_values(path, staged, read_values(settings.values, site), site.attachment)
     apply_values(settings.values, site)
 
 
 def _path(directory: str, attachment: Attachment) -> str:
     return f"{directory}/{attachment.container_id}_{attachment.ifname}.json"
+
+
+def _staged_path(directory: str, attachment: Attachment) -> str:
+    """Return what the file is called while it is written, by which a GC knows whose it was."""
+    return f"{directory}/{attachment.network}.{attachment.identity}.new"
 
 
 def add_all(settings: Tuning, site: Site, result: Result, undo: ExitStack) -> Result:
@@ -201,11 +207,11 @@ def delete_sysctls(traces: Traces, site: Site) -> None:
 
 
 def _restore(directory: str, site: Site) -> None:
-    path = _path(directory, site.attachment)
-    if os.path.exists(path):
-        from cni_plugin.plumbing.values import restore_values
+    path, staged = _path(directory, site.attachment), _staged_path(directory, site.attachment)
+    if os.path.exists(staged) or os.path.exists(path):
+        from cni_plugin.plumbing.values import discard, restore_values
 
-        restore_values(path, site)
+        run_all(lambda: discard(staged), lambda: restore_values(path, site))
 
 
 def check(settings: Tuning, site: Site, result: Result) -> None:

@@ -162,8 +162,11 @@ def check_values(wanted: Values, site: Site) -> None:
             raise broken(f'sysctl {key}: wanted "{value}", found "{found.sysctls[key]}"')
 
 
-def keep_values(path: str, values: Values, attachment: Attachment) -> None:
-    """Write what was there before to a file, whole or not at all; CNIError 5 when it cannot be."""
+def keep_values(path: str, staged: str, values: Values, attachment: Attachment) -> None:
+    """Write what was there before to a file, whole or not at all; CNIError 5 when it cannot be.
+
+    `staged` is what it is called while it is written.
+    """
     document = {
         "network": attachment.network,
         "identity": attachment.identity,
@@ -178,13 +181,16 @@ def keep_values(path: str, values: Values, attachment: Attachment) -> None:
     kept = {key: value for key, value in document.items() if value is not None}
     try:
         make_directories(os.path.dirname(path), 0o700)
-        replace_file(path, json.dumps(kept).encode())
+        replace_file(path, json.dumps(kept).encode(), new=staged)
     except OSError as error:
         raise CNIError(Code.IO_FAILURE, f"{path}: {error.strerror}") from error
 
 
 def restore_values(path: str, site: Site) -> None:
-    """Set back what the file keeps as far as that is possible, and remove the file; none is fine."""
+    """Set back what the file keeps as far as that is possible, and remove the file; none is fine.
+
+    Raises CNIError 11 with the file kept when a retry may do better.
+    """
     fields = _read_file(path)
     if fields is None:
         return
@@ -192,8 +198,20 @@ def restore_values(path: str, site: Site) -> None:
         if site.pod is not None:
             run_all(*_plan_steps(_narrow(_parse_values(fields), site.pod, site.attachment.ifname), site))
     except CNIError as error:
+        if error.code == Code.TRY_AGAIN_LATER:
+            raise
         log.warning("%s: not all is as it was: %s", path, error)
-    remove_file(path)
+    discard(path)
+
+
+def discard(path: str) -> None:
+    """Remove a file; none is fine, CNIError 5 when it stays."""
+    if not os.path.lexists(path):
+        return
+    try:
+        remove_file(path)
+    except OSError as error:
+        raise CNIError(Code.IO_FAILURE, f"{path}: {error.strerror}") from error
 
 
 def _narrow(values: Values, pod: Namespace, ifname: str) -> Values:
@@ -232,11 +250,23 @@ def _parse_values(fields: Fields) -> Values:
 
 def find_values(directory: str, network: str) -> Iterator[Belonging]:
     """Yield the files of a network's attachments, and nobody else's."""
+    names: list[str] = []
     with suppress(FileNotFoundError):
-        for name in os.listdir(directory):
-            path = os.path.join(directory, name)
-            fields = _read_file(path) if name.endswith(".json") else None
-            if fields and fields.raw.get("network") == network:
-                container_id, _, ifname = name.removesuffix(".json").rpartition("_")
-                whose = f"{fields.raw.get('identity')} {network} {container_id} {ifname}"
-                yield Belonging(whose=whose, what=f"file {path}", remove=partial(remove_file, path))
+        names = os.listdir(directory)
+    for name in names:
+        path = os.path.join(directory, name)
+        if whose := _read_owner(path, network):
+            yield Belonging(whose=whose, what=f"file {path}", remove=partial(discard, path))
+
+
+def _read_owner(path: str, network: str) -> str:
+    """Return whose of the network's attachments a file is; of one that is still staged its name says it."""
+    name = os.path.basename(path)
+    if name.endswith(".new"):
+        begin, _, identity = name.removesuffix(".new").rpartition(".")
+        return f"{identity} {network}" if begin == network else ""
+    fields = _read_file(path) if name.endswith(".json") else None
+    if not fields or fields.raw.get("network") != network:
+        return ""
+    container_id, _, ifname = name.removesuffix(".json").rpartition("_")
+    return f"{fields.raw.get('identity')} {network} {container_id} {ifname}"
