@@ -38,6 +38,7 @@ KNOWN_ARGS = frozenset(
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"
 MARK = "podwire:"
 _IDENTITY_DIGITS = 16
+LINK_DIGITS = (11, 12)  # of these in the names `veth...` and `bwp...`
 _MAX_COMMENT = 127  # bytes, NFTNL_UDATA_COMMENT_MAXLEN less the terminating zero
 _MAX_ALIAS = 254  # bytes; IFALIASZ less the terminating zero, which we send and the kernel counts
 _MAX_IFNAME = 15  # bytes, IFNAMSIZ less the terminating zero
@@ -64,7 +65,7 @@ class Attachment:
     @property
     def host_ifname(self) -> str:
         """Return the name of the host's end of the veth pair."""
-        return f"veth{self.identity[:11]}"
+        return f"veth{self.identity[: LINK_DIGITS[0]]}"
 
     def __str__(self) -> str:
         """Return the attachment as errors name it."""
@@ -106,6 +107,20 @@ def _cut(text: str, length: int) -> str:
 def alias_prefix(identity: str, network: str) -> str:
     """Return how the alias of an attachment to `network` begins."""
     return f"{MARK}{identity} {network} "
+
+
+def unnamed_group(network: str) -> int:
+    """Return the link group of what was made for a network or a pod of it and has no alias yet.
+
+    The kernel takes no alias with the request that makes a link, and a process may die between the two.
+    """
+    return int.from_bytes(hashlib.sha256(network.encode()).digest()[:4], "big") >> 4 | 1 << 29
+
+
+def owner_of_unnamed(name: str, alias: str, group: int, network: str) -> str:
+    """Return the beginning of the identity that a link without an alias was made for; empty for any other."""
+    unnamed = not alias and group == unnamed_group(network)
+    return name.removeprefix("veth").removeprefix("bwp") if unnamed else ""
 
 
 def is_stale_alias(alias: str, network: str, keep: Container[str]) -> bool:

@@ -7,11 +7,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from cni_plugin.config import MARK
+from cni_plugin.config import MARK, unnamed_group
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.bridge import set_port
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import Link, VethPair, add_veth, delete_link, drop_link_local, get_link, set_alias
+from cni_plugin.kernel.link import Link, VethPair, add_veth, delete_link, drop_link_local, get_link, set_owner
 from cni_plugin.kernel.reaper import delete_links
 from cni_plugin.kernel.vlan import add_vlan, delete_vlan, list_vlans
 
@@ -66,7 +66,7 @@ def add_plain_veth(plan: Pluggable, mtu: int, host: Namespace, pod: Namespace, u
     """Make the pod's veth with a host end that stands alone."""
     _add_veth(plan, _pair(plan, mtu, pod), host, undo)
     name = plan.attachment.host_ifname
-    host.netlink.change(drop_link_local(name), set_alias(name, plan.alias), tolerate={errno.EAFNOSUPPORT})
+    host.netlink.change(drop_link_local(name), set_owner(name, plan.alias), tolerate={errno.EAFNOSUPPORT})
 
 
 def _pair(plan: Pluggable, mtu: int, pod: Namespace, *, master: int = 0) -> VethPair:
@@ -78,6 +78,7 @@ def _pair(plan: Pluggable, mtu: int, pod: Namespace, *, master: int = 0) -> Veth
         peer_name=plan.attachment.ifname,
         peer_mac=plan.mac,
         peer_netns=pod.fd,
+        group=unnamed_group(plan.attachment.network),
     )
 
 
@@ -87,6 +88,8 @@ def _add_veth(plan: Pluggable, pair: VethPair, host: Namespace, undo: ExitStack)
     except KernelError as error:
         if error.errno == errno.EEXIST:
             raise _already_attached(plan.attachment) from error
+        # The answer may be lost, and the link made.
+        undo.callback(delete_link, host.netlink, pair.name)
         raise
     undo.callback(delete_link, host.netlink, pair.name)
 

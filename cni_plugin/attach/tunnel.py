@@ -27,6 +27,7 @@ from cni_plugin.attach.underlay import (
     ourselves,
     overlay_mtu,
 )
+from cni_plugin.config import unnamed_group
 from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.inet import parse_ip, width
 from cni_plugin.kernel.addr import list_addresses
@@ -194,6 +195,7 @@ def vxlan_spec(tunnel: Tunnel, underlay: Underlay, mtu: int) -> VxlanSpec:
         ttl=tunnel.ttl,
         tos=tunnel.tos,
         ageing=tunnel.ageing,
+        unnamed=unnamed_group(tunnel.network),
     )
 
 

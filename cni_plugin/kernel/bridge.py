@@ -1,9 +1,9 @@
 """Bridges: made with a pinned MAC, brought in line when they are ours alone.
 
-`ip link add NAME address MAC mtu MTU up type bridge`. A bridge follows the lowest MAC of its
-ports unless its own was set, so ours is set from the start. A bridge is ours alone when every
-port is the end of a veth; one with another port (an uplink, a tap) belongs to somebody whose
-settings we must not change: a difference is then an error. Linux: net/bridge/br_if.c.
+`ip link add NAME address MAC type bridge; ip link set NAME mtu MTU up`. A bridge follows the lowest
+MAC and the lowest MTU of its ports unless its own were set, so ours are set from the start. A bridge is
+ours alone when every port is the end of a veth; one with another port (an uplink, a tap) belongs to
+somebody whose settings we must not change: a difference is then an error. Linux: net/bridge/br_if.c.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cni_plugin.kernel.link import (
     IFF_UP,
     IFLA_BRPORT_ISOLATED,
     IFLA_BRPORT_MODE,
+    IFLA_GROUP,
     IFLA_IFALIAS,
     IFLA_INFO_SLAVE_DATA,
     IFLA_INFO_SLAVE_KIND,
@@ -33,7 +34,7 @@ from cni_plugin.kernel.link import (
     set_promisc,
     set_up,
 )
-from cni_plugin.kernel.message import nested, text, u8
+from cni_plugin.kernel.message import nested, text, u8, u32
 from cni_plugin.kernel.netlink import Change, Netlink
 from cni_plugin.kernel.pyroute import pack_device
 from cni_plugin.kernel.sysctl import ensure_sysctl
@@ -101,9 +102,9 @@ def _add_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
     """Make the bridge; of two processes that try at once, one makes it and both go on."""
     mac = spec.mac or random_mac()
     settings = _FILTERING if spec.vlan_filtering else ()
-    body = pack_device("bridge", settings, IFNAME=spec.name, ADDRESS=mac, MTU=spec.mtu)
+    body = pack_device("bridge", settings, IFNAME=spec.name, ADDRESS=mac)
     filtering = " vlan_filtering 1" if spec.vlan_filtering else ""
-    command = f"ip link add {spec.name} address {mac} mtu {spec.mtu} type bridge{filtering}"
+    command = f"ip link add {spec.name} address {mac} type bridge{filtering}"
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
     try:
         nl.change(Change(command, netlink.RTM_NEWLINK, body, flags))
@@ -113,17 +114,20 @@ def _add_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
         if error.errno != errno.EEXIST:
             raise
     else:
-        _dress(nl, spec.name)
+        _dress(nl, spec)
     found = get_link(nl, spec.name)
     if found is None:
         raise KernelError(command, errno.ENODEV, "it was removed again at once")
     return found
 
 
-def _dress(nl: Netlink, name: str) -> None:
-    """Give a bridge that we made its alias and its settings, and bring it up."""
-    _prepare_ipv6(name)
-    nl.change(set_alias(name, ALIAS), set_up(name))
+def _dress(nl: Netlink, spec: BridgeSpec) -> None:
+    """Give a bridge that we made its alias and its settings, and bring it up.
+
+    Its MTU too: one that came with the request which made it does not stay when ports come and go.
+    """
+    _prepare_ipv6(spec.name)
+    nl.change(set_alias(spec.name, ALIAS), *_set_mtu_anew(spec.name, spec.mtu), set_up(spec.name))
 
 
 def _prepare_ipv6(name: str) -> None:
@@ -229,8 +233,13 @@ def _pin_mtu(bridge: Link, ports: list[Link]) -> list[Change]:
     """
     if any(port.mtu < bridge.mtu for port in ports):
         return []
-    aside = bridge.mtu + (1 if bridge.mtu < MAX_MTU else -1)
-    return [set_mtu(bridge.name, aside), set_mtu(bridge.name, bridge.mtu)]
+    return _set_mtu_anew(bridge.name, bridge.mtu)
+
+
+def _set_mtu_anew(name: str, mtu: int) -> list[Change]:
+    """Return the changes that set an MTU which the bridge may have already."""
+    aside = mtu + (1 if mtu < MAX_MTU else -1)
+    return [set_mtu(name, aside), set_mtu(name, mtu)]
 
 
 def _largest(mtu: int, ports: list[Link]) -> int:
@@ -238,7 +247,7 @@ def _largest(mtu: int, ports: list[Link]) -> int:
 
 
 def set_port(name: str, *, alias: str, hairpin: bool, isolated: bool) -> Change:
-    """Return the change that gives a bridge port its alias and its flags."""
+    """Return the change that gives a bridge port its alias and its flags, as `set_owner` does."""
     settings = nested(
         IFLA_INFO_SLAVE_DATA,
         u8(IFLA_BRPORT_MODE, int(hairpin)),
@@ -246,7 +255,8 @@ def set_port(name: str, *, alias: str, hairpin: bool, isolated: bool) -> Change:
     )
     info = nested(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), settings)
     words = f"hairpin {_switch(on=hairpin)} isolated {_switch(on=isolated)}"
-    return set_link(name, f'alias "{alias}" type bridge_slave {words}', text(IFLA_IFALIAS, alias), info)
+    owner = text(IFLA_IFALIAS, alias), u32(IFLA_GROUP, 0)
+    return set_link(name, f'alias "{alias}" group default type bridge_slave {words}', *owner, info)
 
 
 def set_hairpin(name: str) -> Change:

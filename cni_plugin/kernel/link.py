@@ -38,6 +38,7 @@ IFF_UP, IFF_PROMISC, _IFF_ALLMULTI = 0x1, 0x100, 0x200
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, _IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN = 13
 _IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 16, 18, 20, 28, 29
+IFLA_GROUP = 27
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_INFO_PEER, _SKIP_STATS = 1, 8
 _IFLA_AF_SPEC, _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 26, 8, 1
@@ -74,6 +75,7 @@ class Link:
     master: int
     peer: int
     alias: str
+    group: int
     vlan_filtering: bool
     port: Port | None
 
@@ -166,6 +168,7 @@ def _parse(raw: bytes) -> Link:
         master=parse_number(attributes.get(IFLA_MASTER)),
         peer=parse_number(attributes.get(_IFLA_LINK)),
         alias=parse_text(attributes.get(IFLA_IFALIAS)),
+        group=parse_number(attributes.get(IFLA_GROUP)),
         vlan_filtering=bool(parse_number(find_attribute(settings, _IFLA_BR_VLAN_FILTERING))),
         port=_parse_port(info),
     )
@@ -196,6 +199,8 @@ class VethPair:
     peer_mac: str
     peer_netns: int
     """A descriptor of the namespace that the peer is made in."""
+    group: int = 0
+    """Of the host's end, until it has an alias."""
 
 
 def add_veth(nl: Netlink, pair: VethPair) -> None:
@@ -205,7 +210,8 @@ def add_veth(nl: Netlink, pair: VethPair) -> None:
     """
     ends = f"peer name {pair.peer_name} netns POD address {pair.peer_mac}"
     master = f" master index {pair.master}" if pair.master else ""
-    command = f"ip link add {pair.name} address {pair.mac} mtu {pair.mtu}{master} up type veth {ends}"
+    group = f" group {pair.group}" if pair.group else ""
+    command = f"ip link add {pair.name} address {pair.mac} mtu {pair.mtu}{master}{group} up type veth {ends}"
     peer = link_body(
         text(IFLA_IFNAME, pair.peer_name),
         lladdr(IFLA_ADDRESS, pair.peer_mac),
@@ -217,6 +223,7 @@ def add_veth(nl: Netlink, pair: VethPair) -> None:
         lladdr(IFLA_ADDRESS, pair.mac),
         u32(IFLA_MTU, pair.mtu),
         *([u32(IFLA_MASTER, pair.master)] if pair.master else []),
+        *([u32(IFLA_GROUP, pair.group)] if pair.group else []),
         nested(
             IFLA_LINKINFO,
             text(IFLA_INFO_KIND, "veth"),
@@ -299,3 +306,8 @@ def set_mac(name: str, mac: str) -> Change:
 def set_alias(name: str, alias: str) -> Change:
     """Return the change that says whose a link is."""
     return set_link(name, f'alias "{alias}"', text(IFLA_IFALIAS, alias))
+
+
+def set_owner(name: str, alias: str) -> Change:
+    """Return the change that says whose a link is and takes it out of the group of those without an alias."""
+    return set_link(name, f'alias "{alias}" group default', text(IFLA_IFALIAS, alias), u32(IFLA_GROUP, 0))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import (
+    IFLA_GROUP,
     IFLA_IFNAME,
     IFLA_INFO_KIND,
     IFLA_LINKINFO,
@@ -25,13 +26,15 @@ from cni_plugin.kernel.link import (
     drop_link_local,
     get_link,
     link_body,
-    set_alias,
+    set_owner,
     set_up,
 )
 from cni_plugin.kernel.message import attribute, nested, parse_attributes, text, u32
 from cni_plugin.kernel.netlink import HEADER, Change, Query
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netlink import Netlink
 
@@ -85,9 +88,12 @@ def _tcmsg(index: int, *, handle: int = 0, parent: int = 0, info: int = 0) -> by
     return _TCMSG.pack(0, index, handle, parent, info)
 
 
-def add_ifb(nl: Netlink, name: str, *, mtu: int, alias: str) -> Link:
-    """Make the device anew, up, and return it; one of that name is what a crash had left."""
-    changes = _add_ifb(name, mtu), drop_link_local(name), set_alias(name, alias), set_up(name)
+def add_ifb(nl: Netlink, name: str, *, mtu: int, alias: str, group: int) -> Link:
+    """Make the device anew, up, and return it; one of that name is what a crash had left.
+
+    It is in the link group until it has its alias.
+    """
+    changes = _add_ifb(name, mtu, group), drop_link_local(name), set_owner(name, alias), set_up(name)
     try:
         nl.change(*changes, tolerate={errno.EAFNOSUPPORT})
     except KernelError as error:
@@ -101,15 +107,18 @@ def add_ifb(nl: Netlink, name: str, *, mtu: int, alias: str) -> Link:
     return made
 
 
-def _add_ifb(name: str, mtu: int) -> Change:
+def _add_ifb(name: str, mtu: int, group: int) -> Change:
     body = link_body(
         text(IFLA_IFNAME, name),
         u32(IFLA_MTU, mtu),
         u32(IFLA_TXQLEN, 0),
+        u32(IFLA_GROUP, group),
         nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "ifb")),
     )
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
-    return Change(f"ip link add {name} mtu {mtu} txqlen 0 type ifb", netlink.RTM_NEWLINK, body, flags)
+    return Change(
+        f"ip link add {name} mtu {mtu} txqlen 0 group {group} type ifb", netlink.RTM_NEWLINK, body, flags
+    )
 
 
 def set_bucket(link: Link, bucket: Bucket) -> Change:
@@ -150,9 +159,17 @@ def _parse_bucket(options: dict[int, bytes]) -> Bucket:
     return Bucket(rate=rate, burst=round(ticks * _TICK * rate), limit=limit)
 
 
-def redirect(nl: Netlink, link: Link, to: Link) -> None:
+def redirect(nl: Netlink, link: Link, to: Link, undo: ExitStack) -> None:
     """Send all that the link receives through `to`, in place of any redirection of ours before."""
-    nl.change(_add_ingress(link), tolerate={errno.EEXIST})
+    undo.callback(nl.change, drop_redirection(link))
+    try:
+        nl.change(_add_ingress(link))
+    except KernelError as error:
+        if error.errno != errno.EEXIST:
+            undo.callback(nl.change, _drop_ingress(link))  # the answer may be lost
+            raise
+    else:
+        undo.callback(nl.change, _drop_ingress(link))
     nl.change(drop_redirection(link), tolerate=_NO_FILTER)
     nl.change(_add_redirection(link, to))
 
@@ -165,6 +182,11 @@ def _add_ingress(link: Link) -> Change:
     body = _tcmsg(link.index, handle=_INGRESS_HANDLE, parent=_INGRESS) + text(_TCA_KIND, "ingress")
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
     return Change(f"tc qdisc add dev {link.name} ingress", _RTM_NEWQDISC, body, flags)
+
+
+def _drop_ingress(link: Link) -> Change:
+    body = _tcmsg(link.index, handle=_INGRESS_HANDLE, parent=_INGRESS)
+    return Change(f"tc qdisc del dev {link.name} ingress", _RTM_DELQDISC, body)
 
 
 def _add_redirection(link: Link, to: Link) -> Change:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import IFLA_MTU, delete_link, get_link, link_body, set_link
+from cni_plugin.kernel.link import IFLA_GROUP, IFLA_MTU, delete_link, get_link, link_body, set_link
 from cni_plugin.kernel.message import u32
 from cni_plugin.kernel.netlink import Change
 
@@ -32,7 +32,6 @@ log = logging.getLogger("podwire")
 
 # Requests under way at once: the waits of some overlap, and each of many takes the kernel's time.
 _LEADERS = 4
-_IFLA_GROUP = 27  # linux/if_link.h
 _NO_MTU = 2**32 - 1
 
 
@@ -134,15 +133,13 @@ def delete_together(nl: Netlink, links: Mapping[int, Link], group: int) -> set[i
         return set()
     # One that is gone by now is refused; the others of the same send are moved all the same.
     with suppress(KernelError):
-        nl.change(
-            *(set_link(link.name, f"group {group}", u32(_IFLA_GROUP, group)) for link in links.values())
-        )
+        nl.change(*(set_link(link.name, f"group {group}", u32(IFLA_GROUP, group)) for link in links.values()))
     found = [each for link in links.values() if (each := get_link(nl, link.name)) is not None]
     strangers = [each.name for each in found if not _is_same(each, links.get(each.index))]
     if strangers:
         log.warning("ip link del group %d: not done, links %s are not ours", group, strangers)
         return set()
-    body = link_body(u32(_IFLA_GROUP, group))
+    body = link_body(u32(IFLA_GROUP, group))
     try:
         nl.change(Change(f"ip link del group {group}", netlink.RTM_DELLINK, body))
     except KernelError as error:
@@ -157,7 +154,7 @@ def _has_members(nl: Netlink, group: int) -> bool:
     The kernel does not list a group, and all links of a full node take it 16 ms. But it asks the
     group's links to take an MTU, and every link refuses this one (dev_validate_mtu, net/core/dev.c).
     """
-    body = link_body(u32(_IFLA_GROUP, group), u32(IFLA_MTU, _NO_MTU))
+    body = link_body(u32(IFLA_GROUP, group), u32(IFLA_MTU, _NO_MTU))
     try:
         nl.change(Change(f"ip link set group {group} mtu {_NO_MTU}", netlink.RTM_NEWLINK, body))
     except KernelError:

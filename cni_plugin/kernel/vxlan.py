@@ -26,10 +26,10 @@ from cni_plugin.kernel.link import (
     get_link,
     link_body,
     read_link,
-    set_alias,
     set_link,
     set_mac,
     set_mtu,
+    set_owner,
     set_up,
 )
 from cni_plugin.kernel.message import parse_address, parse_attributes, parse_number, parse_text, text, u32
@@ -64,6 +64,8 @@ class VxlanSpec:
     ttl: int = 0
     tos: int = 0
     ageing: int = 300
+    unnamed: int
+    """The link group that it is in until it has its alias."""
 
     @property
     def alias(self) -> str:
@@ -78,6 +80,9 @@ def ensure_vxlan(nl: Netlink, spec: VxlanSpec) -> tuple[Link, bool]:
     underlay cannot carry the MTU.
     """
     found = get_link(nl, spec.name)
+    if found is not None and not found.alias and found.group == spec.unnamed:
+        delete_link(nl, spec.name)  # whoever made it came no further
+        found = None
     if found is not None and found.alias != spec.alias:
         owner = found.alias.removeprefix(ALIAS).strip() if found.alias.startswith(ALIAS) else ""
         other = f"that of network {owner}" if owner else "another link of that name"
@@ -211,16 +216,17 @@ def _parse(name: str, value: bytes | None) -> object:
 def _add_vxlan(nl: Netlink, spec: VxlanSpec) -> Link:
     group = f" group {spec.group}" if spec.group else ""
     command = (
-        f"ip link add {spec.name} address {spec.mac} mtu {spec.mtu} type vxlan id {spec.vni} dev index "
-        f"{spec.underlay} local {spec.local}{group} dstport {spec.port} udpcsum"
-        f"{' learning' if spec.learning else ' nolearning'}"
+        f"ip link add {spec.name} address {spec.mac} mtu {spec.mtu} group {spec.unnamed} "
+        f"type vxlan id {spec.vni} dev index {spec.underlay} local {spec.local}{group} dstport {spec.port}"
+        f" udpcsum{' learning' if spec.learning else ' nolearning'}"
     )
-    body = pack_device("vxlan", _wanted(spec).items(), IFNAME=spec.name, ADDRESS=spec.mac, MTU=spec.mtu)
+    attributes = {"IFNAME": spec.name, "ADDRESS": spec.mac, "MTU": spec.mtu, "GROUP": spec.unnamed}
+    body = pack_device("vxlan", _wanted(spec).items(), **attributes)
     flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
     try:
         nl.change(
             Change(command, netlink.RTM_NEWLINK, body, flags),
-            set_alias(spec.name, spec.alias),
+            set_owner(spec.name, spec.alias),
         )
     except KernelError as error:
         if error.errno == errno.EEXIST:

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.attach import MODES
 from cni_plugin.attach.port import delete_port
-from cni_plugin.config import Attachment, Network, is_stale_alias, parse_attachment, parse_network
+from cni_plugin.config import (
+    Attachment,
+    Network,
+    is_stale_alias,
+    owner_of_unnamed,
+    parse_attachment,
+    parse_network,
+)
 from cni_plugin.contract import versions
 from cni_plugin.contract.dispatch import Plugin
 from cni_plugin.contract.errors import CNIError, Code, invalid_config, run_all
@@ -29,6 +36,7 @@ from cni_plugin.plumbing.pods import (
     plan_features,
     site_of,
 )
+from seam.undo import Undo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
     from cni_plugin.delegate import Delegate
+    from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.plumbing.feature import Feature, Settings
 
@@ -53,7 +62,7 @@ def add(request: Request) -> Result:
     with (
         open_host() as host,
         open_pod_of(attachment) as pod,
-        ExitStack() as undo,
+        Undo() as undo,
     ):
         for feature, settings in features:
             feature.ensure(settings, host)
@@ -160,8 +169,14 @@ def collect(request: Request, host: Namespace, keep: Container[str]) -> Iterator
 
 def _collect_links(network: str, host: Namespace, keep: Container[str]) -> None:
     veths = list_links(host.netlink, kind="veth")
-    stale = [link for link in veths if is_stale_alias(link.alias, network, keep)]
+    stale = [link for link in veths if _is_stale(link, network, keep)]
     run_all(*(partial(delete_listed, host.netlink, link) for link in stale))
+
+
+def _is_stale(link: Link, network: str, keep: Container[str]) -> bool:
+    if unnamed := owner_of_unnamed(link.name, link.alias, link.group, network):
+        return unnamed not in keep
+    return is_stale_alias(link.alias, network, keep)
 
 
 def status(request: Request) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_plugin.config import MARK, alias_prefix
+from cni_plugin.config import LINK_DIGITS, MARK, alias_prefix, owner_of_unnamed, unnamed_group
 from cni_plugin.contract.errors import broken, invalid_config
 from cni_plugin.contract.result import Interface
 from cni_plugin.kernel.link import Link, delete_link, delete_listed, get_link, get_other_end, list_links
@@ -111,27 +111,27 @@ def _bucket(limit: Limit, link: Link) -> Bucket:
 
 def add(settings: Bandwidth, site: Site, result: Result, undo: ExitStack) -> Result:
     """Limit the pod; the device that its packets pass is appended to the result."""
-    from cni_plugin.kernel.qdisc import add_ifb, drop_bucket, drop_redirection, redirect, set_bucket
+    from cni_plugin.kernel.qdisc import add_ifb, drop_bucket, redirect, set_bucket
 
     nl, veth = site.host.netlink, _find_host_end(site, result)
     if settings.ingress:
-        nl.change(set_bucket(veth, _bucket(settings.ingress, veth)))
         undo.callback(nl.change, drop_bucket(veth))
+        nl.change(set_bucket(veth, _bucket(settings.ingress, veth)))
     if not settings.egress:
         return result
     name = ifb_name(site.attachment)
     undo.callback(delete_link, nl, name)
-    ifb = add_ifb(nl, name, mtu=veth.mtu, alias=MARK + site.label)
+    group = unnamed_group(site.attachment.network)
+    ifb = add_ifb(nl, name, mtu=veth.mtu, alias=MARK + site.label, group=group)
     nl.change(set_bucket(ifb, _bucket(settings.egress, ifb)))
-    redirect(nl, veth, ifb)
-    undo.callback(nl.change, drop_redirection(veth))
+    redirect(nl, veth, ifb, undo)
     made = Interface(name=ifb.name, mac=ifb.mac, mtu=ifb.mtu)
     return replace(result, interfaces=(*result.interfaces, made))
 
 
 def ifb_name(attachment: Attachment) -> str:
     """Return the name of the device that an attachment's packets pass."""
-    return f"bwp{attachment.identity[:12]}"
+    return f"bwp{attachment.identity[: LINK_DIGITS[1]]}"
 
 
 def _find_host_end(site: Site, result: Result) -> Link:
@@ -193,8 +193,11 @@ def find_devices(network: str, site: Site) -> Iterator[Belonging]:
     nl = site.host.netlink
     for each in list_links(nl, kind="ifb"):
         whose = each.alias.removeprefix(MARK)
+        own = each.alias.startswith(alias_prefix(whose.partition(" ")[0], network))
+        if unnamed := owner_of_unnamed(each.name, each.alias, each.group, network):
+            whose, own = f"{unnamed} {network}", True
         # A kernel that does not know the kind yet lists all links.
-        if each.kind == "ifb" and each.alias.startswith(alias_prefix(whose.partition(" ")[0], network)):
+        if each.kind == "ifb" and own:
             what = f"link {each.name}, index {each.index}"
             yield Belonging(whose=whose, what=what, remove=partial(delete_listed, nl, each))
 

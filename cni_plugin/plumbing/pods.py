@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_plugin.config import Attachment, data_dir, parse_attachment, render_comment
+from cni_plugin.config import LINK_DIGITS, Attachment, data_dir, parse_attachment, render_comment
 from cni_plugin.contract.errors import CNIError, run_all
 from cni_plugin.contract.request import parse_valid_attachments
 from cni_plugin.contract.result import parse_prev_result
@@ -105,14 +105,16 @@ def bare_site(request: Request, host: Namespace, pod: Namespace | None) -> Site:
 
 
 def parse_kept(request: Request) -> frozenset[str] | None:
-    """Return the identities that a GC must keep; None when the runtime named no list."""
+    """Return the identities that a GC must keep; None when the runtime named no list.
+
+    Their beginnings too, which are all that the name of a link has room for.
+    """
     valid = parse_valid_attachments(request.config)
     if valid is None:
         return None
     named = [(v.container_id, v.ifname) for v in valid]
-    return frozenset(
-        Attachment(network=request.network, container_id=c, ifname=i, netns="").identity for c, i in named
-    )
+    attachments = [Attachment(network=request.network, container_id=c, ifname=i, netns="") for c, i in named]
+    return frozenset(each.identity[:length] for each in attachments for length in (None, *LINK_DIGITS))
 
 
 def collect_features(
