@@ -159,6 +159,7 @@ def odd(tmp_path: Path, node: Node) -> Iterator[dict[str, tuple[int, str]]]:
     listener.wait()
 
 
+@pytest.mark.parametrize("node", ["process", "shim"], indirect=True)
 def test_no_path_but_a_pods_namespace_is_one(node: Node, odd: dict[str, tuple[int, str]]) -> None:
     """None is waited for, and none is the node's own."""
     config, pod = dual_stack(node), node.pod()
