@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.agents import HEAD, Agent, read_reply, render_request, start_agent
-from tests.conftest import install
+from tests.conftest import ROOT, install
 from tests.kernel.networks import dual_stack, network
 
 if TYPE_CHECKING:
@@ -87,6 +88,27 @@ def test_another_user_is_turned_away_even_where_the_mode_lets_him_in() -> None:
             done = subprocess.run(command, user=65534, capture_output=True, text=True, check=True)
             assert done.stdout == "b''\n"
             assert 'refused="a client of uid 65534"' in agent.lines()[-1]
+
+
+def test_it_needs_no_more_capabilities_than_its_unit_gives_it(plain_node: Node) -> None:
+    node, pod = served_node(plain_node), plain_node.pod()
+    unit = (ROOT / "conf/systemd/podwire.service").read_text()
+    named = re.findall("CAP_([A-Z_]+)", re.search("^CapabilityBoundingSet=(.*)", unit, re.MULTILINE)[1])
+    bounds = ",".join(["-all", *(f"+{name.lower()}" for name in named)])
+    config = dual_stack(node, ipMasq=True, spoofCheck="ip", sysctl={"net.core.somaxconn": "99"})
+    config["runtimeConfig"] = {
+        "portMappings": [{"hostPort": 8080, "containerPort": 80}],
+        "bandwidth": {"ingressRate": 10**6, "ingressBurst": 10**6, "egressRate": 10**6, "egressBurst": 10**6},
+    }
+    limited = ("setpriv", f"--bounding-set={bounds}", "--no-new-privs")
+    with start_agent(node.tmp / "a.sock", inside=node, before=limited) as agent:
+        status = Path(f"/proc/{agent.process.pid}/status").read_text()
+        assert int(re.search("CapEff:\t(.*)", status)[1], 16).bit_count() == len(named)
+        result = node.add(config, pod)
+        assert node.check(config, result, pod).stdout == ""
+        node.delete(config, pod)
+        node.delete(config, pod)  # which asks iptables for what the Go plugins may have left
+        assert [" outcome=done" in line for line in agent.lines() if " verb=" in line] == [True] * 4
 
 
 # What it refuses, and survives
