@@ -183,3 +183,31 @@ def test_a_del_by_an_odd_path_neither_waits_nor_touches_the_node(
                 assert_refused(answer, 8, f"CNI_NETNS {path}")
             else:
                 assert_ok(answer)
+
+
+@pytest.mark.parametrize("node", ["shim"], indirect=True)
+def test_no_name_of_a_pod_means_anything_to_those_who_are_told_it(node: Node) -> None:
+    """It is in the link's alias, in comments of nftables' elements, in the hints of sticky addresses."""
+    config = dual_stack(node, ipMasq=True, spoofCheck="ip")
+    config["ipam"] |= {"sticky": True}
+    config["runtimeConfig"] = {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}
+    pod = node.pod()
+    node.add(config, pod)
+    node.delete(config, pod)
+    with unchanged(node):
+        for name in (
+            'a"b',
+            "a' }",
+            "a\nb",
+            "a\\",
+            "}{ # x",
+            "$(id)",
+            "`id`",
+            "é" * 200,
+            "\udcff",
+            "x" * 4000,
+        ):
+            pod, environ = node.pod(), {"CNI_ARGS": f"K8S_POD_NAMESPACE={name};K8S_POD_NAME={name}"}
+            result = node.add(config, pod, environ=environ)
+            assert_ok(node.check(config, result, pod, environ=environ))
+            node.delete(config, pod, environ=environ)
