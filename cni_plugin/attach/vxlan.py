@@ -93,7 +93,7 @@ def _ensure_network(plan: VxlanPlan, host: Namespace, *, doubt: bool) -> tuple[B
     underlay, mtu = locate(plan.tunnel, nl)
     pod_side.refuse_small_mtu(mtu, plan.bridge.addressing.stated_families)
     device, changes = _ensure_tunnel(plan.tunnel, underlay, mtu, host, doubt=doubt)
-    changes += ensure_ruleset(host.nftables, _guard_ruleset(plan))
+    changes += ensure_ruleset(host.nftables, _guard_ruleset(plan, underlay))
     wire = bridge_mode.ensure_shared(replace(plan.bridge, mtu=mtu), host)
     if plan.tunnel.routed:
         accept_answers(device.name)
@@ -105,18 +105,21 @@ def _ensure_network(plan: VxlanPlan, host: Namespace, *, doubt: bool) -> tuple[B
     return wire, changes
 
 
-def _guard_ruleset(plan: VxlanPlan) -> Ruleset:
+def _guard_ruleset(plan: VxlanPlan, underlay: Underlay) -> Ruleset:
     """Return what keeps pods out of the tunnel: a device takes a frame from whoever knows port and VNI.
 
     So a pod could send frames with any source to the pods of all nodes, past every check of its own
     port. What it sends to that port is dropped where it enters the node: by the bridge, by the veth of a
-    routed pod, by the tunnel itself.
+    routed pod, by the tunnel itself. A node that is a container has an underlay of such a name, too.
     """
     links = (plan.bridge.gateway_ifname, "veth*", plan.tunnel.device)
     chain = Chain(
         name=f"guard_{plan.tunnel.device}",
         hook="type filter hook prerouting priority raw; policy accept;",
-        rules=tuple(f'iifname "{link}" udp dport {plan.tunnel.port} drop' for link in links),
+        rules=(
+            f'iifname "{underlay.name}" accept',
+            *(f'iifname "{link}" udp dport {plan.tunnel.port} drop' for link in links),
+        ),
     )
     return Ruleset(family="inet", title=f"{plan.tunnel.network} tunnel is for nodes", chains=(chain,))
 
@@ -188,7 +191,7 @@ def check(plan: VxlanPlan, host: Namespace, pod: Namespace, result: Result) -> N
         raise broken(
             f"peers of network {plan.tunnel.network}: wanted them in sync, found undone: {change.command}"
         )
-    if find_difference(host.nftables, _guard_ruleset(plan)):
+    if find_difference(host.nftables, _guard_ruleset(plan, underlay)):
         raise broken(f"nft chain inet podwire guard_{device.name}: wanted its rules, found others")
     if not plan.tunnel.routed:
         _check_port(plan, device, host)

@@ -144,3 +144,12 @@ def test_it_is_the_guard_that_keeps_pods_out_of_the_tunnel(cluster: Cluster, for
     assert enters_the_tunnel(cluster, form, pods, 2)
     node.add(cluster.config(form, 1), node.pod())
     assert not enters_the_tunnel(cluster, form, pods, 2)
+
+
+def test_a_node_whose_underlay_is_named_like_a_pods_link_has_its_tunnel(cluster: Cluster) -> None:
+    for node in cluster.nodes.values():
+        node.run("ip", "link", "set", "u0", "down")
+        node.run("ip", "link", "set", "u0", "name", "veth0", "up")
+    pods = start_pods(cluster, "flat")
+    assert pods[0].ping(address_in(pods[2], 4))
+    assert not enters_the_tunnel(cluster, "flat", pods, 2)
