@@ -19,6 +19,7 @@ _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
 _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
 _GROUPS = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE
 _BUFFER = 64 * 1024
+_PODS = ("veth", "bwp")  # how the names of a pod's links on the node begin
 
 
 class Monitor:
@@ -60,7 +61,7 @@ class Monitor:
 def _concerns_node(message: tuple[int, bytes]) -> bool:
     kind, raw = message
     if kind in {netlink.RTM_NEWLINK, netlink.RTM_DELLINK}:
-        return not read_name(raw).startswith("veth")
+        return not read_name(raw).startswith(_PODS)
     if kind in {netlink.RTM_NEWADDR, netlink.RTM_DELADDR}:
         return not is_link_local(raw)
     return is_synchronized(raw)

@@ -222,7 +222,7 @@ def test_a_file_is_replaced_whole_and_only_when_it_differs(tmp_path: Path) -> No
     assert replace_file(str(path), "one")
     before = path.stat()
     assert not replace_file(str(path), "one")
-    assert path.stat() == before
+    assert path.stat().st_ino == before.st_ino
     assert replace_file(str(path), "two")
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("two", 0o644)
     assert path.stat().st_ino != before.st_ino
