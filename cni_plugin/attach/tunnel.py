@@ -68,6 +68,8 @@ class Tunnel:
     subnets: tuple[IPNetwork, ...]
     addresses: tuple[IPAddress, ...]
     """This node's own, as its peers list them; empty for the one on the underlay."""
+    followed: bool
+    """As in `Mark`."""
 
     def digest(self, underlay: Underlay) -> str:
         """Return a name for everything that decides what the kernel must hold."""
@@ -117,6 +119,7 @@ def parse_tunnel(network: Network, addressing: Addressing) -> Tunnel:
         mtu_overhead=network.mtu_overhead,
         subnets=tuple(sorted({r.subnet for r in addressing.ranges})),
         addresses=tuple(parse_ip(text, '"vxlan.addresses"') for text in fields.strings("addresses")),
+        followed=bool(network.fields.string("stateFile")),
     )
     _refuse_contradictions(tunnel, network, addressing)
     return tunnel

@@ -157,7 +157,12 @@ def _ensure_tunnel(
     Without `doubt` a network whose stamp and counts are as the last sync left them is trusted.
     """
     nl, spec = host.netlink, vxlan_spec(tunnel, underlay, mtu)
-    mark = Mark(path=tunnel.stamp_path, digest=tunnel.digest(underlay), content=tunnel.source.content)
+    mark = Mark(
+        path=tunnel.stamp_path,
+        digest=tunnel.digest(underlay),
+        content=tunnel.source.content,
+        followed=tunnel.followed,
+    )
     device = None if doubt else find_vxlan(nl, spec)
     if device is not None and is_trusted(nl, mark, device.index, network_priority(tunnel.network)):
         return device, 0

@@ -184,6 +184,36 @@ def test_a_burst_of_nodes_is_one_sync(nodes: Followers) -> None:
     assert len(overlay_state(one.node)["fdb"]) == 102
 
 
+def test_a_thousand_nodes_are_a_burst_in_bounded_memory_and_cost_an_add_little(
+    nodes: Followers,
+) -> None:
+    one, before = nodes.nodes[1], nodes.nodes[1].state()["syncs"]
+    nodes.api.put(
+        *(
+            render_node(
+                f"more{i}",
+                [f"192.0.3.{i}" if i < 250 else f"198.18.{i // 250}.{i % 250}", f"2001:db8::ff:{i:x}"],
+                [f"10.{100 + i // 250}.{i % 250}.0/24", f"fd00:10:245:{i:x}::/64"],
+            )
+            for i in range(1000)
+        )
+    )
+    state = one.wait(lambda state: state["peersProgrammed"] == 1002, within=60)
+    assert state["ready"]
+    assert state["syncs"] - before <= 3  # as above
+    status = Path(f"/proc/{one.processes[0].pid}/status").read_text()
+    assert int(status.split("VmHWM:")[1].split()[0]) < 100 * 1024
+    # With the follower away an ADD makes the tunnel when there is none, and does not look at its peers else.
+    one.stop()
+    vtep = overlay_state(one.node)["fdb"][0]
+    one.node.run("bridge", "fdb", "del", *vtep.split()[:1], "dev", TUNNEL, "dst", vtep.split()[2])
+    one.start_pod()
+    assert len(overlay_state(one.node)["fdb"]) == 1001
+    one.node.run("ip", "link", "del", TUNNEL)
+    one.start_pod()
+    assert len(overlay_state(one.node)["fdb"]) == 1002
+
+
 def test_a_pod_that_comes_or_goes_is_no_reason_to_look(nodes: Followers) -> None:
     one = nodes.nodes[1]
     one.start_pod()  # it brings the bridge up
