@@ -63,7 +63,8 @@ def _run(arguments: argparse.Namespace) -> int:
         from cni_plugin.cluster.api import API, Access
     except ImportError as error:
         raise CNIError(Code.NOT_AVAILABLE, f"wanted the extra podwire[kubernetes], found {error}") from error
-    from cni_plugin.cluster.follow import Follower, Loop
+    from cni_plugin.cluster.follow import Follower
+    from cni_plugin.cluster.loop import Loop
     from cni_plugin.cluster.watch import Watch
     from cni_plugin.kernel.monitor import Monitor
 

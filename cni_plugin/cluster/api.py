@@ -18,6 +18,7 @@ from kubernetes.client.api_client import ApiClient
 from kubernetes.client.configuration import Configuration
 from kubernetes.client.exceptions import OpenApiException
 from kubernetes.config import ConfigException
+from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,6 +28,9 @@ _NODES = "/api/v1/nodes"
 _PAGE = 100  # nodes; an object is 10 to 20 KB of JSON
 _TIMEOUT = (5.0, 30.0)  # seconds, to connect and to read
 _WATCH = (240, 480)  # seconds until the server ends a watch, so that not all agents begin again at once
+# Seconds until a silent connection is asked whether it lives, between questions, and how many: a server that
+# lost power, or an address of our own that went away, says nothing.
+_KEEPALIVE = (10, 5, 3)
 _GONE, _UNAUTHORIZED = 410, 401
 _STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 
@@ -153,7 +157,7 @@ def _configure(access: Access) -> Configuration:
         _use_account(configuration, access.account)
     if access.server or not access.kubeconfig:
         configuration.host = access.server or _server_of(os.environ)
-    configuration.keep_alive = True
+    configuration.socket_options = tcp_keepalive_socket_options(*_KEEPALIVE)
     return configuration
 
 

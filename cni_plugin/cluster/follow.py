@@ -1,15 +1,13 @@
-"""The loop that keeps a node in line with its cluster: look at what is known, write, sync, say how it stands.
+"""What keeps a node in line with its cluster: look at what is known, write, sync, say how it stands.
 
-Level-triggered: a step looks at everything, whatever woke it: nodes that changed, the kernel's news, or
-the time. What comes in a burst is one step. A node's network survives whatever we do: its
-configuration is replaced, never removed, and what is known stays in force when nothing new can be learnt.
+Level-triggered: a step looks at everything, whatever is the reason for it (cluster/loop.py). A node's
+network survives whatever we do: its configuration is replaced, never removed, and what is known
+stays in force when nothing new can be learnt.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import select
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,11 +44,8 @@ if TYPE_CHECKING:
     from cni_plugin.cluster.nodes import Node
     from cni_plugin.cluster.settings import ClusterSettings
     from cni_plugin.cluster.watch import Known, Watch
-    from cni_plugin.kernel.monitor import Monitor
     from cni_plugin.kernel.netlink import Netlink
 
-_QUIET, _LONGEST_BURST = 0.2, 2.0  # seconds without news after which a burst is over, and with news
-_RETRIES = (1.0, 30.0)  # seconds until a step that failed is tried again, from the first to the longest
 # What STATUS needs: the newest version, and a place for plugins that none of ours is looked for in.
 _ENVIRON = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/opt/cni/bin"}
 
@@ -105,6 +100,10 @@ class Follower:
             reasons += [lacking] if lacking else []
         except (CNIError, OSError) as error:
             reasons.append(str(error))
+            self._state = replace(self._state, errors=self._state.errors + 1)
+        except Exception as error:  # noqa: BLE001  who ends here leaves a file that says that all is well
+            own.exception("unexpected")
+            reasons.append(f"{type(error).__name__}: {error}")
             self._state = replace(self._state, errors=self._state.errors + 1)
         self._say(ready, (*reasons, *(self._wanted.peers.problems if self._wanted else ())))
         if ready and known.nodes:
@@ -260,50 +259,3 @@ def _line(order: Order, wanted: Wanted, changes: int, seconds: float) -> str:
         changes=changes,
         duration=f"{seconds:.4f}",
     )
-
-
-class Loop:
-    """When to take a step: after a burst of news, when the time has come, and never two at once."""
-
-    def __init__(self, resync: float, monitor: Monitor, endings: tuple[int, ...]) -> None:
-        """Wait for what wakes us, the kernel's news, and descriptors whose readability is the end."""
-        self._resync = resync
-        self._monitor = monitor
-        self._endings = endings
-        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll = select.poll()
-        for descriptor in (self._woken, monitor.fileno(), *endings):
-            self._poll.register(descriptor, select.POLLIN)
-
-    def wake(self) -> None:
-        """Have a step taken soon; from any thread."""
-        os.eventfd_write(self._woken, 1)
-
-    def run(self, follower: Follower) -> None:
-        """Take steps until the end."""
-        retry = _RETRIES[0]
-        while True:
-            if follower.step():
-                pause, retry = self._resync, _RETRIES[0]
-            else:
-                pause, retry = retry, min(retry * 2, _RETRIES[1])
-            if not self._wait(time.monotonic() + pause):
-                return
-
-    def _wait(self, due: float) -> bool:
-        """Wait for news and for the end of their burst, or until `due`; False at the end."""
-        longest = due
-        while (left := min(due, longest) - time.monotonic()) > 0:
-            ready = {descriptor for descriptor, _ in self._poll.poll(left * 1000)}
-            if ready & set(self._endings):
-                return False
-            if self._is_news(ready):
-                longest = min(longest, time.monotonic() + _LONGEST_BURST)
-                due = time.monotonic() + _QUIET
-        return True
-
-    def _is_news(self, ready: set[int]) -> bool:
-        woken = self._woken in ready
-        if woken:
-            os.eventfd_read(self._woken)
-        return (self._monitor.fileno() in ready and self._monitor.drain()) or woken

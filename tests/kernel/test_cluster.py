@@ -89,6 +89,18 @@ def test_nodes_that_change_their_address_or_leave_are_followed(nodes: Followers)
     assert one.conflist.stat().st_mtime_ns == before
 
 
+def test_a_node_that_gets_another_address_of_its_own_is_reached_there(nodes: Followers) -> None:
+    one, two = nodes.nodes[1], nodes.nodes[2]
+    pods = one.start_pod(), two.start_pod()
+    # Its connection to the API has the old one.
+    one.node.run("ip", "addr", "add", "192.0.2.51/24", "dev", "u0")
+    nodes.api.put(nodes.render(1, addresses=["192.0.2.51", "2001:db8::1"]))
+    one.wait(lambda state: state["ready"] and one.config()["vxlan"]["local"] == "192.0.2.51")
+    two.wait(lambda _: any("192.0.2.51" in entry for entry in overlay_state(two.node)["fdb"]))
+    for version in (4, 6):
+        assert pods[0].ping(address_of(pods[1], version), within=3)
+
+
 def test_a_node_that_loses_its_subnet_keeps_its_configuration_and_says_so(nodes: Followers) -> None:
     one = nodes.nodes[1]
     pod, content = one.start_pod(), one.conflist.read_text()
@@ -165,12 +177,14 @@ def test_what_somebody_deletes_is_made_again_at_once(nodes: Followers) -> None:
     one = nodes.nodes[1]
     before = overlay_state(one.node)
     one.node.run("ip", "link", "del", TUNNEL)
-    state = one.wait(lambda state: state["repairs"] > 0, within=5)
+    state = one.wait(lambda state: state["repairs"] > 0)
     assert state["ready"]
     assert overlay_state(one.node) == before
     one.node.run("ip", "route", "del", "10.244.2.0/24")
-    one.wait(lambda now: now["repairs"] > state["repairs"], within=5)
+    one.wait(lambda now: now["repairs"] > state["repairs"])
     assert overlay_state(one.node) == before
+    one.node.run("ip", "link", "set", "u0", "mtu", "1400")
+    one.wait(lambda _: one.node.links()[TUNNEL]["mtu"] == 1350)
 
 
 def test_a_burst_of_nodes_is_one_sync(nodes: Followers) -> None:
