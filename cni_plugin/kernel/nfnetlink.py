@@ -19,19 +19,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.message import attribute, list_attributes, parse_text, text
 from cni_plugin.kernel.message import parse_attributes as parse
-from cni_plugin.kernel.netlink import (
-    HEADER,
-    NLM_F_ACK,
-    NLM_F_CREATE,
-    NLM_F_DUMP,
-    NLM_F_EXCL,
-    answered,
-    log,
-    pack,
-)
+from cni_plugin.kernel.netlink import HEADER, answered, log, pack
 from seam import step
 
 if TYPE_CHECKING:
@@ -141,7 +133,7 @@ class Nftables:
         """
         word = naming.encode()
         command = f"nft list set {family} {TABLE} {set_name}"
-        answers = self._ask(command, _GETSETELEM, family, _element_list(set_name), NLM_F_DUMP)
+        answers = self._ask(command, _GETSETELEM, family, _element_list(set_name), netlink.NLM_F_DUMP)
         found = (e for raw in answers if word in raw for e in _parse_elements(family, set_name, raw, word))
         return [element for element in found if naming in element.comment]
 
@@ -162,13 +154,13 @@ class Nftables:
     def list_sets(self, family: str, prefix: str = "") -> list[str]:
         """Return the names of our table's sets and maps that begin with `prefix`."""
         body = text(_SET_TABLE, TABLE)
-        answers = self._ask(f"nft list sets {family}", _GETSET, family, body, NLM_F_DUMP)
+        answers = self._ask(f"nft list sets {family}", _GETSET, family, body, netlink.NLM_F_DUMP)
         names = (parse_text(parse(raw, _BODY).get(_SET_NAME, b"")) for raw in answers)
         return [name for name in names if name.startswith(prefix)]
 
     def list_chains(self) -> list[ChainHead]:
         """Return the chains of all tables of the families that we know, 0.01 ms each."""
-        answers = self._ask("nft list chains", _GETCHAIN, "", b"", NLM_F_DUMP)
+        answers = self._ask("nft list chains", _GETCHAIN, "", b"", netlink.NLM_F_DUMP)
         return [head for raw in answers for head in _parse_chain(raw)]
 
     def get_chain(self, family: str, table: str, name: str) -> ChainHead | None:
@@ -180,7 +172,7 @@ class Nftables:
     def list_comments(self, family: str, chain: str) -> list[str]:
         """Return the comment of each rule of a chain; none when there is no such chain."""
         body = text(_RULE_TABLE, TABLE) + text(_RULE_CHAIN, chain)
-        answers = self._ask(f"nft list chain {family} {chain}", _GETRULE, family, body, NLM_F_DUMP)
+        answers = self._ask(f"nft list chain {family} {chain}", _GETRULE, family, body, netlink.NLM_F_DUMP)
         return [_parse_comment(parse(raw, _BODY).get(_RULE_USERDATA, b"")) for raw in answers]
 
     def update(self, decide: Callable[[], list[Change]]) -> list[Change]:
@@ -226,7 +218,7 @@ class Nftables:
         for change in changes:
             number = self._number()
             sent[number] = change
-            batch.append(_pack_change(change, number, NLM_F_ACK if change is changes[-1] else 0))
+            batch.append(_pack_change(change, number, netlink.NLM_F_ACK if change is changes[-1] else 0))
         batch.append(pack(_BATCH_END, 0, subsystem, self._number()))
         self._socket.send(b"".join(batch))
         self._await(first, sent)
@@ -269,7 +261,7 @@ class Nftables:
         self, command: str, kind: int, body: bytes, flags: int, absent: Collection[int]
     ) -> list[bytes]:
         number = self._number()
-        ack = 0 if flags & NLM_F_DUMP else NLM_F_ACK
+        ack = 0 if flags & netlink.NLM_F_DUMP else netlink.NLM_F_ACK
         self._socket.send(pack(kind, ack | flags, body, number))
         answers: list[bytes] = []
         while True:
@@ -338,7 +330,7 @@ def _pack_change(change: Change, number: int, ack: int) -> bytes:
     if change.present and element.comment:
         members += attribute(_ELEM_USERDATA, _render_comment(element.comment))
     kind = _NEWSETELEM if change.present else _DELSETELEM
-    flags = ack | (NLM_F_CREATE | NLM_F_EXCL if change.present else 0)
+    flags = ack | (netlink.NLM_F_CREATE | netlink.NLM_F_EXCL if change.present else 0)
     body = general(_FAMILIES[element.family]) + _element_list(element.set_name, [members])
     return pack(_SUBSYSTEM << 8 | kind, flags, body, number)
 

@@ -6,7 +6,6 @@ directory is lost while later ones are not (no journal at all).
 """
 
 # Plain os calls on names that are no paths of this machine.
-# ruff: noqa: PTH120
 
 from __future__ import annotations
 

@@ -34,12 +34,12 @@ def test_after_a_storm_and_in_the_middle_of_it_everything_is_somebodys(
     long = pytestconfig.getoption("--long")
     minutes = float(os.environ.get("PODWIRE_STORM_MINUTES", "30"))
     storm = Storm(plain_node, seed, bin_dirs=bin_dirs, pods=1000 if long else 120, workers=8)
-    print(f"storm: seed {seed}")  # noqa: T201 - with it the storm can be seen again
+    print(f"storm: seed {seed}")
     try:
         storm.run(minutes * 60 if long else 18, between_looks=60 if long else 8)
     finally:
         for slot in storm.slots:
             if slot.space is not None:
                 slot.space.remove()
-        print(f"storm: seed {seed}: {sum(storm.done.values())} operations: {dict(storm.done)}")  # noqa: T201
+        print(f"storm: seed {seed}: {sum(storm.done.values())} operations: {dict(storm.done)}")
     assert storm.done["look"] >= 2
