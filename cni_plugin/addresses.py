@@ -7,6 +7,8 @@ names and `dataDir` only, so that no error in the ranges can hold an address bac
 
 from __future__ import annotations
 
+import logging
+import os
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -22,12 +24,15 @@ from cni_plugin.contract.request import parse_args, parse_valid_attachments
 from cni_plugin.contract.result import DNS, IPConfig, Result, parse_prev_result, parse_routes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from netaddr import IPAddress
 
+    from cni_plugin.config import Living
     from cni_plugin.contract.request import Request
     from ipam.places import Reservation
+
+log = logging.getLogger("podwire")
 
 # Of use to the agent; a process that makes one call looks once, which is not remembered.
 _MEMORY: Final = ipam.Memory()
@@ -56,6 +61,29 @@ def _translated() -> Iterator[None]:
     except ipam.IPAMError as error:
         code = next((code for kind, code in _CODES if isinstance(error, kind)), Code.INTERNAL)
         raise CNIError(code, str(error)) from error
+
+
+def rescue(request: Request, living: Callable[[], Iterable[Living]], place: str) -> None:
+    """Hold the addresses of living pods again if the network's directory is gone: somebody moved it aside.
+
+    Raises CNIError 5 or 11 when that cannot be, since the next address could be one of theirs.
+    """
+    store = open_store(request)
+    if os.path.lexists(store.directory):
+        return
+    ranges = [each for range_set in parse_range_sets(request) for each in range_set.ranges]
+    claims = [
+        (address, ipam.Owner(container_id=each.attachment.container_id, ifname=each.attachment.ifname))
+        for each in living()
+        for address in each.addresses
+        if any(within.contains(address) for within in ranges)
+    ]
+    if claims:
+        from ipam.rescue import rescue as make
+
+        with _translated():
+            made = make(store, claims, place)
+        log.warning("%s was gone; held again: %s addresses, made: %s", store.directory, len(claims), made)
 
 
 def allocate(request: Request, place: str = "") -> Result:

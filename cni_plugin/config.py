@@ -72,6 +72,14 @@ class Attachment:
         return f"{self.container_id} {self.ifname} on network {self.network}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Living:
+    """An attachment whose interface is there, and the addresses on it."""
+
+    attachment: Attachment
+    addresses: tuple[IPAddress, ...]
+
+
 def parse_attachment(request: Request) -> Attachment:
     """Return who the call is about."""
     return Attachment(

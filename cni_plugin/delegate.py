@@ -23,9 +23,10 @@ from cni_plugin.contract.result import Result, parse_result
 from seam import step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from contextlib import ExitStack
 
+    from cni_plugin.config import Living
     from cni_plugin.contract.request import Request
 
 log = logging.getLogger("podwire")
@@ -43,6 +44,9 @@ class Delegate(Protocol):
 
     def addressing(self) -> Addressing:
         """Return what is known before any address is taken."""
+
+    def rescue(self, living: Callable[[], Iterable[Living]], place: str) -> None:
+        """Hold the addresses of the pods that live in `place` again if the record of them is gone."""
 
     def allocate(self, undo: ExitStack, place: str) -> Result:
         """Take the addresses of a pod that is joined in `place` and push their release on the undo stack."""
@@ -65,6 +69,9 @@ class Source(Protocol):
 
     def addressing(self, request: Request) -> Addressing:
         """Return what is known before any address is taken."""
+
+    def rescue(self, request: Request, living: Callable[[], Iterable[Living]], place: str) -> None:
+        """Hold the addresses of the pods that live in `place` again if the record of them is gone."""
 
     def allocate(self, request: Request, place: str) -> Result:
         """Take the addresses of a pod that is joined in `place`."""
@@ -142,6 +149,9 @@ class Nobody:
         """Return that no family is in use."""
         return Addressing(layer2=True)
 
+    def rescue(self, living: Callable[[], Iterable[Living]], place: str) -> None:
+        """Do nothing."""
+
     def allocate(self, undo: ExitStack, place: str) -> Result:  # noqa: ARG002 - nothing to undo
         """Return no addresses."""
         return Result()
@@ -162,6 +172,10 @@ class Own:
     def addressing(self) -> Addressing:
         """Return what the configuration says."""
         return self.source.addressing(self.request)
+
+    def rescue(self, living: Callable[[], Iterable[Living]], place: str) -> None:
+        """Look whether the store is there."""
+        self.source.rescue(self.request, living, place)
 
     def allocate(self, undo: ExitStack, place: str) -> Result:
         """Take addresses; a failed allocation holds nothing, so it has nothing to release."""
@@ -198,6 +212,9 @@ class Foreign:
         """Return that only the plugin knows."""
         parse_delegate_timeout(self.request.config)
         return Addressing()
+
+    def rescue(self, living: Callable[[], Iterable[Living]], place: str) -> None:
+        """Leave it to the plugin, which alone knows what it has given."""
 
     def allocate(self, undo: ExitStack, place: str) -> Result:  # noqa: ARG002 - it marks nothing
         """Run its ADD. Its DEL follows a failure too: what it had taken by then only it knows."""

@@ -108,6 +108,11 @@ def release(request: Request) -> None:
     del request
 
 
+def rescue(request: Request, living: object, place: str) -> None:
+    """Do nothing: there is no record that could be gone."""
+    del request, living, place
+
+
 collect = status = release
 
 

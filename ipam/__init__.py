@@ -4,8 +4,8 @@
 `allocator` the policy that joins them, `memory` what spares a process that stays the search (`index`,
 `watch`), `notes` what optional behaviours remember (`sticky`, `resting`), `boots` tells what is of an
 earlier boot, `places` where a holder can be seen, `damage` is a look at what the store would never write,
-`transfer` many reservations at once, `errors` what can go wrong in its own words. It imports nothing of the
-plugin and knows nothing of CNI, interfaces or the kernel.
+`transfer` many reservations at once, `rescue` a directory that is gone, `errors` what can go wrong in its own
+words. It imports nothing of the plugin and knows nothing of CNI, interfaces or the kernel.
 """
 
 from ipam.address import parse_address, render_address

@@ -22,6 +22,7 @@ from cni_plugin.kernel.message import (
     parse_attributes,
     parse_network,
     parse_number,
+    u32,
 )
 from cni_plugin.kernel.netlink import HEADER, Change, Query
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from netaddr import IPAddress, IPNetwork
 
+    from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netlink import Netlink
 
 # linux/if_addr.h
@@ -37,6 +39,7 @@ _IFADDRMSG = struct.Struct("=4BI")  # family, prefix length, flags, scope, index
 _ATTRIBUTES = HEADER.size + _IFADDRMSG.size
 _SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_MULTICAST, _IFA_FLAGS = 1, 2, 4, 7, 8
+_IFA_TARGET_NETNSID = 10
 _IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x02, 0x08, 0x40
 _RT_SCOPE_LINK = 253
 _JOIN_TIMEOUT = 5.0  # seconds; the work queue is one for the whole machine
@@ -112,8 +115,21 @@ def list_unsettled(nl: Netlink, index: int) -> list[tuple[IPNetwork, bool]]:
     return [(a, bool(flags & _IFA_F_DADFAILED)) for a, flags, _ in found if flags & _IFA_F_TENTATIVE]
 
 
-def _list(nl: Netlink, index: int) -> Iterator[_Found]:
-    body = _IFADDRMSG.pack(0, 0, 0, 0, index)
+def list_peer_addresses(nl: Netlink, link: Link) -> list[IPNetwork]:
+    """Return the addresses of a veth's other end, which is in another namespace; none if that is gone."""
+    if link.peer_nsid is None or link.peer_nsid < 0:
+        return []
+    try:
+        found = list(_list(nl, link.peer, u32(_IFA_TARGET_NETNSID, link.peer_nsid)))
+    except KernelError as error:
+        if error.errno in {errno.ENODEV, errno.EINVAL}:
+            return []
+        raise
+    return [a for a, _, scope in found if a.version == 4 or scope != _RT_SCOPE_LINK]
+
+
+def _list(nl: Netlink, index: int, *where: bytes) -> Iterator[_Found]:
+    body = _IFADDRMSG.pack(0, 0, 0, 0, index) + b"".join(where)
     for raw in nl.dump(Query(f"ip addr show dev index {index}", netlink.RTM_GETADDR, body)):
         _, prefixlen, flags, scope, _ = _IFADDRMSG.unpack_from(raw, HEADER.size)
         attributes = parse_attributes(raw, _ATTRIBUTES)

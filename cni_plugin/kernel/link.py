@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ IFF_UP, IFF_PROMISC, _IFF_ALLMULTI = 0x1, 0x100, 0x200
 # linux/if_link.h, linux/if.h, linux/veth.h, linux/rtnetlink.h
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, _IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN = 13
+_IFLA_LINK_NETNSID = 37
 _IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 16, 18, 20, 28, 29
 IFLA_GROUP = 27
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
@@ -74,6 +76,8 @@ class Link:
     carrier_seen: bool
     master: int
     peer: int
+    peer_nsid: int | None
+    """By what number this namespace knows that of the peer; None where they are one."""
     alias: str
     group: int
     vlan_filtering: bool
@@ -167,11 +171,16 @@ def _parse(raw: bytes) -> Link:
         carrier_seen=parse_number(attributes.get(_IFLA_OPERSTATE)) in {_IF_OPER_UNKNOWN, _IF_OPER_UP},
         master=parse_number(attributes.get(IFLA_MASTER)),
         peer=parse_number(attributes.get(_IFLA_LINK)),
+        peer_nsid=_parse_nsid(attributes.get(_IFLA_LINK_NETNSID)),
         alias=parse_text(attributes.get(IFLA_IFALIAS)),
         group=parse_number(attributes.get(IFLA_GROUP)),
         vlan_filtering=bool(parse_number(find_attribute(settings, _IFLA_BR_VLAN_FILTERING))),
         port=_parse_port(info),
     )
+
+
+def _parse_nsid(value: bytes | None) -> int | None:
+    return None if value is None else int.from_bytes(value, sys.byteorder, signed=True)
 
 
 def _parse_port(info: dict[int, bytes]) -> Port | None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
     from cni_plugin.attach.mode import Mode, Plan
+    from cni_plugin.config import Living
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
     from cni_plugin.delegate import Delegate
@@ -69,6 +70,7 @@ def add(request: Request) -> Result:
         wire = mode.connect(plan, host, pod, undo)
         for feature, settings in features:
             feature.prepare(settings, site_of(network, host, pod), undo)
+        delegate.rescue(lambda: _list_living(request.network, host), host.place())
         addresses = delegate.allocate(undo, host.place())
         result = mode.configure(plan, wire, host, pod, addresses)
         for feature, settings in features:
@@ -77,6 +79,12 @@ def add(request: Request) -> Result:
         warn_of_drops(host, mode.forwarded_by(plan), result)
         undo.pop_all()
     return result.after(network.prev_result)
+
+
+def _list_living(network: str, host: Namespace) -> Iterator[Living]:
+    from cni_plugin.plugins.living import list_living  # for the few calls that find no store
+
+    return list_living(network, host)
 
 
 def _parse(request: Request) -> Network:

@@ -1,0 +1,29 @@
+"""The attachments that the node itself shows: whose each veth of a network is, and the addresses behind it.
+
+The alias of the host's end names the attachment; the kernel tells the addresses of the other end
+from here (`ip -n POD addr show`), without a path to the pod's namespace.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_plugin.config import MARK, Attachment, Living, alias_prefix
+from cni_plugin.kernel.addr import list_peer_addresses
+from cni_plugin.kernel.link import list_links
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_plugin.kernel.netns import Namespace
+
+
+def list_living(network: str, host: Namespace) -> Iterator[Living]:
+    """Yield the attachments to a network that we made, with their addresses."""
+    for link in list_links(host.netlink, kind="veth"):
+        identity, _, container_id, ifname, *_ = [*link.alias.removeprefix(MARK).split(" "), "", "", ""]
+        attachment = Attachment(network=network, container_id=container_id, ifname=ifname, netns="")
+        # A long alias is cut; then it names somebody else.
+        if link.alias.startswith(alias_prefix(identity, network)) and attachment.identity == identity:
+            found = list_peer_addresses(host.netlink, link)
+            yield Living(attachment=attachment, addresses=tuple(each.ip for each in found))
