@@ -16,6 +16,7 @@ from cni_plugin.kernel.link import list_links
 from cni_plugin.plumbing import CHAINED, FEATURES
 from cni_plugin.plumbing.elements import list_of
 from cni_plugin.plumbing.pods import bare_site
+from ipam.boots import find_dead
 from ipam.places import list_reservations
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Trail:
     reservations: tuple[Reservation, ...]
     joined_here: bool
     """Our main plugin joined it to the network in this network namespace."""
+    of_earlier_boot: bool = False
+    """All of it was reserved before this machine was started anew, which no container survives."""
 
     @property
     def is_whole(self) -> bool:
@@ -55,12 +58,13 @@ class Trail:
 
 @dataclass(frozen=True, slots=True)
 class _Clue:
-    """One thing of an attachment's; `proof` that our main plugin has joined it here."""
+    """One thing of an attachment's; `proof` that our main plugin has joined it here, or that it is `old`."""
 
     whose: tuple[str, str, str]
     what: str
     proof: bool
     reservation: Reservation | None = None
+    old: bool = False
 
 
 def follow(network: Network, host: Namespace) -> list[Trail]:
@@ -74,10 +78,12 @@ def follow(network: Network, host: Namespace) -> list[Trail]:
 
 def _find_clues(network: Network, host: Namespace) -> Iterator[_Clue]:
     if network.has_store:
-        for each in list_reservations(addresses.open_store(network.main)):
+        store = addresses.open_store(network.main)
+        dead = frozenset(find_dead(store))
+        for each in list_reservations(store):
             identity = _identity(network.name, each.owner.container_id, each.owner.ifname)
             whose = (identity if each.owner.ifname else "", each.owner.container_id, each.owner.ifname)
-            yield _Clue(whose, f"address {each}", each.place == host.place(), each)
+            yield _Clue(whose, f"address {each}", each.place == host.place(), each, each.address in dead)
     for element in list_of(host.nftables, network.name):
         proof = element.set_name.startswith(_MAIN_SETS)
         yield _Clue(_parse_whose(element.comment), f"nft {element.command}", proof)
@@ -114,6 +120,7 @@ def _join(network: str, clues: list[_Clue]) -> Trail:
         what=tuple(clue.what for clue in clues),
         reservations=tuple(clue.reservation for clue in clues if clue.reservation),
         joined_here=any(clue.proof for clue in clues),
+        of_earlier_boot=all(clue.old for clue in clues),
     )
 
 

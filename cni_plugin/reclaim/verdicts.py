@@ -21,6 +21,7 @@ class Proof(StrEnum):
     """What shows that an attachment is no more."""
 
     KERNEL = "kernel"
+    BOOT = "boot"
     RUNTIME = "runtime"
     DEBRIS = "debris"
     NONE = "none"
@@ -49,6 +50,8 @@ def judge(trail: Trail, veths: Veths, word: Word | None, *, shared: bool) -> Ver
         return _wonder(trail, word)
     if trail.joined_here:
         return Verdict(proof=Proof.KERNEL, reason="podwire joined it here, and its veth is gone")
+    if trail.of_earlier_boot and not shared:
+        return Verdict(proof=Proof.BOOT, reason="it is of an earlier boot of this machine")
     return _believe(trail, word, shared=shared)
 
 

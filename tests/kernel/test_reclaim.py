@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ipam import boots
 from tests.chain import REFERENCE, Chain, install_as
 from tests.conftest import in_process
 from tests.garbage import GC, configure, counts, gc, kill, listing, run_gc
@@ -60,6 +62,25 @@ def form(node: Node, name: str) -> dict[str, Any]:
     if "mode" in FORMS[name]:
         del config["bridge"]
     return config
+
+
+def test_what_is_of_an_earlier_boot_goes_whoever_made_it_and_without_a_runtime(node: Node) -> None:
+    config = dual_stack(node)
+    configure(node, config)
+    dead, unseen = node.pod(), node.pod()
+    for pod in (dead, unseen):
+        node.add(config | {"type": "podwire-ipam"}, pod, program="podwire-ipam")
+    store = node.data_dir / "test"
+    for name, content in node.held().items():
+        if dead.container_id in content:
+            os.setxattr(store / name, boots.MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
+    said = gc(node)
+    assert {(item["container_id"], item["kind"], item["action"]) for item in said["items"]} == {
+        (dead.container_id, "boot", "reclaimed"),
+        (unseen.container_id, "none", "kept"),
+    }
+    assert all(unseen.container_id in content for content in node.held().values())
+    assert len(node.held()) == 2
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -29,6 +29,7 @@ TRAIL = Trail(
 )
 CUT = replace(TRAIL, container_id="bo", ifname="", joined_here=False)
 LEGACY = replace(TRAIL, identity="", ifname="", joined_here=False)
+LEGACY_OF_EARLIER_BOOT = replace(LEGACY, of_earlier_boot=True)
 NONE = Veths(names=frozenset(), identities=frozenset(), container_ids=frozenset())
 NOBODY = Word(sandboxes=frozenset(), networks=frozenset({"net"}))
 BOX = replace(NOBODY, sandboxes=frozenset({"box"}))
@@ -51,6 +52,11 @@ ELSEWHERE = replace(NOBODY, networks=frozenset({"other"}))
         (replace(TRAIL, joined_here=False), NONE, NOBODY, Proof.RUNTIME),
         (replace(TRAIL, joined_here=False), NONE, ELSEWHERE, Proof.NONE),
         (replace(TRAIL, joined_here=False), NONE, BOX, None),
+        (replace(TRAIL, joined_here=False, of_earlier_boot=True), NONE, None, Proof.BOOT),
+        (replace(TRAIL, joined_here=False, of_earlier_boot=True), NONE, ELSEWHERE, Proof.BOOT),
+        (replace(TRAIL, joined_here=False, of_earlier_boot=True), NONE, BOX, None),
+        (LEGACY_OF_EARLIER_BOOT, NONE, None, Proof.BOOT),
+        (LEGACY_OF_EARLIER_BOOT, replace(NONE, container_ids=frozenset({"box"})), None, None),
         (CUT, NONE, NOBODY, Proof.NONE),
         (CUT, NONE, BOX, None),
         (replace(CUT, joined_here=True), NONE, NOBODY, Proof.KERNEL),
@@ -72,9 +78,11 @@ def test_who_is_dead(trail: Trail, veths: Veths, word: Word | None, proof: Proof
 
 
 def test_in_a_shared_store_the_runtimes_word_is_not_enough() -> None:
-    verdict = judge(replace(TRAIL, joined_here=False), NONE, NOBODY, shared=True)
-    assert verdict
-    assert verdict.proof is Proof.NONE
+    for old in (False, True):
+        trail = replace(TRAIL, joined_here=False, of_earlier_boot=old)
+        verdict = judge(trail, NONE, NOBODY, shared=True)
+        assert verdict
+        assert verdict.proof is Proof.NONE
 
 
 def test_sandboxes_and_networks_are_found_among_all_else_that_a_runtime_says() -> None:
