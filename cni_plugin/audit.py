@@ -48,6 +48,8 @@ class Finding:
     subject: str
     holder: str
     said: str
+    repair: str = ""
+    """The command that mends it, where there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +159,7 @@ def _find_dead(seen: _Seen) -> Iterator[Finding]:
         said += " and is of an earlier boot of this machine" if address in seen.dead else ""
         repair = f"podwire ipam release{seen.place} {seen.network} {text}"
         said += f": {repair}" if certain else f"; maybe another plugin attached it; if it is gone: {repair}"
-        yield Finding(seen.network, "leaked" if certain else "unused", text, str(owner), said)
+        yield Finding(seen.network, "leaked" if certain else "unused", text, str(owner), said, repair)
 
 
 def _owner_identity(network: str, owner: ipam.Owner) -> str:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import ipam
-from cni_plugin import __version__, cli_agent, cli_cluster, cli_gc, cli_ipam, report
+from cni_plugin import __version__, cli_agent, cli_cluster, cli_doctor, cli_gc, cli_ipam, report
 from cni_plugin.console import add_directories, chosen, table, write
 from cni_plugin.contract.errors import CNIError, combine
 from cni_plugin.plugins import podwire
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_networks(commands, "sync", _sync, "make devices, routes and neighbours equal to the configuration")
     _add_networks(commands, "mtu", _mtu, "explain the MTU of a network's pods")
     cli_ipam.add_to(commands)
+    cli_doctor.add_to(commands)
     cli_gc.add_to(commands)
     cli_cluster.add_to(commands)
     cli_agent.add_to(commands)

@@ -97,13 +97,13 @@ def list_files(conf_dir: str) -> list[str]:
 
 def _read_file(path: str, bin_dir: str, problems: list[str]) -> list[NetworkReport]:
     try:
-        return [_read_network(path, plugin, bin_dir, problems) for plugin in _read_plugins(path)]
+        return [_read_network(path, plugin, bin_dir, problems) for plugin in read_plugins(path)]
     except (CNIError, OSError, ipam.IPAMError) as error:
         problems.append(f"{path}: {error}")
         return []
 
 
-def _read_plugins(path: str) -> list[dict[str, object]]:
+def read_plugins(path: str) -> list[dict[str, object]]:
     """Return the plugin configurations of a file that are ours, as the runtime would hand them over."""
     with open(path, "rb") as file:
         document = parse_document(file.read())
@@ -123,7 +123,7 @@ def list_requests(conf_dir: str, bin_dir: str, problems: list[CNIError]) -> list
     requests: list[Request] = []
     for path in list_files(conf_dir):
         try:
-            requests += [_request(plugin, bin_dir) for plugin in _read_plugins(path)]
+            requests += [_request(plugin, bin_dir) for plugin in read_plugins(path)]
         except (CNIError, OSError) as error:
             problems.append(invalid_config(f"{path}: {error}"))
     return requests

@@ -1,9 +1,6 @@
 /*
- * The executable of a node that has no Python: it hands the call to the agent and does what the
- * answer says. No policy, and no work of its own. docs/wire.md describes what it speaks, and
- * scripts/install --shim builds it:
- *
- *     musl-gcc -static -Os -s -DSOCKET='"/run/podwire/podwire.sock"' podwire-shim.c
+ * The executable of a node without Python: hands the call to the agent, does what the answer says, and has
+ * no policy. docs/wire.md; scripts/install --shim builds it (musl-gcc -static -Os -s; SOCKET and VERSION).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -19,10 +16,13 @@
 #ifndef SOCKET
 #define SOCKET "/run/podwire/podwire.sock"
 #endif
+#ifndef VERSION
+#define VERSION ""
+#endif
 #define MAX_STDIN (4 * 1024 * 1024 + 1) /* one byte past what a configuration may have */
 #define HEAD 20                         /* magic, version, number, two sizes */
-/* By this the program knows its own executables, and runs their work in process. */
-__attribute__((used)) static const char marker[] = "podwire-cni-executable";
+/* By this the program knows its own executables, and runs their work in process; the version is for people. */
+__attribute__((used)) static const char marker[] = "podwire-cni-executable " VERSION;
 
 extern char **environ;
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cni_plugin.agent import metrics
 from cni_plugin.agent.journal import own, render_pairs
 from seam import step
 
@@ -60,6 +61,7 @@ def _log(said: bytes, status: int) -> None:
     except (ValueError, KeyError, TypeError):
         own.warning(render_pairs(gc="failed", status=status))
         return
+    metrics.count_garbage(found, reclaimed)
     if found:
         failed = found - reclaimed
         own.info(render_pairs(gc="done", found=found, reclaimed=reclaimed, failed=failed, kept=kept))

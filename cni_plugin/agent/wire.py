@@ -157,6 +157,23 @@ def send_reply(connection: socket.socket, reply: Reply, timeout: float) -> None:
     connection.sendall(head + reply.stdout + reply.stderr)
 
 
+def ask(path: str, program: str, timeout: float) -> Reply:
+    """Return the agent's answer to a call without a verb, which is who it is.
+
+    Raises OSError when nobody listens or answers in `timeout` seconds, WireError for another's answer.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as agent:
+        agent.settimeout(timeout)
+        agent.connect(path)
+        agent.sendall(_HEAD.pack(_MAGIC, VERSION, errno.ENOENT, len(program), 0) + program.encode())
+        received = b"".join(iter(lambda: agent.recv(_CHUNK), b""))
+    if len(received) < _HEAD.size or received[: len(_MAGIC)] != _MAGIC:
+        raise WireError(f"wanted a reply that begins with {_MAGIC!r}, found {received[:20]!r}")
+    _, _, status, out, _ = _HEAD.unpack_from(received)
+    body = received[_HEAD.size :]
+    return Reply(status=status, stdout=body[:out], stderr=body[out:])
+
+
 def has_left(connection: socket.socket) -> bool:
     """Tell whether nobody waits for the reply any more."""
     connection.setblocking(False)

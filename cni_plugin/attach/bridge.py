@@ -15,7 +15,7 @@ from cni_plugin.attach import gateway, port
 from cni_plugin.attach import pod as pod_side
 from cni_plugin.attach.bridge_check import check
 from cni_plugin.attach.bridge_plan import BridgePlan, plan
-from cni_plugin.attach.mode import Mode
+from cni_plugin.attach.mode import Mode, Survey
 from cni_plugin.attach.mtu import automatic_mtu
 from cni_plugin.attach.port import BridgeWire
 from cni_plugin.config import Elsewhere
@@ -175,6 +175,12 @@ def _interface(link: Link, sandbox: str = "") -> Interface:
     return Interface(name=link.name, mac=link.mac, mtu=link.mtu, sandbox=sandbox)
 
 
+def survey(plan: BridgePlan, host: Namespace) -> Survey:
+    """Return what keeps the gateway's address away; a bridge is made in line by every ADD."""
+    mtu = plan.mtu or _automatic_mtu(plan, host)
+    return Survey(troubles=tuple(gateway.find_stale(plan, host)), mtu=mtu)
+
+
 def ready(plan: BridgePlan, host: Namespace) -> None:
     """Raise CNIError 50 when a pod could not be attached here now."""
     bridge = get_link(host.netlink, plan.bridge)
@@ -188,6 +194,10 @@ def ready(plan: BridgePlan, host: Namespace) -> None:
             Code.NOT_AVAILABLE, "VLANs: wanted a kernel that filters VLANs on bridges, found one that cannot"
         )
     gateway.require_family_support(plan.addressing.families)
+    for trouble in gateway.find_stale(plan, host):
+        raise CNIError(
+            Code.NOT_AVAILABLE, f'"bridge" {trouble.object}: {trouble.found}; remove it: {trouble.remedy}'
+        )
 
 
 MODE = Mode(
@@ -200,4 +210,5 @@ MODE = Mode(
     forwarded_by=forwarded_by,
     synchronize=synchronize,
     explain_mtu=explain_mtu,
+    survey=survey,
 )

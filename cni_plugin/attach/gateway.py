@@ -10,6 +10,7 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from cni_plugin.attach.mode import Trouble
 from cni_plugin.attach.port import host_mac
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.inet import default_route, width, with_prefix
@@ -103,6 +104,25 @@ def _ensure_gateway_address(plan: BridgePlan, holder: Link, wanted: IPNetwork, h
         delete_address(host.netlink, holder.index, other)
     ensure_address(host.netlink, holder.index, wanted)
     wait_until_resolvable(host.netlink, holder.index, [wanted.ip])
+
+
+def find_stale(plan: BridgePlan, host: Namespace) -> list[Trouble]:
+    """Return the addresses on the bridge that would keep the gateway's away."""
+    holder = get_link(host.netlink, plan.gateway_ifname)
+    if not plan.is_gateway or plan.force_address or holder is None:
+        return []
+    present = list_addresses(host.netlink, holder.index)
+    facts = [each for each in plan.addressing.ranges if each.gateway is not None]
+    wanted = [with_prefix(each.gateway, each.subnet.prefixlen) for each in facts if each.gateway]
+    stale = {other: each for each in wanted if each not in present for other in _conflicts(each, present)}
+    return [
+        Trouble(
+            object=holder.name,
+            found=f"it has {other}, where the network's gateway {each} belongs",
+            remedy=f"ip addr del {other} dev {holder.name}",
+        )
+        for other, each in sorted(stale.items())
+    ]
 
 
 def drop_other_subnets(holder: Link, subnets: Collection[IPNetwork], nl: Netlink) -> int:

@@ -18,7 +18,7 @@ from netaddr import IPAddress, IPNetwork
 
 from cni_plugin.attach import pod as pod_side
 from cni_plugin.attach.gateway import served_by_default
-from cni_plugin.attach.mode import Mode
+from cni_plugin.attach.mode import Mode, Survey, Way
 from cni_plugin.attach.mtu import automatic_mtu
 from cni_plugin.attach.peer_list import PeerSource, find_peers, refuse_conflicts
 from cni_plugin.attach.peers import (
@@ -38,7 +38,7 @@ from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.contract.inet import default_route, width
 from cni_plugin.contract.result import DNS, Interface, IPConfig, Result, Route
 from cni_plugin.kernel.bridge import random_mac
-from cni_plugin.kernel.link import Link, get_link
+from cni_plugin.kernel.link import Link, get_link, get_link_by_index
 from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
 from cni_plugin.kernel.netconf import ensure_forwarding, ignore_routers
 from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, find_path, list_routes, set_route
@@ -308,6 +308,19 @@ def explain_mtu(plan: RoutedPlan, host: Namespace) -> list[str]:
     ]
 
 
+def survey(plan: RoutedPlan, host: Namespace) -> Survey:
+    """Return how the routes to other nodes differ from what is wanted, and the ways there."""
+    nl, mtu = host.netlink, plan.mtu or _automatic_mtu(plan, host)
+    difference = compare(nl, desired_routes(plan, nl))
+    peers = plan.peers.read() if plan.peers else ()
+    hops = [(address, get_link_by_index(nl, on_link(nl, address))) for p in peers for address in p.addresses]
+    return Survey(
+        undone=tuple(change.command for change in (*difference.missing, *difference.excess)),
+        ways=tuple(Way(outer=address, link=link.name, mtu=mtu) for address, link in hops if link),
+        mtu=mtu,
+    )
+
+
 def ready(plan: RoutedPlan, host: Namespace) -> None:
     """Raise CNIError 50 when a pod could not be attached here now."""
     try:
@@ -329,4 +342,5 @@ MODE = Mode(
     forwarded_by=forwarded_by,
     synchronize=synchronize,
     explain_mtu=explain_mtu,
+    survey=survey,
 )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from netaddr import IPAddress, IPNetwork
 
 from cni_plugin.attach import crossing
+from cni_plugin.attach.mode import Way
 from cni_plugin.attach.peer_list import Peer, PeerSource, find_peers, refuse_conflicts
 from cni_plugin.attach.peers import Desired, network_priority, peer_route
 from cni_plugin.attach.stamp import read_stamp, stamp_path_of
@@ -251,6 +252,28 @@ def desired_state(tunnel: Tunnel, underlay: Underlay, device: int, nl: Netlink) 
         fdb=frozenset(FdbEntry(mac=mac, vtep=peer.vtep) for peer, mac in macs.items()),
         neighbours=frozenset(Neighbour(address=hop, mac=macs[peer]) for (peer, _), hop in hops.items()),
         routes=frozenset(itertools.chain(routes, across)),
+    )
+
+
+def ways_to_peers(tunnel: Tunnel, underlay: Underlay, mtu: int) -> tuple[Way, ...]:
+    """Return the ways to the peers; flat, nothing inside is known to be one peer's alone."""
+    overhead = VXLAN_OVERHEAD[underlay.address.version]
+    own = {s.version: inner_address(s).ip for s in _first_of_family(tunnel.subnets)}
+    return tuple(
+        Way(
+            outer=peer.vtep,
+            link=underlay.name,
+            mtu=mtu + overhead,
+            inner=tuple(
+                (own[s.version], inner_address(s).ip)
+                for s in _first_of_family(peer.subnets)
+                if tunnel.routed and s.version in own
+            ),
+            inner_mtu=mtu,
+            device=tunnel.device,
+            port=tunnel.port,
+        )
+        for peer in tunnel.source.read()
     )
 
 

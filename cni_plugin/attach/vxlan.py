@@ -18,7 +18,7 @@ from cni_plugin.attach.bridge_plan import BridgePlan
 from cni_plugin.attach.bridge_plan import plan as plan_bridge
 from cni_plugin.attach.crossing import accept_answers, plan_marks
 from cni_plugin.attach.gateway import drop_other_subnets
-from cni_plugin.attach.mode import Mode
+from cni_plugin.attach.mode import Mode, Survey
 from cni_plugin.attach.peers import Mark, compare, is_trusted, network_priority, settle
 from cni_plugin.attach.port import add_port
 from cni_plugin.attach.stamp import locked
@@ -30,6 +30,7 @@ from cni_plugin.attach.tunnel import (
     locate,
     parse_tunnel,
     vxlan_spec,
+    ways_to_peers,
 )
 from cni_plugin.attach.underlay import VXLAN_OVERHEAD
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
@@ -247,6 +248,38 @@ def explain_mtu(plan: VxlanPlan, host: Namespace) -> list[str]:
     ]
 
 
+def survey(plan: VxlanPlan, host: Namespace) -> Survey:
+    """Return how tunnel and bridge differ from what is wanted, and the ways to the peers."""
+    nl = host.netlink
+    underlay, mtu = locate(plan.tunnel, nl)
+    spec = vxlan_spec(plan.tunnel, underlay, mtu)
+    device = find_vxlan(nl, spec)
+    wanted = desired_state(plan.tunnel, underlay, device.index if device else 0, nl)
+    difference = compare(nl, wanted) if device else None
+    undone = (
+        tuple(change.command for change in (*difference.missing, *difference.excess))
+        if difference is not None
+        else (f"ip link add {spec.name} mtu {spec.mtu} type vxlan id {spec.vni} dev {underlay.name}",)
+    )
+    return Survey(
+        undone=(*undone, *_list_unruled(plan, underlay, host)),
+        troubles=bridge_mode.survey(plan.bridge, host).troubles,
+        ways=ways_to_peers(plan.tunnel, underlay, mtu),
+        mtu=mtu,
+    )
+
+
+def _list_unruled(plan: VxlanPlan, underlay: Underlay, host: Namespace) -> list[str]:
+    """Return the chains that are not as wanted."""
+    rulesets = [_guard_ruleset(plan, underlay)]
+    if plan.tunnel.routed:
+        rulesets.append(plan_marks(plan.tunnel))
+    elif plan.bridge.bridge_mac:
+        rulesets.append(_gateway_ruleset(plan))
+    found = [(each.family, find_difference(host.nftables, each)) for each in rulesets]
+    return [f"nft add chain {family} podwire {name}" for family, name in found if name]
+
+
 def ready(plan: VxlanPlan, host: Namespace) -> None:
     """Raise CNIError 50 when a pod could not be attached here now."""
     bridge_mode.ready(plan.bridge, host)
@@ -267,4 +300,5 @@ MODE = Mode(
     forwarded_by=forwarded_by,
     synchronize=synchronize,
     explain_mtu=explain_mtu,
+    survey=survey,
 )

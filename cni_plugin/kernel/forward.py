@@ -88,6 +88,25 @@ def _open_by(head: ChainHead, interface: str, beside: Collection[str]) -> str:
     return " && ".join(f"nft '{place} {way} \"{interface}\" accept'" for way in ("iifname", "oifname"))
 
 
+def describe_closed(head: ChainHead, interface: str, port: int, beside: Collection[str]) -> Obstacle:
+    """Return a chain that drops UDP to a port of this node as an obstacle, with its command."""
+    return Obstacle(
+        chain=f"table {head.family} {head.table}, chain {head.name},",
+        interface=interface,
+        command=_open_port(head, port, beside),
+    )
+
+
+def _open_port(head: ChainHead, port: int, beside: Collection[str]) -> str:
+    if head.table == "firewalld":
+        return f"firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload"
+    if head.family in PROGRAMS and head.table == "filter" and head.name.isupper():
+        if any(name.startswith("ufw") for name in beside):
+            return f"ufw allow {port}/udp"
+        return f"{PROGRAMS[head.family]} -I {head.name} -p udp --dport {port} -j ACCEPT"
+    return f"nft 'insert rule {head.family} {head.table} {head.name} udp dport {port} accept'"
+
+
 def open_iptables(program: str, interface: str, beside: Collection[str]) -> str:
     """Return the command for FORWARD of the filter table, where `beside` are its chains."""
     wildcard = interface.replace("*", "+")

@@ -13,8 +13,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.forward import PROGRAMS, VERSIONS, Obstacle, describe, list_foreign, open_iptables
+from cni_plugin.kernel.forward import (
+    PROGRAMS,
+    VERSIONS,
+    Obstacle,
+    describe,
+    describe_closed,
+    list_foreign,
+    open_iptables,
+)
 from cni_plugin.kernel.iptables import legacy_in_use, list_legacy_rules
+from cni_plugin.kernel.nfnetlink import TABLE
 from cni_plugin.kernel.nft import require_nft
 from cni_plugin.kernel.walk import Packet, walk
 from seam import step
@@ -24,6 +33,9 @@ if TYPE_CHECKING:
 
     from cni_plugin.kernel.nfnetlink import Nftables
     from cni_plugin.kernel.walk import Rules
+
+
+_INPUT, _OUTPUT = 1, 3  # NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT
 
 
 def find_obstacles(nftables: Nftables, interface: str, versions: Collection[int]) -> list[Obstacle]:
@@ -37,6 +49,26 @@ def find_obstacles(nftables: Nftables, interface: str, versions: Collection[int]
         if _drops(rules[head.family, head.table], head.name, interface, drops=head.drops)
     ]
     return [*found, *_find_legacy(interface, versions)]
+
+
+def find_closed(nftables: Nftables, interface: str, version: int, port: int) -> list[Obstacle]:
+    """Return the chains of this node that would drop UDP to a port, in or out by an interface."""
+    packets = {
+        _INPUT: Packet(iifname=interface, oifname=None, state="new", port=port),
+        _OUTPUT: Packet(iifname=None, oifname=interface, state="new", port=port),
+    }
+    heads = [
+        head
+        for head in nftables.list_chains()
+        if head.hook in packets and version in VERSIONS.get(head.family, ()) and head.table != TABLE
+    ]
+    found = []
+    for head in heads:
+        rules = _read_rules(head.family, head.table)
+        verdict = walk(rules, head.name, packets[head.hook or 0]) or ("drop" if head.drops else "accept")
+        if verdict == "drop":
+            found.append(describe_closed(head, interface, port, [h.name for h in heads]))
+    return found
 
 
 def _read_rules(family: str, table: str) -> Rules:

@@ -1,4 +1,4 @@
-"""The way of a packet through the rules of a chain, as far as the rules are of interfaces and states.
+"""The way of a packet through the rules of a chain, as far as they are of interfaces, states and UDP ports.
 
 Rules are as `nft -j` lists them (libnftables-json(5)): a list of conditions and statements each. A
 condition is true, false, or about something that we do not know. A rule with an unknown condition
@@ -17,16 +17,18 @@ _DEEPEST = 16  # jumps, NFT_JUMP_STACK_SIZE
 _DROPS = frozenset({"drop", "reject"})
 _ENDS = frozenset({"accept", "drop", "reject", "return", "jump", "goto"})
 
+_NAMING = frozenset({"iifname", "oifname", "dport"})
 _KNOWN = _ENDS | {"match", "vmap", "counter", "log", "mangle", "notrack", "flow"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packet:
-    """What is known of a packet; None for an interface that is not."""
+    """What is known of a packet; None for an interface or a destination port of UDP that is not."""
 
     iifname: str | None
     oifname: str | None
     state: str
+    port: int | None = None
 
 
 def walk(rules: Rules, chain: str, packet: Packet, depth: int = 0) -> str | None:
@@ -59,9 +61,9 @@ def _is_unknown(step: dict[str, Any]) -> bool:
 
 
 def _names(rule: Rule, packet: Packet) -> bool:
-    """Tell whether somebody wrote the rule for the interface: one of its true conditions is about it."""
+    """Tell whether somebody wrote the rule for the interface, or the port: a true condition is about it."""
     matches = [step["match"] for step in rule if "match" in step]
-    named = [m for m in matches if m["op"] in {"==", "in"} and _key(m["left"]) in {"iifname", "oifname"}]
+    named = [m for m in matches if m["op"] in {"==", "in"} and _key(m["left"]) in _NAMING]
     return any(_is_true(match, packet) for match in named)
 
 
@@ -94,15 +96,35 @@ def _is_true(match: dict[str, Any], packet: Packet) -> bool | None:
 
 
 def _value(left: dict[str, Any], packet: Packet) -> str | None:
-    return {"iifname": packet.iifname, "oifname": packet.oifname, "state": packet.state}.get(_key(left))
+    udp = packet.port is not None
+    known = {
+        "iifname": packet.iifname,
+        "oifname": packet.oifname,
+        "state": packet.state,
+        "l4proto": "udp" if udp else None,
+        "dport": str(packet.port) if udp else None,
+    }
+    return known.get(_key(left))
 
 
 def _key(left: dict[str, Any]) -> str:
-    """Return what a condition is about: the name of an interface, or the state of the connection."""
-    key: str = (left.get("meta") or left.get("ct") or {}).get("key", "") if isinstance(left, dict) else ""
+    """Return what a condition is about: an interface, the state of the connection, a protocol or port."""
+    if not isinstance(left, dict):
+        return ""
+    payload = left.get("payload") or {}
+    if payload.get("field") == "dport":
+        return "dport" if payload.get("protocol") in {"udp", "th"} else "tcp dport"
+    if payload.get("field") in {"protocol", "nexthdr"}:
+        return "l4proto"
+    key: str = (left.get("meta") or left.get("ct") or {}).get("key", "")
     return {"iif": "iifname", "oif": "oifname"}.get(key, key)
 
 
 def _equals(wanted: object, value: str) -> bool:
     """Compare as nft does; `veth*` as a value stands for every such interface."""
+    if isinstance(wanted, dict) and "range" in wanted and value.isdecimal():
+        first, last = wanted["range"]
+        return bool(int(first) <= int(value) <= int(last))
+    if isinstance(wanted, int):
+        return str(wanted) == value
     return isinstance(wanted, str) and (wanted == value or fnmatchcase(value, wanted))

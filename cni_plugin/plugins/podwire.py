@@ -41,11 +41,12 @@ from seam.undo import Undo
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
-    from cni_plugin.attach.mode import Mode, Plan
+    from cni_plugin.attach.mode import Mode, Plan, Survey
     from cni_plugin.config import Living
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
     from cni_plugin.delegate import Delegate
+    from cni_plugin.kernel.forward import Obstacle
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.plumbing.feature import Feature, Settings
@@ -220,6 +221,19 @@ def synchronize(request: Request) -> int:
     with open_host() as host:
         changes = mode.synchronize(plan, host)
         return changes + sum(feature.ensure(settings, host) for feature, settings in features)
+
+
+def survey(request: Request) -> tuple[Survey, list[Obstacle]]:
+    """Return what this node has of a network, and which chains of others drop what it forwards."""
+    from cni_plugin.kernel.obstacles import find_obstacles
+
+    network = _parse(request)
+    mode, addressing = _mode(network), find_delegate(request).addressing()
+    plan = mode.plan(network, addressing)
+    with open_host() as host:
+        interface = mode.forwarded_by(plan)
+        obstacles = find_obstacles(host.nftables, interface, addressing.families) if interface else []
+        return mode.survey(plan, host), obstacles
 
 
 def explain_mtu(request: Request) -> list[str]:

@@ -30,10 +30,14 @@ _LONGEST_VARINT = 10  # bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Word:
-    """The sandboxes that a runtime lists, stopped ones included, and the networks that it uses."""
+    """The sandboxes that a runtime lists, stopped ones included, and the networks that it uses.
+
+    `unready` is why it has no network for pods, in its own words; empty when it has one.
+    """
 
     sandboxes: frozenset[str]
     networks: frozenset[str]
+    unready: str = ""
 
     def lists(self, trail: Trail) -> bool:
         """Tell whether an attachment's container is listed; of a cut name its beginning decides."""
@@ -66,8 +70,12 @@ def ask(endpoint: str) -> Word:
 
         try:
             # The networks first: a sandbox made meanwhile may then be listed, but never missed.
-            networks = _parse_networks(call("Status", _VERBOSE))
-            return Word(sandboxes=_parse_sandboxes(call("ListPodSandbox", b"")), networks=networks)
+            status = call("Status", _VERBOSE)
+            return Word(
+                sandboxes=_parse_sandboxes(call("ListPodSandbox", b"")),
+                networks=_parse_networks(status),
+                unready=_parse_unready(status),
+            )
         except grpc.RpcError as error:
             raise CNIError(Code.IO_FAILURE, f"{endpoint}: {error.code().name}: {error.details()}") from error
 
@@ -98,6 +106,23 @@ def _parse_networks(answer: bytes) -> frozenset[str]:
     fields = Fields(document if isinstance(document, dict) else {})
     configs = (member.section("Config") for member in fields.objects("Networks"))
     return frozenset(config.string("Name") for config in configs if config)
+
+
+def _parse_unready(answer: bytes) -> str:
+    """Return the message of the condition NetworkReady, which has none when it is true.
+
+    StatusResponse { RuntimeStatus status = 1 { repeated RuntimeCondition conditions = 1 {
+    string type = 1; bool status = 2; string reason = 3; string message = 4; } } }.
+    """
+    conditions = [
+        dict(_fields(condition))
+        for number, status in _fields(answer)
+        if number == 1
+        for each, condition in _fields(status)
+        if each == 1
+    ]
+    said = [each.get(4, b"") for each in conditions if each.get(1) == b"NetworkReady"]
+    return b"; ".join(said).decode(errors="replace")
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:

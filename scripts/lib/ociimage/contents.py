@@ -114,7 +114,8 @@ def _extra_files(root: Path, work: Path, names: list[str]) -> Tree:
 
 def _shim(root: Path, target: Path) -> bytes:
     source = str(root / "shim/podwire-shim.c")
-    flags = ["-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror"]
+    found = re.search(r'^__version__ = "(.*)"$', (root / "cni_plugin/__init__.py").read_text(), re.MULTILINE)
+    flags = ["-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", f'-DVERSION="{found[1] if found else ""}"']
     subprocess.run(["musl-gcc", *flags, source, "-o", str(target)], check=True, capture_output=True)
     return target.read_bytes()
 

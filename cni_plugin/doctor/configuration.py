@@ -1,0 +1,95 @@
+"""The runtime's configuration files: is there one, which does it take, can it be read."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from cni_plugin.contract import versions
+from cni_plugin.doctor.finding import Finding
+from cni_plugin.doctor.site import read_files
+from cni_plugin.state_file import read_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_plugin.doctor.site import ConfFile, Site
+
+_NOT_INITIALIZED = (
+    'the runtime has no pod network: kubelet says "cni plugin not initialized" and the node is NotReady'
+)
+
+
+def check(site: Site) -> Iterator[Finding]:
+    """Yield what is wrong with the files."""
+    files = read_files(site)
+    if not files:
+        yield _nothing(site)
+        return
+    for file in files:
+        yield from _read(file)
+    yield from _order(site, files)
+
+
+def _nothing(site: Site) -> Finding:
+    directory = shlex.quote(site.conf_dir)
+    state = read_state(site.state_file)
+    if state is not None and not state.ready:
+        return Finding(
+            severity="error",
+            object=site.conf_dir,
+            found=f"no network configuration; the agent has not written it: {'; '.join(state.reasons)}",
+            meaning=_NOT_INITIALIZED,
+            remedy="mend what the agent waits for; it writes the file by itself then",
+        )
+    return Finding(
+        severity="error",
+        object=site.conf_dir,
+        found="no network configuration (*.conflist, *.conf, *.json)",
+        meaning=_NOT_INITIALIZED,
+        remedy=f"mkdir -p {directory} && cp conf/10-podwire.conflist {directory}/",
+    )
+
+
+def _read(file: ConfFile) -> Iterator[Finding]:
+    path = shlex.quote(file.path)
+    if file.problem:
+        yield Finding(
+            severity="error",
+            object=file.path,
+            found=file.problem,
+            meaning="containerd takes no configuration from the directory while a file in it is broken",
+            remedy=f"correct it (python3 -m json.tool {path} says where), or: mv {path} {path}.disabled",
+        )
+    elif file.ours and file.version not in versions.SUPPORTED:
+        yield Finding(
+            severity="error",
+            object=file.path,
+            found=f'"cniVersion" is "{file.version}"',
+            meaning=f"podwire speaks {', '.join(versions.SUPPORTED)}, so every call is refused",
+            remedy=f'sed -i \'s/"cniVersion": *"[^"]*"/"cniVersion": "{versions.NEWEST}"/\' {path}',
+        )
+
+
+def _order(site: Site, files: list[ConfFile]) -> Iterator[Finding]:
+    readable = [file for file in files if not file.problem]
+    ours = next((file for file in readable if file.ours), None)
+    if ours is None:
+        if readable:
+            yield Finding(
+                severity="error",
+                object=site.conf_dir,
+                found=f"no network of podwire's; pods get that of {readable[0].path}",
+                meaning="podwire is not asked for any pod",
+                remedy=f"cp conf/10-podwire.conflist {shlex.quote(site.conf_dir)}/",
+            )
+        return
+    for file in readable[: readable.index(ours)]:
+        path = shlex.quote(file.path)
+        yield Finding(
+            severity="error",
+            object=file.path,
+            found=f"it sorts before {ours.path}",
+            meaning=f"the runtime takes the first file: pods get the network of {', '.join(file.types)}",
+            remedy=f"mv {path} {path}.disabled",
+        )

@@ -1,0 +1,177 @@
+"""Each network of ours: could a pod be added now, and are those that are there as they should be.
+
+What is known to go wrong is looked for by itself, because then the command is known, too. STATUS is
+asked at the end and says the rest in the words that the runtime gets.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Final
+
+import ipam
+from cni_plugin import addresses, audit
+from cni_plugin.config import DEFAULT_DATA_DIR, alias_prefix, data_dir, ipam_type
+from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.delegate import OWN_NAMES
+from cni_plugin.doctor.finding import Finding
+from cni_plugin.doctor.site import read_requests
+from cni_plugin.kernel.link import list_links
+from cni_plugin.kernel.netns import open_host
+from cni_plugin.plugins import podwire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_plugin.attach.mode import Survey
+    from cni_plugin.contract.request import Request
+    from cni_plugin.doctor.site import Site
+    from cni_plugin.kernel.forward import Obstacle
+
+_NO_ADD: Final = "no pod can be added to the network now"
+_KINDS: Final = {
+    "leaked": "the address is lost to other pods",
+    "unused": "the address may be lost to other pods",
+    "unallocated": "the address can be given to another pod, too",
+    "outside": "the ranges were changed while the pod ran; another node may give the same address",
+    "damaged": "the file keeps an address from being given out",
+}
+
+
+def check(site: Site) -> Iterator[Finding]:
+    """Yield what is wrong with each network."""
+    for request in read_requests(site):
+        found = list(_check_one(site, request))
+        yield from found
+        if not any(each.severity == "error" for each in found):
+            yield from _ask_status(site, request)
+
+
+def _check_one(site: Site, request: Request) -> Iterator[Finding]:
+    try:
+        survey, obstacles = podwire.survey(request)
+    except CNIError:
+        return  # STATUS has the same words
+    yield from _survey(site, request, survey)
+    yield from (_obstacle(request, obstacle) for obstacle in obstacles)
+    yield from _pods(request, survey)
+    if ipam_type(request.config) in OWN_NAMES:
+        yield from _addresses(request)
+
+
+def _name(request: Request) -> str:
+    return f"network {request.network}"
+
+
+def _survey(site: Site, request: Request, survey: Survey) -> Iterator[Finding]:
+    for trouble in survey.troubles:
+        yield Finding(
+            severity="error",
+            object=trouble.object,
+            found=trouble.found,
+            meaning=f"{_NO_ADD}: a bridge keeps one IPv4 address, and one IPv6 address a network",
+            remedy=trouble.remedy,
+        )
+    if survey.undone:
+        more = f" and {len(survey.undone) - 1} more" if len(survey.undone) > 1 else ""
+        yield Finding(
+            severity="error",
+            object=_name(request),
+            found=f"the kernel lacks what other nodes' pods are reached by: {survey.undone[0]}{more}",
+            meaning="pods of some other nodes are not reached from here",
+            remedy=f"podwire sync{site.options} {shlex.quote(request.network)}",
+        )
+
+
+def _obstacle(request: Request, obstacle: Obstacle) -> Finding:
+    return Finding(
+        severity="error",
+        object=obstacle.chain.rstrip(","),
+        found=f"it drops what is forwarded from and to {obstacle.interface}",
+        meaning=f"pods of {_name(request)} reach the node and nothing beyond it",
+        remedy=obstacle.command,
+    )
+
+
+def _pods(request: Request, survey: Survey) -> Iterator[Finding]:
+    """Yield the pods that still have the MTU of before."""
+    if not survey.mtu:
+        return
+    with open_host() as host:
+        links = list_links(host.netlink, kind="veth")
+    large = [
+        link
+        for link in links
+        if link.mtu > survey.mtu and link.alias.startswith(alias_prefix(link.alias[8:24], request.network))
+    ]
+    if large:
+        names = ", ".join(
+            (link.alias.split(" ") + [""] * 5)[4] or link.alias.split(" ")[2] for link in large[:5]
+        )
+        yield Finding(
+            severity="warning",
+            object=_name(request),
+            found=f"{len(large)} pods were given an MTU of {large[0].mtu}, now it is {survey.mtu}: {names}",
+            meaning="their large packets are lost on the way: connections open and hang",
+            remedy="start these pods anew (kubectl delete pod), they get the MTU of now",
+        )
+
+
+def _addresses(request: Request) -> Iterator[Finding]:
+    """Yield what is wrong with the store of a network, and which of its pools is full."""
+    try:
+        addresses.open_store(request).check_writable()
+        usages, wrong = addresses.usage(request), audit.audit(request)
+    except (CNIError, ipam.IPAMError) as error:
+        directory = data_dir(request.config)
+        yield Finding(
+            severity="error",
+            object=directory,
+            found=str(error),
+            meaning=f"{_NO_ADD}: no address can be written down",
+            remedy=f"mkdir -p {shlex.quote(directory)}; findmnt -T {shlex.quote(directory)}; "
+            f"df -hi {shlex.quote(directory)}",
+        )
+        return
+    leaked = [each.subject for each in wrong if each.kind == "leaked"]
+    for usage in usages:
+        if not usage.free:
+            yield _full(request, usage, leaked)
+    for each in wrong:
+        said = each.said.removesuffix(f": {each.repair}") if each.repair else each.said
+        yield Finding(
+            severity="warning",
+            object=_name(request),
+            found=said,
+            meaning=_KINDS[each.kind],
+            remedy=each.repair or f"podwire ipam check {shlex.quote(request.network)}",
+        )
+
+
+def _full(request: Request, usage: ipam.Usage, leaked: list[str]) -> Finding:
+    directory = data_dir(request.config)
+    place = "" if directory == DEFAULT_DATA_DIR else f" --data-dir {shlex.quote(directory)}"
+    release = f"podwire ipam release{place} {shlex.quote(request.network)} {' '.join(leaked)}"
+    return Finding(
+        severity="error",
+        object=_name(request),
+        found=f"its pool {usage.range_set} is full: {usage.used} in use",
+        meaning=f"{_NO_ADD}: no IP addresses available in range set",
+        remedy=release if leaked else 'remove pods, or add a range to "ipam.ranges"',
+    )
+
+
+def _ask_status(site: Site, request: Request) -> Iterator[Finding]:
+    try:
+        podwire.PLUGIN.status(request)
+    except CNIError as error:
+        limited = error.code == Code.LIMITED_CONNECTIVITY
+        yield Finding(
+            severity="error",
+            object=_name(request),
+            found=error.msg,
+            meaning="pods are not reached from elsewhere" if limited else _NO_ADD,
+            remedy=f"correct the configuration in {site.conf_dir}"
+            if error.code == Code.INVALID_CONFIG
+            else f"podwire sync{site.options} {shlex.quote(request.network)}; podwire status{site.options}",
+        )

@@ -1,0 +1,106 @@
+"""The node's own settings that pods' packets depend on: forwarding, conntrack, and the bridge's filter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cni_plugin import addresses
+from cni_plugin.config import MARK, ipam_type
+from cni_plugin.contract.errors import CNIError
+from cni_plugin.delegate import OWN_NAMES
+from cni_plugin.doctor.finding import Finding
+from cni_plugin.doctor.site import read_requests
+from cni_plugin.kernel.link import list_links
+from cni_plugin.kernel.netns import open_host
+from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl, has_sysctl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import ipam
+    from cni_plugin.contract.request import Request
+    from cni_plugin.doctor.site import Site
+    from cni_plugin.kernel.netns import Namespace
+
+_COUNT: Final = "net/netfilter/nf_conntrack_count"
+_LIMIT: Final = "net/netfilter/nf_conntrack_max"
+_NEARLY: Final = 0.95
+_CALL_IPTABLES: Final = "net/bridge/bridge-nf-call-iptables"
+# kube-proxy's, in its three modes.
+_KUBE_PROXY: Final = (("ip", "nat", "KUBE-SERVICES"), ("ip", "kube-proxy", "services"))
+
+
+def check(site: Site) -> Iterator[Finding]:
+    """Yield what is wrong on a node that has pods."""
+    with open_host() as host:
+        attached = any(link.alias.startswith(MARK) for link in list_links(host.netlink, kind="veth"))
+        if attached:
+            yield from _forwarding(site)
+        yield from judge_conntrack(_number(_COUNT), _number(_LIMIT))
+        if attached:
+            yield from _bridge_filter(site, host)
+
+
+def _forwarding(site: Site) -> Iterator[Finding]:
+    for version in sorted(_families(site)):
+        key = FORWARDING[version]
+        if has_sysctl(key) and get_sysctl(key) == "0":
+            yield Finding(
+                severity="error",
+                object=f"sysctl {key.replace('/', '.')}",
+                found="it is 0",
+                meaning=f"the node forwards no IPv{version}: pods reach the node and nothing beyond it",
+                remedy=f"sysctl -w {key.replace('/', '.')}=1",
+            )
+
+
+def _families(site: Site) -> set[int]:
+    """Return the families of what pods of the networks that have a gateway get."""
+    return {
+        pool.version for request in read_requests(site) if _is_forwarded(request) for pool in _pools(request)
+    }
+
+
+def _is_forwarded(request: Request) -> bool:
+    keys = ("isGateway", "isDefaultGateway", "ipMasq")
+    config = request.config
+    return config.string("mode") == "routed" or any(bool(config.value(key)) for key in keys)
+
+
+def _pools(request: Request) -> tuple[ipam.RangeSet, ...]:
+    try:
+        return addresses.parse_range_sets(request) if ipam_type(request.config) in OWN_NAMES else ()
+    except CNIError:
+        return ()
+
+
+def _number(key: str) -> int:
+    return int(get_sysctl(key)) if has_sysctl(key) else 0
+
+
+def judge_conntrack(count: int, limit: int) -> Iterator[Finding]:
+    """Yield a finding when the table of connections is full, or as good as."""
+    if limit and count >= limit * _NEARLY:
+        yield Finding(
+            severity="error",
+            object="conntrack table",
+            found=f"{count} of {limit} entries are in use",
+            meaning='new connections are dropped ("nf_conntrack: table full, dropping packet")',
+            remedy=f"sysctl -w {_LIMIT.replace('/', '.')}={2 * limit}",
+        )
+
+
+def _bridge_filter(site: Site, host: Namespace) -> Iterator[Finding]:
+    """Yield a finding where kube-proxy translates, and frames between pods of a bridge pass it by."""
+    bridged = any(r.config.string("mode") in {"", "bridge", "vxlan"} for r in read_requests(site))
+    proxied = any(host.nftables.get_chain(*place) is not None for place in _KUBE_PROXY)
+    if bridged and proxied and not _number(_CALL_IPTABLES):
+        yield Finding(
+            severity="warning",
+            object=f"sysctl {_CALL_IPTABLES.replace('/', '.')}",
+            found="it is 0" if has_sysctl(_CALL_IPTABLES) else "there is none: br_netfilter is not loaded",
+            meaning="a pod gets no answer from a Service whose pod is on the same bridge: the answer passes "
+            "kube-proxy's translation by",
+            remedy=("" if has_sysctl(_CALL_IPTABLES) else "modprobe br_netfilter && ")
+            + "sysctl -w net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1",
+        )

@@ -1,0 +1,128 @@
+"""One pod: is it attached here, is its attachment as ADD left it, and does it answer.
+
+CHECK is asked as the runtime would ask it, with the result of ADD that libcni keeps below /var/lib/cni.
+"""
+
+from __future__ import annotations
+
+import base64
+import glob
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from cni_plugin import report
+from cni_plugin.contract.errors import CNIError
+from cni_plugin.contract.inet import parse_ip
+from cni_plugin.contract.request import parse_request
+from cni_plugin.doctor.finding import Finding
+from cni_plugin.doctor.site import read_json
+from cni_plugin.kernel.probe import Echo, send_echoes, smallest
+from cni_plugin.plugins import PLUGINS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cni_plugin.doctor.site import Site
+    from cni_plugin.report import AttachmentReport
+
+CACHE: Final = "/var/lib/cni/results"
+_PATIENCE: Final = 1.0  # seconds
+
+
+def check(site: Site) -> Iterator[Finding]:
+    """Yield why the pod that was named has no network; nothing when none was."""
+    if not site.pod and not site.container:
+        return
+    found = [each for each in report.look(site.conf_dir, site.bin_dir).attachments if _is_meant(site, each)]
+    if not found:
+        yield _absent(site)
+    for attachment in found:
+        yield from _check_attachment(site, attachment)
+
+
+def _is_meant(site: Site, attachment: AttachmentReport) -> bool:
+    if site.container:
+        return attachment.container_id.startswith(site.container)
+    return attachment.pod == site.pod
+
+
+def _absent(site: Site) -> Finding:
+    namespace, _, name = site.pod.partition("/")
+    look = f"kubectl -n {namespace} describe pod {name}" if name else f"crictl inspectp {site.container}"
+    return Finding(
+        severity="error",
+        object=f"pod {site.pod}" if site.pod else f"container {site.container}",
+        found="no interface of podwire's on this node",
+        meaning="its ADD failed or was not called: it runs on another node, or has hostNetwork",
+        remedy=f"{look}; the agent's log has a line for each of its calls",
+    )
+
+
+def _check_attachment(site: Site, attachment: AttachmentReport) -> Iterator[Finding]:
+    who = f"pod {attachment.pod or attachment.container_id} {attachment.ifname}"
+    wrong = _ask_check(site, attachment)
+    if wrong:
+        yield Finding(
+            severity="error",
+            object=who,
+            found=wrong,
+            meaning="something took away or changed what ADD had made",
+            remedy=_anew(attachment),
+        )
+        return
+    addresses = [parse_ip(text, "address") for text in attachment.addresses]
+    asked = {Echo(address, smallest(address.version)) for address in addresses}
+    silent = sorted(str(echo.address) for echo in asked - send_echoes(asked, _PATIENCE))
+    if silent or not addresses:
+        yield Finding(
+            severity="error",
+            object=who,
+            found=f"{', '.join(silent)}: no answer to an echo from this node"
+            if silent
+            else "it holds no address",
+            meaning=f"its link {attachment.host_ifname} or its settings are not as ADD left them, or it "
+            "filters ICMP",
+            remedy=_anew(attachment),
+        )
+
+
+def _anew(attachment: AttachmentReport) -> str:
+    namespace, _, name = attachment.pod.partition("/")
+    return f"kubectl -n {namespace} delete pod {name}" if name else f"crictl stopp {attachment.container_id}"
+
+
+def _ask_check(site: Site, attachment: AttachmentReport) -> str:
+    """Return what CHECK finds wrong; nothing where libcni keeps no result to compare with."""
+    pattern = f"{attachment.network}-{attachment.container_id}-{attachment.ifname}"
+    for path in glob.glob(f"{glob.escape(site.cache_dir)}/{glob.escape(pattern)}"):
+        kept = read_json(path)
+        for request in _requests(site, attachment, kept):
+            try:
+                PLUGINS[request.config.string("type")]().check(request)
+            except CNIError as error:
+                return error.msg
+    return ""
+
+
+def _requests(site: Site, attachment: AttachmentReport, kept: dict[str, Any]) -> Iterator[Any]:
+    """Yield the CHECK of the pod's main plugin as a runtime would send it."""
+    result = kept.get("result")
+    try:
+        config = json.loads(base64.b64decode(str(kept.get("config", ""))))
+    except ValueError:
+        return
+    if not isinstance(result, dict) or not isinstance(config, dict):
+        return
+    for plugin in config.get("plugins") or [config]:
+        if plugin.get("type") in report.MAIN_TYPES:
+            netns = next((i["sandbox"] for i in result.get("interfaces", []) if i.get("sandbox")), "")
+            version = config.get("cniVersion", "")
+            document = {**plugin, "name": attachment.network, "cniVersion": version, "prevResult": result}
+            environ = {
+                "CNI_COMMAND": "CHECK",
+                "CNI_CONTAINERID": attachment.container_id,
+                "CNI_IFNAME": attachment.ifname,
+                "CNI_NETNS": netns,
+                "CNI_PATH": site.bin_dir,
+            }
+            yield parse_request(environ, json.dumps(document).encode())
