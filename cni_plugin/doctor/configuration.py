@@ -45,7 +45,7 @@ def _nothing(site: Site) -> Finding:
     return Finding(
         severity="error",
         object=site.conf_dir,
-        found="no network configuration (*.conflist, *.conf, *.json)",
+        found="no network configuration (*.conflist, *.conf, *.json); in a cluster the agent writes it",
         meaning=_NOT_INITIALIZED,
         remedy=f"mkdir -p {directory} && cp conf/10-podwire.conflist {directory}/",
     )

@@ -17,7 +17,8 @@ from cni_plugin.contract.errors import CNIError
 from cni_plugin.kernel.netns import inside
 from tests.agents import start_agent
 from tests.cluster import write_conflist
-from tests.kernel.networks import V4, dual_stack, network
+from tests.garbage import kill
+from tests.kernel.networks import V4, dual_stack, eventually, network
 from tests.monitoring.scrape import PLACE, Watched, listens, state_file, watched, write_state
 
 if TYPE_CHECKING:
@@ -198,6 +199,23 @@ def test_the_state_of_the_cluster_is_shown_where_there_is_one(on_node: Watched) 
     assert seen.value("podwire_cluster_repairs_total") == 5
     assert seen.value("podwire_cluster_last_sync_duration_seconds") == 0.25
     assert seen.value("podwire_cluster_ready") == 1
+
+
+# Garbage
+
+
+def test_what_collections_found_and_removed_is_counted(plain_node: Node) -> None:
+    config = dual_stack(plain_node)
+    write_conflist(plain_node, config)
+    pods = [plain_node.pod(), plain_node.pod()]
+    with watched(plain_node, "--gc-interval", "0.2", "--gc-grace", "0") as at:
+        for pod in pods:
+            plain_node.add(config, pod)
+        kill(plain_node, pods[1])
+        name = "podwire_gc_reclaimed_total"
+        assert eventually(lambda: at.scrape().value(name), 1.0, within=20) == 1
+        assert at.scrape().value("podwire_gc_leaked_total") == 1
+        assert at.scrape().value("podwire_ipam_pool_used_addresses", family="ipv4") == 1
 
 
 # Probes
