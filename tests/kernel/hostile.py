@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from tests.cluster import VNI
-from tests.kernel.frames import ARP, IP6, NA, RA, arp, checksum, ether, link_layer, packed_mac
+from tests.kernel.frames import ARP, IP4, IP6, NA, RA, arp, checksum, ether, link_layer, packed_mac
 from tests.kernel.networks import inside
 
 if TYPE_CHECKING:
@@ -145,6 +145,21 @@ def _advertises(scene: Scene, space: Space) -> bool:
     return becomes(follows)
 
 
+def redirects_its_neighbour(scene: Scene) -> bool:
+    """Say as the gateway that it is the attacker who is the way to somewhere."""
+    own, far = next(a for a in scene.attacker.addresses("eth0") if "." in a).partition("/")[0], "192.0.2.77"
+    scene.victim.run("ip", "route", "replace", "default", "via", scene.gateways[4], "dev", "eth0", "onlink")
+    scene.victim.ping(own)
+    # The kernel looks at the packet that is said to have gone the long way: an answer to a ping.
+    sent = ip_header(scene.victims[4], far, socket.IPPROTO_ICMP, 8) + bytes(8)
+    said = struct.pack("!BBH", 5, 1, 0) + ip_address(own).packed + sent
+    said = said[:2] + checksum(said) + said[4:]
+    packet = ip_header(scene.gateways[4], scene.victims[4], socket.IPPROTO_ICMP, len(said)) + said
+    frame = ether(scene.mac(scene.attacker), IP4, packet)
+    scene.send(packed_mac(scene.mac(scene.victim)) + frame[6:])
+    return becomes(lambda: f"via {own}" in scene.victim.run("ip", "route", "get", far).stdout)
+
+
 def takes_the_neighbours_mac(scene: Scene) -> bool:
     """Say something as the neighbour, and then hear what the node says to it."""
     scene.node.ping(scene.victims[4])
@@ -220,6 +235,7 @@ ATTACKS = {
     "neighbour advertisement as the gateway": impersonates_the_gateway_by_discovery,
     "router advertisement to a neighbour": becomes_the_router_of_its_neighbour,
     "router advertisement to the node": becomes_the_router_of_the_node,
+    "redirect in the gateway's name": redirects_its_neighbour,
     "taking a neighbour's MAC": takes_the_neighbours_mac,
     "IPv4 source of another": sends_as_another_over_ipv4,
     "IPv6 source of another": sends_as_another_over_ipv6,
@@ -237,6 +253,11 @@ def inject(attacker: Pod, vtep: str, frame: bytes) -> None:
 def datagram(source: str, to: str) -> bytes:
     """Return an IPv4 packet without the checksum of UDP, which need not be there."""
     content = struct.pack("!HHHH", PORT, PORT, 13, 0) + b"truly"
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(content), 1, 0, 64, socket.IPPROTO_UDP, 0)
+    return ip_header(source, to, socket.IPPROTO_UDP, len(content)) + content
+
+
+def ip_header(source: str, to: str, protocol: int, length: int) -> bytes:
+    """Return the header of an IPv4 packet with so much in it."""
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 1, 0, 64, protocol, 0)
     head += ip_address(source).packed + ip_address(to).packed
-    return head[:10] + checksum(head) + head[12:] + content
+    return head[:10] + checksum(head) + head[12:]
