@@ -59,7 +59,7 @@ def test_each_attack_on_a_neighbour_ends_as_documented(plain_node: Node, setting
     scene = Scene(node, attacker, victim, gateways, {v: address_of(result, v) for v in (4, 6)})
     found = {}
     for name, attack in ATTACKS.items():
-        for space in (node, victim):
+        for space in (node, attacker, victim):
             space.run("ip", "neigh", "flush", "all")
         found[name] = OUTCOME[attack(scene)]
     assert found == documented(setting)
