@@ -19,7 +19,7 @@ from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.inet import width
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable
 
     from netaddr import IPAddress
 
@@ -126,7 +126,7 @@ def plan_peers(
     settings: ClusterSettings,
     me: Node,
     nodes: Iterable[Node],
-    refuse: Callable[[Iterable[IPAddress]], str] = lambda _: "",
+    refuse: Callable[[Collection[IPAddress]], str] = lambda _: "",
 ) -> PeerPlan:
     """Return the peers of this node: every other node that has a subnet.
 
@@ -134,17 +134,17 @@ def plan_peers(
     """
     others = [node for node in nodes if node.name != me.name and node.pod_cidrs]
     claims = _Claims()
-    for owned in _claims_of(me, me.pod_cidrs):
-        claims.take(f"node {me.name}", [owned])
-    peers, problems = [], []
+    claims.take(me, me.pod_cidrs)
+    family = underlay_family(settings, me)
+    peers: list[dict[str, list[str]]] = []
+    problems: list[str] = []
     # Of two that contradict each other the newer is right: the older is what a machine was before.
     for node in sorted(others, key=lambda node: (node.created, node.name), reverse=True):
-        addresses, subnets, problem = _fit(settings, me, node)
-        problem = problem or _about(node, refuse(addresses))
-        problem = problem or claims.take(f"node {node.name}", list(_claims_of(node, subnets)))
-        if problem:
-            problems.append(problem)
-        if addresses and subnets and not problem:
+        subnets, lack = _fit(settings, me, node)
+        addresses = sorted(node.addresses, key=lambda address: address.version != family)
+        refused = (_about(node, refuse(addresses)) or claims.take(node, subnets)) if subnets else ""
+        problems += filter(None, (lack, refused))
+        if subnets and not refused:
             peers.append({"addresses": list(map(str, addresses)), "subnets": list(map(str, subnets))})
     lines = ",\n".join(sorted(json.dumps(peer) for peer in peers))
     text = f"[\n{lines}\n]\n" if lines else "[]\n"
@@ -155,27 +155,17 @@ def _about(node: Node, problem: str) -> str:
     return f"node {node.name}: {problem}" if problem else ""
 
 
-def _fit(settings: ClusterSettings, me: Node, node: Node) -> tuple[list[IPAddress], list[IPNetwork], str]:
-    """Return a node's addresses and subnets as the mode needs them, and what it lacks."""
+def _fit(settings: ClusterSettings, me: Node, node: Node) -> tuple[list[IPNetwork], str]:
+    """Return those of a node's subnets that the mode can reach, and why not the others."""
+    versions = {address.version for address in node.addresses}
     if settings.mode == VXLAN:
         version = underlay_family(settings, me)
-        reached = [a for a in node.addresses if a.version == version]
-        problem = (
-            "" if reached else f"node {node.name}: wanted an InternalIP of IPv{version} like ours, found none"
-        )
-        return [*reached, *(a for a in node.addresses if a.version != version)], list(node.pod_cidrs), problem
-    versions = {a.version for a in node.addresses}
+        if version in versions:
+            return list(node.pod_cidrs), ""
+        return [], _about(node, f"wanted an InternalIP of IPv{version} like ours, found none")
     lacking = [str(cidr) for cidr in node.pod_cidrs if cidr.version not in versions]
-    problem = (
-        f"node {node.name}: wanted an InternalIP of the family of {lacking}, found none" if lacking else ""
-    )
-    return list(node.addresses), list(node.pod_cidrs), problem
-
-
-def _claims_of(node: Node, subnets: Iterable[IPNetwork]) -> Iterator[IPNetwork]:
-    """Yield what must be one node's alone: its subnets and its addresses."""
-    yield from subnets
-    yield from (IPNetwork(f"{address}/{width(address)}") for address in node.addresses)
+    problem = _about(node, f"wanted an InternalIP of the family of {lacking}, found none") if lacking else ""
+    return [cidr for cidr in node.pod_cidrs if cidr.version in versions], problem
 
 
 class _Claims:
@@ -184,13 +174,14 @@ class _Claims:
     def __init__(self) -> None:
         self._blocks: dict[int, list[tuple[int, int, str]]] = {4: [], 6: []}
 
-    def take(self, owner: str, blocks: list[IPNetwork]) -> str:
-        """Give all blocks to the owner, or none and return who has one of them."""
+    def take(self, node: Node, subnets: Iterable[IPNetwork]) -> str:
+        """Give a node its subnets and addresses, or none of them and return who has one."""
+        blocks = [*subnets, *(IPNetwork(f"{address}/{width(address)}") for address in node.addresses)]
         for block in blocks:
             if taken := self._find(block):
-                return f"{owner}: wanted {block} for it alone, found it is {taken}'s"
+                return _about(node, f"wanted {block} for it alone, found it is node {taken}'s")
         for block in blocks:
-            bisect.insort(self._blocks[block.version], (block.first, block.last, owner))
+            bisect.insort(self._blocks[block.version], (block.first, block.last, node.name))
         return ""
 
     def _find(self, block: IPNetwork) -> str:

@@ -29,14 +29,14 @@ from cni_plugin.cluster.settings import HOST_GATEWAY
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.inet import parse_cidr
 from cni_plugin.contract.request import parse_request
-from cni_plugin.kernel.addr import find_holder
+from cni_plugin.kernel.addr import find_holder, list_addresses
 from cni_plugin.kernel.link import get_link_by_index
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.plugins import podwire
 from cni_plugin.state_file import ClusterState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from netaddr import IPAddress
 
@@ -235,16 +235,22 @@ def _find_device(me: Node, address: IPAddress) -> str:
 
 
 def _plan_peers(settings: ClusterSettings, me: Node, nodes: dict[str, Node]) -> PeerPlan:
-    """Return the peers; behind a host gateway is only who is on a link of ours."""
-    if settings.mode != HOST_GATEWAY:
-        return plan_peers(settings, me, nodes.values())
+    """Return the peers that this machine can have: none of its own, behind a host gateway neighbours."""
     with open_host() as host:
-        return plan_peers(settings, me, nodes.values(), partial(_refuse_distant, host.netlink))
+        if settings.mode == HOST_GATEWAY:
+            return plan_peers(settings, me, nodes.values(), partial(_refuse_distant, host.netlink))
+        ours = frozenset(address.ip for address in list_addresses(host.netlink))
+        return plan_peers(settings, me, nodes.values(), partial(_refuse_ours, ours))
 
 
-def _refuse_distant(nl: Netlink, addresses: Iterable[IPAddress]) -> str:
+def _refuse_ours(ours: frozenset[IPAddress], theirs: Collection[IPAddress]) -> str:
+    found = ours & set(theirs)
+    return f"wanted another machine's address, found {min(found)} on this one" if found else ""
+
+
+def _refuse_distant(nl: Netlink, theirs: Collection[IPAddress]) -> str:
     try:
-        for address in addresses:
+        for address in theirs:
             on_link(nl, address)
     except CNIError as error:
         return error.msg

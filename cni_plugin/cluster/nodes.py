@@ -36,7 +36,7 @@ class Node:
 
 
 def parse_node(raw: dict[str, Any]) -> Node:
-    """Return what the API's JSON says of a node; what is no address there is passed over."""
+    """Return what the API's JSON says of a node; what can be no node's address is passed over."""
     metadata, spec, status = (raw.get(key) or {} for key in ("metadata", "spec", "status"))
     # podCIDR is what single-stack clusters of old had; podCIDRs repeats it.
     cidrs = spec.get("podCIDRs") or [spec.get("podCIDR")]
@@ -57,9 +57,11 @@ def _says_unavailable(condition: dict[str, str]) -> bool:
 def _parse_addresses(texts: Iterable[str | None]) -> Iterable[IPAddress]:
     for text in filter(None, texts):
         try:
-            yield parse_ip(text, "InternalIP")
+            address = parse_ip(text, "InternalIP")
         except CNIError:
             continue
+        if int(address) and not (address.is_multicast() or address.is_loopback() or address.is_link_local()):
+            yield address
 
 
 def _parse_networks(texts: Iterable[str | None]) -> Iterable[IPNetwork]:

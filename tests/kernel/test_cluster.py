@@ -136,10 +136,13 @@ def test_a_node_that_joins_again_with_another_subnet_leaves_the_old_one_to_other
 def test_a_peer_that_contradicts_the_others_is_left_out_and_named(nodes: Followers) -> None:
     one = nodes.nodes[1]
     stolen = render_node("thief", ["192.0.2.77"], ["10.244.2.0/24"], created=1)
+    one.node.run("ip", "addr", "add", "198.18.0.1/24", "dev", "u0")
     nodes.api.put(stolen, render_node("lost", ["2001:db8::78"], ["10.244.8.0/24"]))
-    state = one.wait(lambda state: state["peersWanted"] == 4)
+    nodes.api.put(render_node("ghost", ["198.18.0.1"], ["10.244.9.0/24"]))
+    state = one.wait(lambda state: state["peersWanted"] == 5)
     assert (state["ready"], state["peersProgrammed"]) == (True, 2)
     assert state["reasons"] == [
+        "node ghost: wanted another machine's address, found 198.18.0.1 on this one",
         "node lost: wanted an InternalIP of IPv4 like ours, found none",
         "node thief: wanted 10.244.2.0/24 for it alone, found it is node node2's",
     ]

@@ -108,9 +108,14 @@ LEFT_OUT: dict[str, tuple[str, Node, str]] = {
         node(3, cidrs="192.0.0.0/16"),
         "node node3: wanted 192.0.0.0/16 for it alone, found it is node node1's",
     ),
-    "no address of a subnet's family": (
+    "nothing but its own link": (
+        "vxlan",
+        node(3, "127.0.0.1 0.0.0.0 224.0.0.1 169.254.0.3"),
+        "node node3: wanted an InternalIP of IPv4 like ours, found none",
+    ),
+    "no address of its subnets' families": (
         "hostGateway",
-        node(3, "192.0.2.3"),
+        node(3, "192.0.2.3", "fd00:10:244:3::/64"),
         "node node3: wanted an InternalIP of the family of ['fd00:10:244:3::/64'], found none",
     ),
 }
@@ -122,6 +127,14 @@ def test_one_that_cannot_be_is_named_and_costs_the_others_nothing(name: str) -> 
     found, problems = peers(wrong, node(2), mode=mode)
     assert found == [("192.0.2.2 2001:db8::2", "10.244.2.0/24 fd00:10:244:2::/64")]
     assert problems == [problem]
+
+
+def test_behind_a_host_gateway_a_family_may_be_missing() -> None:
+    found, problems = peers(node(3, "192.0.2.3"), mode="hostGateway")
+    assert found == [("192.0.2.3", "10.244.3.0/24")]
+    assert problems == [
+        "node node3: wanted an InternalIP of the family of ['fd00:10:244:3::/64'], found none"
+    ]
 
 
 def test_of_two_that_contradict_each_other_the_newer_is_right() -> None:
