@@ -178,6 +178,8 @@ class Elsewhere:
 
     digest: str = ""
     read: Callable[[], tuple[IPNetwork, ...]] = _no_networks
+    device: str = ""
+    """The link that leads to nobody else; empty where there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,7 +157,7 @@ def following(
                 (directory / "account" / "token").write_text("first\n")
                 data_dir = {"dataDir": str(node.data_dir)}
                 (directory / "settings.json").write_text(json.dumps({**data_dir, **settings}))
-                options = (f"--node-name=node{i}", f"--api-server={api.url}")
+                options = (f"--node-name=node{i}", f"--api-server={api.url}", "--resync=600")
                 nodes[i] = Follower(node, directory, options)
             try:
                 yield Followers(cluster, api, nodes, FAMILIES[families])

@@ -93,11 +93,12 @@ class PeerSource:
         """Return all peers, sorted and each once; CNIError 7 for what cannot be."""
         return check_peers(self.first())
 
-    @property
-    def elsewhere(self) -> Elsewhere:
-        """Return where pods are known by their own addresses: the peers and what is behind them."""
+    def elsewhere(self, *, nodes: bool, device: str = "") -> Elsewhere:
+        """Return the networks of the pods behind the peers, with `nodes` the peers' own addresses, too."""
         return Elsewhere(
-            digest=self.digest, read=lambda: tuple(n for peer in self.read() for n in peer.reached)
+            digest=f"{self.digest} {nodes}",
+            read=lambda: tuple(n for peer in self.read() for n in (peer.reached if nodes else peer.subnets)),
+            device=device,
         )
 
 

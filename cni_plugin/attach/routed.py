@@ -278,8 +278,8 @@ def _check_host_side(host: Namespace, outside: Link, inside: Link, ips: list[IPC
 
 
 def elsewhere(plan: RoutedPlan) -> Elsewhere:
-    """Return the networks behind the peers."""
-    return plan.peers.elsewhere if plan.peers else Elsewhere()
+    """Return the networks behind the peers, and the peers, who have plain routes back."""
+    return plan.peers.elsewhere(nodes=True) if plan.peers else Elsewhere()
 
 
 def forwarded_by(plan: RoutedPlan) -> str:

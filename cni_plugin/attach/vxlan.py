@@ -217,8 +217,14 @@ def _check_port(plan: VxlanPlan, device: Link, host: Namespace) -> None:
 
 
 def elsewhere(plan: VxlanPlan) -> Elsewhere:
-    """Return the networks behind the peers."""
-    return plan.tunnel.source.elsewhere
+    """Return the networks behind the peers, and what else is not translated: all that takes the tunnel.
+
+    The peers' own addresses are not named: what does not take the tunnel there, because IPVS has found its
+    destination behind our marks, comes back to the node's address only. A peer with direct routes knows pods.
+    """
+    tunnel = plan.tunnel
+    device = tunnel.device if tunnel.routed else ""
+    return tunnel.source.elsewhere(nodes=tunnel.direct_routing, device=device)
 
 
 def forwarded_by(plan: VxlanPlan) -> str:

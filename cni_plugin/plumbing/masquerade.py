@@ -1,7 +1,8 @@
 """`ipMasq`: what a pod sends out of the pod networks leaves with the node's address.
 
 A network has one chain and two sets, a pod one element per address. Never translated: what goes to
-the network's own pods on this node and on others, `nonMasqueradeCIDRs`, multicast, link-local.
+the network's own pods on this node and on others, what takes its tunnel, `nonMasqueradeCIDRs`,
+multicast, link-local.
 By hand: `nft add rule ... ip saddr @pods ip daddr != { ... } masquerade fully-random`.
 """
 
@@ -120,7 +121,7 @@ def _plan_ruleset(settings: Masquerade) -> Ruleset:
             Chain(
                 name=f"masquerade_{scope}",
                 hook="type nat hook postrouting priority srcnat; policy accept;",
-                rules=tuple(_render_rule(version, scope) for version in families),
+                rules=tuple(_render_rule(version, scope, settings.elsewhere.device) for version in families),
             ),
         ),
         sets=(
@@ -133,10 +134,11 @@ def _plan_ruleset(settings: Masquerade) -> Ruleset:
     )
 
 
-def _render_rule(version: int, scope: str) -> str:
+def _render_rule(version: int, scope: str, tunnel: str) -> str:
     family = FAMILY[version]
     pods, far = f"@masq{version}_{scope}", f"@far{version}_{scope}"
-    return f"{family} saddr {pods} {family} daddr != {far} masquerade fully-random"
+    out = f'oifname != "{tunnel}" ' if tunnel else ""
+    return f"{out}{family} saddr {pods} {family} daddr != {far} masquerade fully-random"
 
 
 def _list_exceptions(settings: Masquerade) -> dict[str, list[IPNetwork]]:

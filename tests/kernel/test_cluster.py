@@ -310,6 +310,17 @@ def test_pods_and_other_nodes_see_each_others_own_addresses(tmp_path: Path, bin_
                 assert ask_all(pod, ROUTER[version], 8082) == {made.cluster.address(1, version)}
 
 
+def test_what_does_not_take_the_tunnel_has_the_nodes_address(nodes: Followers) -> None:
+    """IPVS finds the destination of a Service behind the place where pods' packets are marked."""
+    one, two = nodes.nodes[1], nodes.nodes[2]
+    pod = one.start_pod()
+    one.node.run("nft", "flush", "chain", "inet", "podwire", f"tunnel_{TUNNEL}")
+    with offering(two.node, 8080):
+        for version in (4, 6):
+            seen = ask_all(pod, nodes.cluster.address(2, version), 8080)
+            assert seen == {nodes.cluster.address(1, version)}
+
+
 def test_a_published_port_answers_other_nodes_the_way_they_came(nodes: Followers) -> None:
     one, two = nodes.nodes[1], nodes.nodes[2]
     pod = one.node.pod()
