@@ -194,7 +194,12 @@ def list_default_routes(nl: Netlink, version: int) -> list[RouteSpec]:
     """Return the main table's default routes of one family, best first."""
     body = _RTMSG.pack(*_Head(FAMILY[version], table=MAIN_TABLE))
     query = Query(f"ip -{version} route show", netlink.RTM_GETROUTE, body)
-    found = [_parse(raw) for raw in nl.dump(query) if _is_default(_head(raw))]
+    try:
+        found = [_parse(raw) for raw in nl.dump(query) if _is_default(_head(raw))]
+    except KernelError as error:
+        if error.errno != errno.ENOENT:  # without any address IPv4 has no main table
+            raise
+        return []
     return sorted((route for route in found if route.index), key=lambda route: route.priority or 0)
 
 
