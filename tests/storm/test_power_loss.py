@@ -71,9 +71,12 @@ class Verb:
     """The containers that the call is about."""
 
 
-@pytest.fixture(params=TERMS)
-def sequence(request: pytest.FixtureRequest, bin_dir: Path, tmp_path: Path) -> list[Verb]:
+@pytest.fixture(scope="session", params=TERMS)
+def sequence(
+    request: pytest.FixtureRequest, bin_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Verb]:
     """Record a life of the store, from its first directory on."""
+    tmp_path = tmp_path_factory.mktemp("recorded")
     store = tmp_path / "recorded"
     terms = TERMS[request.param]
     program = [str(bin_dir / "podwire-ipam")]
