@@ -147,6 +147,14 @@ def collect(request: Request) -> None:
         ipam.collect(open_store(request), owners, _terms_if_readable(request))
 
 
+def mark_boot(request: Request) -> None:
+    """Say of addresses that nobody has marked that they are of this boot, so that the next one knows."""
+    from ipam.boots import mark_unmarked  # no call of the contract needs it
+
+    with _translated():
+        mark_unmarked(open_store(request))
+
+
 def give_up(request: Request, dead: Collection[Reservation]) -> None:
     """Release these reservations, as long as nobody has made them anew."""
     with _translated():

@@ -13,17 +13,16 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ipam.address import render_address
+from ipam.boots import PLACE
 from ipam.store import Owner
 
 if TYPE_CHECKING:
     from netaddr import IPAddress
 
     from ipam.store import Store
-
-MARK: Final = "user.podwire.place"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +39,6 @@ class Reservation:
     def __str__(self) -> str:
         """Return the address."""
         return render_address(self.address)
-
-
-def mark(fd: int, place: str) -> None:
-    """Say where the holder is; costs 2 microseconds, and what cannot be marked stays unproven."""
-    with suppress(OSError):
-        os.setxattr(fd, MARK, os.fsencode(place))
 
 
 def list_reservations(store: Store) -> list[Reservation]:
@@ -71,7 +64,7 @@ def _look(store: Store, address: IPAddress) -> Reservation | None:
 
 def _place_of(fd: int) -> str:
     with suppress(OSError):
-        return os.fsdecode(os.getxattr(fd, MARK))
+        return os.fsdecode(os.getxattr(fd, PLACE))
     return ""
 
 

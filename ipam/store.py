@@ -351,11 +351,7 @@ class Store:
 def _mark(place: str, fd: int) -> None:
     from ipam import boots  # neither a release nor a look needs it
 
-    boots.mark(fd)
-    if place:
-        from ipam import places
-
-        places.mark(fd, place)
+    boots.mark(fd, place)
 
 
 def _remove_debris(path: str) -> bool:

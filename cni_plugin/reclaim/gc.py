@@ -88,6 +88,8 @@ def _look(wish: Wish, problems: list[CNIError]) -> list[Finding]:
         trails: list[tuple[Trail, bool]] = []
         for network in wish.networks:
             try:
+                if network.has_store and not wish.dry_run:
+                    addresses.mark_boot(network.main)
                 trails += [(trail, network.shared) for trail in follow(network, host)]
             except (CNIError, ipam.IPAMError) as error:
                 problems.append(_about(network, error))

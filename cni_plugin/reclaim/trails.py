@@ -120,7 +120,8 @@ def _join(network: str, clues: list[_Clue]) -> Trail:
         what=tuple(clue.what for clue in clues),
         reservations=tuple(clue.reservation for clue in clues if clue.reservation),
         joined_here=any(clue.proof for clue in clues),
-        of_earlier_boot=all(clue.old for clue in clues),
+        # Of the kernel's there is nothing then, but a file of `tuning` outlives a boot, too.
+        of_earlier_boot=any(clue.old for clue in clues) and all(c.old for c in clues if c.reservation),
     )
 
 

@@ -254,6 +254,38 @@ def test_addresses_of_others_are_released_on_the_runtimes_word_alone(
 
 
 @in_process
+def test_what_go_reserved_in_an_earlier_boot_is_known_by_the_next_one(node: Node) -> None:
+    foreign = Foreign(node, "go-host-local")
+    foreign.add()
+    kill(node, foreign.pod)
+    files = [node.data_dir / "test" / name for name in node.held()]
+    # A dry run marks nothing. A real one does: nobody knows when Go reserved it, so it is of this boot.
+    assert counts(gc(node, "--dry-run")) == (0, 0, 1)
+    assert [os.listxattr(path) for path in files] == [[], []]
+    assert counts(gc(node)) == (0, 0, 1)
+    assert {os.getxattr(path, boots.MARK) for path in files} == {boots.current()}
+    for path in files:
+        os.setxattr(path, boots.MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
+    assert counts(gc(node)) == (1, 1, 0)
+
+
+@in_process
+def test_a_file_of_tuning_is_of_an_earlier_boot_like_the_address_beside_it(node: Node) -> None:
+    config, pod = dual_stack(node, sysctl={"net.ipv4.conf.IFNAME.arp_ignore": "1"}), node.pod()
+    configure(node, config)
+    node.add(config, pod)
+    kill(node, pod)
+    for name in node.held():
+        path = node.data_dir / "test" / name
+        os.removexattr(path, boots.PLACE)
+        os.setxattr(path, boots.MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
+    report = gc(node)
+    assert counts(report) == (1, 1, 0)
+    assert report["items"][0]["kind"] == "boot"
+    assert list((node.data_dir / ".podwire" / "tuning").iterdir()) == []
+
+
+@in_process
 def test_the_runtimes_word_counts_for_the_networks_that_it_uses(node: Node) -> None:
     """Another runtime's pods may be on a network in the same directory, such as podman's."""
     foreign = Foreign(node, "go-host-local")

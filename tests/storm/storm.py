@@ -147,6 +147,7 @@ class Storm:
     def run(self, seconds: float, *, between_looks: float) -> None:
         """Let it rage for so long, with a look at the invariants every now and then and at the end."""
         self._deadline = time.monotonic() + seconds
+        chance = random.Random(f"{self.seed} looks")
         threads = [
             *(threading.Thread(target=self._worker, args=(number,)) for number in range(self.workers)),
             threading.Thread(target=self._in_node, args=(self._go_worker,)),
@@ -158,7 +159,8 @@ class Storm:
                 for thread in threads:
                     thread.start()
                 while self._raging():
-                    time.sleep(min(between_looks, max(0.0, self._deadline - time.monotonic())))
+                    pause = between_looks * chance.uniform(0.5, 1.5)
+                    time.sleep(min(pause, max(0.0, self._deadline - time.monotonic())))
                     with self.gate.closed():
                         self._look()
             finally:

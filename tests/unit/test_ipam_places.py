@@ -7,7 +7,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from ipam import Owner, Store, Terms, allocate, give_up, make_range, make_range_sets
-from ipam.places import MARK, list_reservations
+from ipam.boots import PLACE
+from ipam.places import list_reservations
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ def test_a_reservation_says_where_its_holder_is_and_one_without_mark_does_not(tm
     (tmp_path / "net" / "10.1.0.6").write_bytes(b"go\r\neth0")
     places = {each.owner.container_id: each.place for each in list_reservations(store)}
     assert places == {"a": "here 1", "b": "", "go": ""}
-    assert os.getxattr(tmp_path / "net" / "10.1.0.2", MARK) == b"here 1"
+    assert os.getxattr(tmp_path / "net" / "10.1.0.2", PLACE) == b"here 1"
 
 
 def test_the_content_stays_what_go_reads(tmp_path: Path) -> None:
