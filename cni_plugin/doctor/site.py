@@ -61,7 +61,7 @@ def _read_file(path: str) -> ConfFile:
         with open(path, "rb") as file:
             document = parse_document(file.read())
         fields = Fields(document)
-        members = fields.objects("plugins") or [fields]
+        members = list(fields.objects("plugins")) or [fields]
         types = [member.string("type") for member in members]
         sections = [member.section("ipam") for member in members]
         ipam_types = [section.string("type") for section in sections if section is not None]

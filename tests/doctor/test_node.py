@@ -100,6 +100,15 @@ def test_one_that_sorts_behind_is_nobodys_business(well: Node) -> None:
     assert examine(well) == []
 
 
+def test_files_of_a_single_plugin_are_read_too(plain_node: Node) -> None:
+    (conf_dir(plain_node) / "10-test.conf").write_text(json.dumps(dual_stack(plain_node)))
+    assert examine(plain_node) == []
+    other = {"cniVersion": "1.0.0", "name": "other", "type": "ptp"}
+    (conf_dir(plain_node) / "05-other.conf").write_text(json.dumps(other))
+    found = the_only(examine(plain_node))
+    assert found["meaning"] == "the runtime takes the first file: pods get the network of ptp"
+
+
 def test_a_broken_file_is_named(well: Node) -> None:
     path = conf_dir(well) / "20-half.conflist"
     path.write_text('{"name":')
