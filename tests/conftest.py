@@ -111,3 +111,19 @@ def _host_state() -> tuple[str, bool]:
     names = [line.split()[0] for line in links.splitlines()]
     # Other tests' namespaces come and go beside this one, but never a link of the machine's own.
     return " ".join(sorted(names)), Path("/var/lib/cni/networks").exists()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many steps were refused and were the last, by verb: see tests/storm/test_faults.py."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    found = [value for report in reports for key, value in report.user_properties if key == "faults"]
+    if not found:
+        return
+    terminalreporter.section("steps at which a call failed or was killed")
+    for verb in dict.fromkeys(each["verb"] for each in found):
+        counts = {
+            key: sum(e[key] for e in found if e["verb"] == verb) for key in ("steps", "faults", "kills")
+        }
+        terminalreporter.line(
+            f"{verb:10} {counts['steps']:6} steps {counts['faults']:6} failures {counts['kills']:6} kills"
+        )

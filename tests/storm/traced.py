@@ -153,16 +153,11 @@ def number_of(kind: str) -> int:
 
 
 # linux/rtnetlink.h: the first message of each object, by the name behind the verb
-ROUTE_OBJECTS = {
-    "LINK": 16,
-    "ADDR": 20,
-    "ROUTE": 24,
-    "NEIGH": 28,
-    "QDISC": 36,
-    "TFILTER": 44,
-    "MULTICAST": 56,
-}
-ROUTE_OBJECTS |= {"VLAN": 112, "RULE": 32, "TCLASS": 40, "NSID": 88, "STATS": 92}
+ROUTE_NAMES = (
+    "LINK ADDR ROUTE NEIGH RULE QDISC TCLASS TFILTER ACTION PREFIX MULTICAST ANYCAST NEIGHTBL NDUSEROPT "
+    "ADDRLABEL DCB NETCONF MDB NSID STATS CACHEREPORT CHAIN NEXTHOP LINKPROP VLAN"
+)
+ROUTE_OBJECTS = {name: 16 + 4 * number for number, name in enumerate(ROUTE_NAMES.split())}
 # linux/netfilter/nf_tables.h, in its order
 NF_TABLES_MESSAGES = (
     "NEWTABLE GETTABLE DELTABLE NEWCHAIN GETCHAIN DELCHAIN NEWRULE GETRULE DELRULE NEWSET GETSET DELSET "
