@@ -161,7 +161,14 @@ def richest() -> set[str]:
 def ordinary() -> list[str]:
     """Return those that are tried in every run: all but what another one contains."""
     contained = {*(rich().keys() - richest()), *(name for name in plain() if name.startswith("feature "))}
+    contained |= {f"{mode}, {next(iter(forms))}" for mode, forms in MODE_KEYS.items()}
+    contained |= {name for name in shipped() if name.endswith(("-ipv4.conflist", "-ipv6.conflist"))}
     return [name for name in everything() if name not in contained]
+
+
+def fresh() -> set[str]:
+    """Return those whose first ADD on a node makes what no other's does."""
+    return {*richest(), "conf/10-bridge-drop-in.conflist", "vxlan, routed", "firewall, isolated"}
 
 
 def place(network: Network, directory: Path) -> Network:

@@ -98,7 +98,7 @@ class Sweep:
 
     def often(self) -> bool:
         """Tell whether to do once more what only a long run does at every step."""
-        return self.long or self.random.random() < 0.25
+        return self.long or self.random.random() < 0.15
 
     def count(self, case: Case) -> None:
         if case.fault.how in DEATHS:
@@ -262,7 +262,7 @@ class Sweep:
             steps = lab.call("ADD", number, self.pod).steps
             lab.delete(self.pod)
             for at, step in enumerate(steps):
-                if not (self.long or (self.thorough and self.random.random() < 0.5)):
+                if not (self.long or (self.thorough and self.random.random() < 0.3)):
                     continue
                 case = Case(number, at, step, Fault(frozenset({at}), DEATHS[1]))
                 lab.add(self.pod, upto=number)

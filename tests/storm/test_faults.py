@@ -19,20 +19,20 @@ import pytest
 from cni_plugin.attach import MODES
 from cni_plugin.plugins import PLUGINS
 from cni_plugin.plumbing import FEATURES
-from tests.storm.configurations import FEATURE_KEYS, MODE_KEYS, everything, ordinary, richest
+from tests.storm.configurations import FEATURE_KEYS, MODE_KEYS, everything, fresh, ordinary, richest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SWEEP, TRACED = (Path(__file__).parent / name for name in ("sweep.py", "traced.py"))
-ADDING, OTHERS = "ADD", "first ADD,DEL,GC,STATUS,CHECK"
+VERBS = ("ADD", "DEL", "GC", "STATUS", "CHECK")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     long = metafunc.config.getoption("--long", default=False)
     if "verbs" in metafunc.fixturenames:
         names = [*everything()] if long else ordinary()
-        pairs = [(name, verbs) for name in names for verbs in (ADDING, *split(name, long=long))]
+        pairs = [(name, verbs) for name in names for verbs in split(name, long=long)]
         # The longest first, for the workers' sake.
         pairs.sort(key=lambda pair: pair[0] not in richest())
         metafunc.parametrize(("network", "verbs"), pairs)
@@ -44,8 +44,9 @@ CHAINS = ("conf/10-bridge-drop-in.conflist", "tuning of everything", "addresses 
 
 
 def split(name: str, *, long: bool) -> list[str]:
-    """Return the other verbs, each alone where there is much to do."""
-    return OTHERS.split(",") if long or name in richest() else [OTHERS]
+    """Return the verbs to try, each alone where there is much to do."""
+    first = ("first ADD",) if long or name in fresh() else ()
+    return [*VERBS, *first] if long or name in richest() else [",".join((*VERBS, *first))]
 
 
 @pytest.fixture
