@@ -1,4 +1,4 @@
-"""In an agent, which remembers the store from call to call, failed steps leave nothing; nor does its death."""
+"""In an agent, which remembers the store between calls, a failed step leaves nothing; nor does its death."""
 
 from __future__ import annotations
 
