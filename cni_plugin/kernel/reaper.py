@@ -145,7 +145,8 @@ def delete_together(nl: Netlink, links: Mapping[int, Link], group: int) -> set[i
     except KernelError as error:
         log.warning("%s; each is deleted alone", error)
         return set()
-    return {each.index for each in found}
+    # One that was not moved is still there.
+    return {each.index for each in found if each.group == group}
 
 
 def _has_members(nl: Netlink, group: int) -> bool:

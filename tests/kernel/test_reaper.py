@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import seam
 from cni_plugin.kernel.link import Link, get_link
 from cni_plugin.kernel.netns import Namespace, inside, open_pod
 from cni_plugin.kernel.reaper import delete_links, delete_together, new_group
 from tests.kernel.networks import dual_stack
+from tests.storm.faulting import Fault, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +37,17 @@ def veths(node: Node, host: Namespace, count: int) -> dict[int, Link]:
 
 def names(node: Node) -> list[str]:
     return sorted(name for name in node.links() if name != "lo")
+
+
+def test_a_link_that_cannot_be_moved_to_the_group_is_not_taken_for_deleted(
+    plain_node: Node, host: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = veths(plain_node, host, 3)
+    # The first step asks whether the group has members.
+    monkeypatch.setattr(seam, "hook", Steps(Fault(frozenset({2}), "EBUSY")))
+    gone = delete_together(host.netlink, links, new_group())
+    assert gone == {index for index, link in links.items() if link.name != "veth1"}
+    assert [name for name in names(plain_node) if name.startswith("veth")] == ["veth1"]
 
 
 def test_links_of_one_batch_are_gone_together(plain_node: Node, host: Namespace) -> None:
