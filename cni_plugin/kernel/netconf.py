@@ -8,6 +8,7 @@ linux/netconf.h, linux/ip.h
 
 from __future__ import annotations
 
+import errno
 import struct
 
 from cni_plugin.kernel import netlink
@@ -45,8 +46,10 @@ def _is_forwarding(nl: netlink.Netlink, version: int) -> bool:
     body = _NETCONFMSG.pack(FAMILY[version]) + _IFINDEX.pack(8, _NETCONFA_IFINDEX, _ALL)
     try:
         raw = nl.get(Query(f"ip -{version} netconf show all", _RTM_GETNETCONF, body))
-    except KernelError:
-        return False  # the file says why
+    except KernelError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return False  # a kernel without IPv6: that there is no such file says it better
     return bool(parse_number(find_attribute(raw[HEADER.size + _NETCONFMSG.size :], _NETCONFA_FORWARDING)))
 
 
