@@ -13,7 +13,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import ipam
-from cni_plugin import __version__, cli_agent, cli_cluster, cli_doctor, cli_gc, cli_ipam, report
+from cni_plugin import (
+    __version__,
+    cli_agent,
+    cli_cluster,
+    cli_doctor,
+    cli_gc,
+    cli_ipam,
+    cli_node,
+    report,
+)
 from cni_plugin.console import add_directories, chosen, table, write
 from cni_plugin.contract.errors import CNIError, combine
 from cni_plugin.plugins import podwire
@@ -47,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_ipam.add_to(commands)
     cli_doctor.add_to(commands)
     cli_gc.add_to(commands)
+    cli_node.add_to(commands)
     cli_cluster.add_to(commands)
     cli_agent.add_to(commands)
     return parser

@@ -1,7 +1,8 @@
 """Kernel parameters below /proc/sys/net, of the network namespace that the thread is in.
 
 Keys are paths with slashes ("net/ipv6/conf/eth0/accept_dad"), so that an interface name with
-a dot needs no quoting. `sysctl -w KEY=VALUE` does the same.
+a dot needs no quoting. `sysctl -w KEY=VALUE` does the same. In a container /proc/sys cannot be written to:
+PODWIRE_PROC_SYS says where the host's is mounted, whose net/ is that of whoever looks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from seam import step
 
 log = logging.getLogger("podwire")
 
+_ROOT = os.environ.get("PODWIRE_PROC_SYS", "/proc/sys")
 _LONGEST = 4096  # bytes; a page is what the kernel has for a value
 FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
 
@@ -22,7 +24,7 @@ def get_sysctl(key: str) -> str:
     """Return the value without surrounding white space; KernelError when there is no such key."""
     try:
         # Unbuffered, here and below: text costs a file of /proc twice the system calls.
-        with open(f"/proc/sys/{key}", "rb", buffering=0) as file:
+        with open(f"{_ROOT}/{key}", "rb", buffering=0) as file:
             return (file.read(_LONGEST) or b"").decode().strip()
     except OSError as error:
         raise KernelError(f"sysctl {key}", error.errno or 0) from error
@@ -30,7 +32,7 @@ def get_sysctl(key: str) -> str:
 
 def has_sysctl(key: str) -> bool:
     """Tell whether there is such a key; those of an interface go with it."""
-    return os.path.exists(f"/proc/sys/{key}")
+    return os.path.exists(f"{_ROOT}/{key}")
 
 
 def ensure_sysctl(key: str, value: int) -> None:
@@ -49,5 +51,5 @@ def set_sysctl(key: str, value: str) -> None:
 
 
 def _write(key: str, value: str) -> None:
-    with open(f"/proc/sys/{key}", "wb", buffering=0) as file:
+    with open(f"{_ROOT}/{key}", "wb", buffering=0) as file:
         file.write(value.encode())

@@ -1,4 +1,4 @@
-"""The control plane: etcd, kube-apiserver with RBAC, kube-controller-manager, kube-scheduler on a machine of its own."""
+"""The control plane on a machine of its own: etcd, API server with RBAC, controllers, scheduler."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A machine of the cluster: a network namespace on the underlay, and processes, mounts and a name of its own.
+"""A machine of the cluster: a namespace on the underlay, and processes, mounts and a name of its own.
 
-What a disk keeps (/var/lib, /var/log, /etc, /opt) is a directory of the test's, so that a reboot, which is the end
-of all processes, the network namespace and /run, finds it again. The machine that runs the tests is only read.
+What a disk keeps (/var/lib, /var/log, /etc, /opt) is a directory of the test's, so that a reboot, which is
+the end of all processes, the network namespace and /run, finds it again. The machine's own is only read.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _ENTER = """
 disk=$1
 shift
 for kept in var/lib var/log opt etc; do mkdir -p "$disk/$kept"; done
-[ -e "$disk/etc/passwd" ] || cp -a /etc/. "$disk/etc"
-rm -rf "$disk/etc/cni.lost" && mkdir -p "$disk/opt/cni/bin" "$disk/etc/cni/net.d"
+[ -e "$disk/etc/passwd" ] || { cp -a /etc/. "$disk/etc" && rm -rf "$disk/etc/cni"; }
+mkdir -p "$disk/opt/cni/bin" "$disk/etc/cni/net.d"
 mount -t tmpfs -o mode=0755 podwire /run
 mkdir /run/netns
 for kept in var/lib var/log opt etc; do mount --bind "$disk/$kept" "/$kept"; done

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import subprocess
+from pathlib import Path
 
 from tests.runtime import image, tools
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+ROOT = Path(__file__).parents[2]
 SANDBOX = image.NAME
 
 
@@ -16,4 +15,10 @@ def write_sandbox(target: Path) -> Path:
     """Write the sandbox image, whose /pause is also what the tests' containers run."""
     busybox = tools.installed("busybox", package="busybox-static")
     image.write_image(target, pause=tools.cached("pause"), busybox=busybox)
+    return target
+
+
+def write_podwire(target: Path) -> Path:
+    """Write podwire's own image from this checkout."""
+    subprocess.run([ROOT / "scripts/image", "--output", target], check=True, capture_output=True)
     return target

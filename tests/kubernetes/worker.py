@@ -1,4 +1,4 @@
-"""A node: a machine with its own containerd, kubelet and kube-proxy, at the paths where every node has them."""
+"""A node: a machine with a containerd, a kubelet and a kube-proxy, at the paths where every node has them."""
 
 from __future__ import annotations
 

@@ -73,10 +73,11 @@ BELOW = {
     "cli_cluster": {"contract", "kernel", "state_file", "agent", "cluster"},
     "cli_ipam": {"contract", "config", "kernel", "audit", "console", "ipam"},
     "cli_gc": {"contract", "agent", "console", "reclaim", "ipam"},
+    "cli_node": {"contract", "kernel", "report", "console"},
     "cli_agent": {"agent", "cli_cluster", "cli_gc"},
     "cli": {
         *("", "contract", "plugins", "report", "console", "ipam"),
-        *("cli_agent", "cli_cluster", "cli_doctor", "cli_gc", "cli_ipam"),
+        *("cli_agent", "cli_cluster", "cli_doctor", "cli_gc", "cli_ipam", "cli_node"),
     },
     "__main__": {"", "contract", "plugins", "cli"},
     "": set(),

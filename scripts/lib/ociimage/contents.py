@@ -6,12 +6,15 @@ Sources of other projects are left out once they are compiled; ours stay, so tha
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import platform
 import re
 import subprocess
 import sys
 import tomllib
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ociimage import debian
 from ociimage.tree import File, Tree, libraries
@@ -31,14 +34,18 @@ _ROOTS = (
 _JUNK = (
     *(f"usr/lib/python3.*/{name}/*" for name in (
         "__phello__", "curses", "dbm", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "sqlite3", "test",
-        "tkinter", "turtledemo", "venv", "wsgiref", "xmlrpc")),
+        "tkinter", "turtledemo", "venv", "xmlrpc")),
     *(f"usr/lib/python3.*/lib-dynload/{name}.*" for name in (
-        "_codecs_*", "_crypt", "_curses*", "_dbm", "_gdbm", "_sqlite3", "_test*", "_tkinter", "_xx*", "audioop",
-        "nis", "ossaudiodev", "readline", "xxlimited*")),
+        "_codecs_*", "_crypt", "_curses*", "_dbm", "_gdbm", "_sqlite3", "_test*", "_tkinter", "_xx*",
+        "audioop", "nis", "ossaudiodev", "readline", "xxlimited*")),
     "usr/lib/python3*/debpython/*", "usr/share/python3/*", "usr/bin/python3-*",
 )  # fmt: skip
-# Of the Kubernetes client we use the connection: not its models, nor its twin for asyncio, nor what only that imports.
-_ASYNCIO = ("aiohappyeyeballs", "aiohttp", "aiohttp_retry", "aiosignal", "attr", "attrs", "frozenlist", "multidict", "propcache", "yarl")  # fmt: skip
+# Of the Kubernetes client we use the connection: not its models, nor its twin for asyncio with what only that
+# imports.
+_ASYNCIO = (
+    "aiohappyeyeballs", "aiohttp", "aiohttp_retry", "aiosignal", "attr", "attrs", "frozenlist", "multidict",
+    "propcache", "yarl",
+)  # fmt: skip
 _WHEEL_JUNK = (
     "*/tests/*", "*/test/*", "*.pyi", "*.pyx", "*.pxd", "*.c", "*.h", "*.proto", "*/RECORD", "*/INSTALLER",
     "*/REQUESTED", "*/direct_url.json", "bin/*", "netaddr/eui/*.txt", "tzdata*",
@@ -62,7 +69,7 @@ def gather(root: Path, cache: Path, work: Path) -> Tree:
     """Return the files of the image."""
     packages, names = debian.fetch(cache)
     tree = Tree({path: file for path, file in packages.items() if _wanted(path)})
-    tree |= _wheels(root, work / "wheels")
+    tree |= _wheels(root, cache)
     for package in _CODE:
         tree.add_directory(root / package, f"{_SITE}/{package}")
     tree |= _extra_files(root, work, names)
@@ -77,19 +84,35 @@ def _wanted(path: str) -> bool:
     )
 
 
-def _wheels(root: Path, directory: Path) -> Tree:
+def _wheels(root: Path, cache: Path) -> Tree:
     """Return what podwire and its extras import, from wheels of the versions that are written down."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *(line for extra in _EXTRAS for line in extras.get(extra, ()))]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:"]
-    constraints = ["--constraint", str(Path(__file__).with_name("constraints.txt"))]
-    subprocess.run([*pip, *constraints, "--target", str(directory), *wanted], check=True, capture_output=True)
-    for library in directory.rglob("*.so"):
-        subprocess.run(["strip", "--strip-unneeded", str(library)], check=True)
+    constraints = Path(__file__).with_name("constraints.txt")
+    key = hashlib.sha256("\n".join([*wanted, constraints.read_text(), sys.version]).encode()).hexdigest()
+    directory = cache / f"wheels-{key[:12]}"
+    if not directory.exists():
+        _install_wheels(directory, wanted, constraints)
     tree = Tree()
     tree.add_directory(directory, _SITE)
     return Tree({path: file for path, file in tree.items() if not _is_junk(path.removeprefix(f"{_SITE}/"))})
+
+
+def _install_wheels(directory: Path, wanted: list[str], constraints: Path) -> None:
+    with TemporaryDirectory(dir=directory.parent) as work:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:"]
+        target = Path(work) / "wheels"
+        _run(*pip, "--constraint", str(constraints), "--target", str(target), *wanted)
+        for library in target.rglob("*.so"):
+            _run("strip", "--strip-unneeded", str(library))
+        # Two may have begun together: the first is as good as the second.
+        with suppress(OSError):
+            target.rename(directory)
+
+
+def _run(*argv: str, environment: dict[str, str] | None = None) -> None:
+    subprocess.run(argv, check=True, capture_output=True, env=environment)
 
 
 def _is_junk(path: str) -> bool:
@@ -115,8 +138,16 @@ def _extra_files(root: Path, work: Path, names: list[str]) -> Tree:
 def _shim(root: Path, target: Path) -> bytes:
     source = str(root / "shim/podwire-shim.c")
     found = re.search(r'^__version__ = "(.*)"$', (root / "cni_plugin/__init__.py").read_text(), re.MULTILINE)
-    flags = ["-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", f'-DVERSION="{found[1] if found else ""}"']
-    subprocess.run(["musl-gcc", *flags, source, "-o", str(target)], check=True, capture_output=True)
+    flags = [
+        "-static",
+        "-Os",
+        "-s",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        f'-DVERSION="{found[1] if found else ""}"',
+    ]
+    _run("musl-gcc", *flags, source, "-o", str(target))
     return target.read_bytes()
 
 
@@ -155,7 +186,7 @@ def _compile(tree: Tree, directory: Path) -> Tree:
     for words in (["-b", *options, *others], [*options, *sorted(ours)]):
         places = [str(directory / word) if word in others or word in ours else word for word in words]
         command = [*python, "-S", "-m", "compileall", *places]
-        subprocess.run(command, check=True, env=environment, capture_output=True)
+        _run(*command, environment=environment)
     compiled = Tree(tree)
     for path in sorted(directory.glob("usr/lib/python3*/**/*.pyc")):
         compiled[str(path.relative_to(directory))] = File(path.read_bytes())

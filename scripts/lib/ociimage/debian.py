@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ociimage.tree import Tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # libstdc++6 is what wheels take to be everywhere.
 PACKAGES = ("libpython3-stdlib", "libstdc++6", "nftables", "python3-minimal")
@@ -40,7 +43,7 @@ def _download(cache: Path) -> list[Path]:
 
 
 def _apt(cache: Path) -> list[str]:
-    """Return apt-get on an empty system, with lists of its own; the machine's are neither read nor changed."""
+    """Return apt-get for an empty system, with lists of its own."""
     settings = {
         "Dir::State::status": cache / "status",
         "Dir::State::lists": cache / "lists",

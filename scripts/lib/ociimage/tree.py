@@ -7,11 +7,11 @@ import posixpath
 import struct
 import tarfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 # Debian merges these into /usr; its packages still name both.
 _MERGED = ("bin", "sbin", "lib", "lib64")
@@ -82,7 +82,7 @@ def _merge(path: str) -> str:
 
 
 def libraries(tree: Tree, packages: Tree) -> Tree:
-    """Return the shared libraries of `packages` that programs and libraries of `tree` need, and what these need."""
+    """Return the libraries of `packages` that what is in `tree` needs, and what these need."""
     by_name = {posixpath.basename(path): path for path in sorted(packages) if ".so" in path}
     # A wheel brings some of its own, found beside it.
     brought = {posixpath.basename(path) for path in tree}
