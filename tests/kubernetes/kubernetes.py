@@ -10,6 +10,7 @@ from tests.cluster import make_cluster
 from tests.kubernetes import images
 from tests.kubernetes.control import ControlPlane
 from tests.kubernetes.host import eventually
+from tests.kubernetes.pods import RunningPod, parse_pods, spaces_of
 from tests.kubernetes.worker import Worker
 from tests.node import make_node
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
-CONTROL = 10
+    from tests.runtime.drop_in import PathSpace
+
+# The control plane, and somebody outside: behind the underlay's router.
+CONTROL, WORLD = 10, 20
 
 
 class Kubernetes:
@@ -30,9 +34,10 @@ class Kubernetes:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self.underlay = make_cluster(self.directory, self.directory, 0)
+            self.underlay = make_cluster(self.directory, self.directory, 0, behind_router=(WORLD,))
             stack.callback(self.underlay.remove)
-            self._plug(CONTROL)
+            for i in (CONTROL, WORLD):
+                self._plug(i)
             address = self.underlay.address(CONTROL, 4)
             self.control = ControlPlane(self.underlay.nodes[CONTROL], address, self.directory / "control")
             stack.callback(self._halt)
@@ -84,6 +89,41 @@ class Kubernetes:
     def get(self, *words: str) -> Any:
         """Return what `kubectl get -o json` prints."""
         return json.loads(self.kubectl("get", *words, "-o", "json").stdout)
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        """Create or change objects."""
+        path = self.directory / "objects.json"
+        path.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
+        self.kubectl("apply", "-f", str(path))
+
+    def delete(self, *words: str) -> None:
+        """Delete objects and wait until they are gone."""
+        self.kubectl("delete", *words, "--ignore-not-found", "--timeout=60s")
+
+    def pods(self, app: str) -> list[RunningPod]:
+        """List the running pods of an app."""
+        return parse_pods(self.get("pods", "-l", f"app={app}")["items"])
+
+    def await_pods(self, app: str, count: int, *, within: float = 60) -> list[RunningPod]:
+        """Wait until an app has just as many pods, all of them running; return them."""
+        found: list[dict[str, Any]] = []
+
+        def settled() -> bool:
+            found[:] = self.get("pods", "-l", f"app={app}")["items"]
+            return len(found) == len(parse_pods(found)) == count
+
+        eventually(
+            settled, lambda: self.kubectl("describe", "pods", "-l", f"app={app}").stdout, within=within
+        )
+        return parse_pods(found)
+
+    def space_of(self, pod: RunningPod) -> PathSpace:
+        """Return the network namespace of a pod."""
+        return spaces_of(self.worker(pod.node))[pod.addresses[0]]
+
+    def worker(self, name: str) -> Worker:
+        """Return a node by its name."""
+        return next(worker for worker in self.workers.values() if worker.name == name)
 
     def nodes(self) -> dict[str, Any]:
         """Return the Node objects by name."""

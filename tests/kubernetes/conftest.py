@@ -1,0 +1,64 @@
+"""One cluster for all tests of this directory, with podwire applied as a person applies it."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kubernetes import images, podwire
+from tests.kubernetes.host import eventually
+from tests.kubernetes.kubernetes import Kubernetes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FIRST_NODES = (1, 2)
+
+
+@dataclass
+class Installed:
+    """A cluster with podwire on it, and the seconds from `kubectl apply` until all nodes were Ready."""
+
+    kubernetes: Kubernetes
+    image: Path
+    unready_before: bool
+    seconds_to_ready: float
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+    """Start a cluster of two nodes, which are not Ready, and apply the manifests."""
+    directory = tmp_path_factory.mktemp("kubernetes")
+    with ThreadPoolExecutor() as pool:
+        written = pool.submit(images.write_podwire, directory / "podwire.tar")
+        with Kubernetes(directory) as kubernetes:
+            for join in [pool.submit(kubernetes.join, i) for i in FIRST_NODES]:
+                join.result()
+            image = written.result()
+            for worker in kubernetes.workers.values():
+                worker.import_image(image)
+            unready = kubernetes.ready_nodes() == set()
+            started = time.monotonic()
+            podwire.apply(kubernetes)
+            wanted = {worker.name for worker in kubernetes.workers.values()}
+            eventually(lambda: kubernetes.ready_nodes() == wanted, lambda: podwire.explain(kubernetes))
+            yield Installed(kubernetes, image, unready, time.monotonic() - started)
+
+
+@pytest.fixture(scope="session")
+def cluster(installed: Installed) -> Kubernetes:
+    """Return the cluster."""
+    return installed.kubernetes
+
+
+@pytest.fixture(autouse=True)
+def _as_before(cluster: Kubernetes) -> Iterator[None]:
+    """Let every test find the nodes Ready and no pods but podwire's."""
+    yield
+    cluster.delete("deployments,daemonsets,pods,services", "--selector=app")
+    eventually(lambda: not cluster.get("pods")["items"], lambda: cluster.kubectl("describe", "pods").stdout)

@@ -1,0 +1,92 @@
+"""podwire on the cluster: its manifests, its pods, and what it keeps on a node."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.kubernetes.host import eventually
+from tests.kubernetes.pods import named_namespaces
+from tests.runtime import state
+
+if TYPE_CHECKING:
+    from tests.kubernetes.kubernetes import Kubernetes
+    from tests.kubernetes.worker import Worker
+
+CONF = Path(__file__).parents[2] / "conf"
+LABEL = "app.kubernetes.io/name=podwire"
+NAMESPACE = "--namespace=kube-system"
+
+
+def apply(kubernetes: Kubernetes) -> None:
+    """Apply the manifests as shipped; what is the cluster's own is where its API is, as conf/kind says it."""
+    place = kubernetes.directory / "manifests"
+    if not place.exists():
+        shutil.copytree(CONF, place)
+        patch = place / "kind/api.yaml"
+        patch.write_text(patch.read_text().replace("kind-control-plane", kubernetes.control.address))
+    kubernetes.kubectl("apply", "-k", str(place / "kind"))
+
+
+def agents(kubernetes: Kubernetes) -> list[dict[str, Any]]:
+    """Return the agents' pods."""
+    found: list[dict[str, Any]] = kubernetes.get("pods", NAMESPACE, "-l", LABEL)["items"]
+    return found
+
+
+def await_agents(kubernetes: Kubernetes, *, within: float = 60) -> None:
+    """Wait until every node has a ready agent of the manifest's newest version."""
+    words = ("rollout", "status", NAMESPACE, "daemonset/podwire", "--timeout", f"{within}s")
+    done = kubernetes.kubectl(*words, check=False)
+    assert done.returncode == 0, explain(kubernetes)
+
+
+def explain(kubernetes: Kubernetes) -> str:
+    """Return what podwire's pods and the nodes say."""
+    look = [
+        ("get", "pods", "-A", "-o", "wide"),
+        ("describe", "nodes"),
+        ("logs", NAMESPACE, "-l", LABEL, "--tail=40"),
+    ]
+    return "\n".join(kubernetes.kubectl(*words, check=False).stdout for words in look)
+
+
+def processes(worker: Worker) -> dict[str, int]:
+    """Return the pids of the agent and of its child, as their machine numbers them, by command."""
+    found = {}
+    for command in (worker.host.machine.root / "proc").glob("[0-9]*/cmdline"):
+        try:
+            words = command.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if (
+            b"cni_plugin" in words[:4]
+            or words[1:2] == [b"/usr/bin/podwire"]
+            or b"/usr/bin/podwire" in words[:3]
+        ):
+            name = "cluster" if b"cluster" in words else "agent"
+            found[name] = int(command.parent.name)
+    return found
+
+
+def kill_agent(worker: Worker) -> None:
+    """Kill the agent as the kernel does when memory is short."""
+    worker.host.machine.run("kill", "-9", str(processes(worker)["agent"]))
+
+
+def left(worker: Worker) -> dict[str, Any]:
+    """Return what pods leave on a node when they are not removed well."""
+    ruleset = worker.space.run("nft", "list", "table", "inet", "podwire", check=False).stdout
+    return {
+        "veths": state.veths(worker.space),
+        "addresses": state.reserved(worker.host.disk / "var/lib/cni/networks"),
+        "namespaces": [path.name for path in named_namespaces(worker)],
+        "elements": [line for line in ruleset.splitlines() if "eth0" in line],
+    }
+
+
+def assert_nothing_left(worker: Worker) -> None:
+    """Assert that no pod has left anything; the runtime may take a moment."""
+    nothing: dict[str, Any] = {"veths": [], "addresses": [], "namespaces": [], "elements": []}
+    eventually(lambda: left(worker) == nothing, lambda: f"left behind: {left(worker)}", within=20)
