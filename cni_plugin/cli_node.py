@@ -18,6 +18,7 @@ from cni_plugin.kernel.netns import open_host
 from cni_plugin.kernel.nfnetlink import TABLE
 from cni_plugin.kernel.nft import run_nft
 from cni_plugin.kernel.route import PODWIRE_PROTO, list_routes, remove_route
+from seam import files
 
 if TYPE_CHECKING:
     import argparse
@@ -51,11 +52,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _install(arguments: argparse.Namespace) -> int:
     with open(arguments.source, "rb") as file:
         content = file.read()
-    os.makedirs(arguments.bin_dir, exist_ok=True)
+    files.make_directories(arguments.bin_dir)
     places = {name: os.path.join(arguments.bin_dir, name) for name in (*_NAMES, *_IF_ABSENT)}
     for name, place in places.items():
         if _read(place) != content and not (name in _IF_ABSENT and os.path.exists(place)):
-            _replace(place, content)
+            files.replace_file(place, content, 0o755, published=True)
             write(f"{place}: installed")
     return 0
 
@@ -64,23 +65,6 @@ def _read(path: str) -> bytes:
     with suppress(FileNotFoundError), open(path, "rb") as file:
         return file.read()
     return b""
-
-
-def _replace(path: str, content: bytes) -> None:
-    """Put an executable in place; a power cut leaves the one before or this one."""
-    directory, name = os.path.split(path)
-    staged = os.path.join(directory, f".{name}.new")
-    with open(staged, "wb") as file:
-        file.write(content)
-        os.fchmod(file.fileno(), 0o755)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(staged, path)
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _uninstall(arguments: argparse.Namespace) -> int:
@@ -108,8 +92,8 @@ def _require_no_pods(arguments: argparse.Namespace) -> None:
 
 
 def _remove(path: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(path)
+    if os.path.lexists(path):
+        files.remove_file(path)
         write(f"{path}: removed")
 
 

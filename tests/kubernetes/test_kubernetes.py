@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.kubernetes import pods, podwire
-from tests.kubernetes.host import eventually
 from tests.kubernetes.control import program
+from tests.kubernetes.host import eventually
 from tests.kubernetes.kubernetes import WORLD
 from tests.services import REFUSED, ask, ask_all, offering
 
