@@ -18,6 +18,7 @@ from cni_plugin.kernel.netns import open_host
 from cni_plugin.kernel.nfnetlink import TABLE
 from cni_plugin.kernel.nft import run_nft
 from cni_plugin.kernel.route import PODWIRE_PROTO, list_routes, remove_route
+from cni_plugin.kernel.rule import list_own_rules, remove_rule
 from seam import files
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def _remove(path: str) -> None:
 
 def _remove_objects(netlink: Netlink) -> None:
     for version in (4, 6):
+        for rule in list_own_rules(netlink, version):
+            netlink.change(remove_rule(rule))
         for route in list_routes(netlink, version):
             if route.proto == PODWIRE_PROTO:
                 netlink.change(remove_route(route))

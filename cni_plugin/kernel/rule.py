@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.message import FAMILY, ip, parse_attributes, parse_network, parse_number, u8, u32
 from cni_plugin.kernel.netlink import HEADER, Change, Query
-from cni_plugin.kernel.route import PODWIRE_PROTO
+from cni_plugin.kernel.route import PODWIRE_PROTO, SYNC_PRIORITY
 
 if TYPE_CHECKING:
     from netaddr import IPNetwork
@@ -63,9 +63,18 @@ def _body(spec: RuleSpec) -> bytes:
 
 def list_rules(nl: Netlink, version: int, table: int) -> list[RuleSpec]:
     """Return the rules of one family (4 or 6) that lead to a table."""
+    return [spec for spec in _list(nl, version) if spec.table == table]
+
+
+def list_own_rules(nl: Netlink, version: int) -> list[RuleSpec]:
+    """Return the rules of one family that lead to the table of any sync."""
+    return [spec for spec in _list(nl, version) if spec.table >= SYNC_PRIORITY]
+
+
+def _list(nl: Netlink, version: int) -> list[RuleSpec]:
     body = _HEAD.pack(FAMILY[version], 0, 0, 0, 0, 0, 0, 0, 0)
     found = nl.dump(Query(f"ip -{version} rule show", netlink.RTM_GETRULE, body))
-    return [spec for spec in map(_parse, found) if spec is not None and spec.table == table]
+    return [spec for spec in map(_parse, found) if spec is not None]
 
 
 def _parse(raw: bytes) -> RuleSpec | None:

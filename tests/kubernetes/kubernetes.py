@@ -82,6 +82,8 @@ class Kubernetes:
         """End a node's processes and its network namespace; the disk stays."""
         self.workers[i].halt()
         self.underlay.nodes.pop(i).remove()
+        # The kernel empties a namespace in its own time.
+        self.underlay.underlay.run("ip", "link", "delete", f"p{i}", check=False)
 
     def kubectl(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.control.kubectl(*words, check=check)
@@ -97,8 +99,8 @@ class Kubernetes:
         self.kubectl("apply", "-f", str(path))
 
     def delete(self, *words: str) -> None:
-        """Delete objects and wait until they are gone."""
-        self.kubectl("delete", *words, "--ignore-not-found", "--timeout=60s")
+        """Ask for objects to be deleted."""
+        self.kubectl("delete", *words, "--ignore-not-found", "--wait=false")
 
     def pods(self, app: str) -> list[RunningPod]:
         """List the running pods of an app."""

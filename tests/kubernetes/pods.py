@@ -34,6 +34,11 @@ def container(**fields: Any) -> dict[str, Any]:
     return {"name": "nothing", "image": images.SANDBOX, "imagePullPolicy": "Never", **fields}
 
 
+def meta(name: str) -> dict[str, Any]:
+    """Return the metadata of an object: everything of an app carries its name."""
+    return {"name": name, "labels": {"app": name}}
+
+
 def template(name: str, *, node: str = "", **fields: Any) -> dict[str, Any]:
     """Return the metadata and the spec of a pod, anywhere or on one node."""
     where = {"nodeSelector": {"kubernetes.io/hostname": node}} if node else {}
@@ -42,7 +47,7 @@ def template(name: str, *, node: str = "", **fields: Any) -> dict[str, Any]:
         "automountServiceAccountToken": False,
         "containers": [container(**fields)],
     }
-    return {"metadata": {"name": name, "labels": {"app": name}}, "spec": {**spec, **where}}
+    return {"metadata": meta(name), "spec": {**spec, **where}}
 
 
 def pod(name: str, node: str, **fields: Any) -> dict[str, Any]:
@@ -61,13 +66,13 @@ def deployment(name: str, replicas: int, *, node: str = "") -> dict[str, Any]:
     }
     inner["spec"]["topologySpreadConstraints"] = [spread]
     spec = {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": inner}
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta(name), "spec": spec}
 
 
 def daemon_set(name: str) -> dict[str, Any]:
     """Return a DaemonSet."""
     spec = {"selector": {"matchLabels": {"app": name}}, "template": template(name)}
-    return {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": name}, "spec": spec}
+    return {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": meta(name), "spec": spec}
 
 
 def service(name: str) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def service(name: str) -> dict[str, Any]:
             {"name": protocol.lower(), "protocol": protocol, "port": PORT} for protocol in ("TCP", "UDP")
         ],
     }
-    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": meta(name), "spec": spec}
 
 
 def parse_pods(items: Iterable[dict[str, Any]]) -> list[RunningPod]:

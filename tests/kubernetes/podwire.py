@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 CONF = Path(__file__).parents[2] / "conf"
 LABEL = "app.kubernetes.io/name=podwire"
+IMAGE, NEXT_IMAGE = "localhost/podwire:0.1.0", "localhost/podwire:next"
+_SHIM = "opt/cni/bin/podwire"
 NAMESPACE = "--namespace=kube-system"
 
 
@@ -90,3 +93,39 @@ def assert_nothing_left(worker: Worker) -> None:
     """Assert that no pod has left anything; the runtime may take a moment."""
     nothing: dict[str, Any] = {"veths": [], "addresses": [], "namespaces": [], "elements": []}
     eventually(lambda: left(worker) == nothing, lambda: f"left behind: {left(worker)}", within=20)
+
+
+def make_shim_old(worker: Worker) -> None:
+    """Let the node have an executable of another version, which works as well."""
+    path = worker.host.disk / _SHIM
+    staged = path.with_name(".podwire.old")
+    staged.write_bytes(path.read_bytes() + b"old")
+    staged.chmod(0o755)
+    staged.rename(path)
+
+
+def has_old_shim(worker: Worker) -> bool:
+    """Tell whether the executable is still that one."""
+    return (worker.host.disk / _SHIM).read_bytes().endswith(b"old")
+
+
+def set_image(kubernetes: Kubernetes, image: str) -> None:
+    """Upgrade, all nodes at once."""
+    containers = {"containers": [{"name": "agent", "image": image}]}
+    first = {"initContainers": [{"name": "install-shim", "image": image}]}
+    spec = {
+        "updateStrategy": {"rollingUpdate": {"maxUnavailable": "100%"}},
+        "template": {"spec": {**containers, **first}},
+    }
+    kubernetes.kubectl("patch", NAMESPACE, "daemonset/podwire", "--patch", json.dumps({"spec": spec}))
+
+
+def uninstall(kubernetes: Kubernetes) -> None:
+    """Do what docs/kubernetes.md says, from the point where no pod is left."""
+    place = kubernetes.directory / "manifests"
+    kubernetes.kubectl("delete", "-k", str(place / "kind"), "--timeout=60s")
+    kubernetes.kubectl("apply", "-k", str(place / "kubernetes/uninstall"))
+    words = ("rollout", "status", NAMESPACE, "daemonset/podwire-uninstall", "--timeout=55s")
+    done = kubernetes.kubectl(*words, check=False)
+    assert done.returncode == 0, explain(kubernetes)
+    kubernetes.kubectl("delete", "-k", str(place / "kubernetes/uninstall"), "--timeout=55s")

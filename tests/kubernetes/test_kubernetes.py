@@ -11,9 +11,12 @@ from tests.kubernetes import pods, podwire
 from tests.kubernetes.control import program
 from tests.kubernetes.host import eventually
 from tests.kubernetes.kubernetes import WORLD
+from tests.runtime.cri import RuntimeServiceError
 from tests.services import REFUSED, ask, ask_all, offering
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.kubernetes.conftest import Installed
     from tests.kubernetes.kubernetes import Kubernetes
     from tests.kubernetes.pods import RunningPod
@@ -36,7 +39,7 @@ def spaces(cluster: Kubernetes, found: list[RunningPod]) -> dict[str, Any]:
     return {pod.name: known[pod.addresses[0]] for pod in found}
 
 
-def node_addresses(cluster: Kubernetes, name: str, version: int) -> str:
+def node_address(cluster: Kubernetes, name: str, version: int) -> str:
     return cluster.underlay.address(int(name.removeprefix("node-")), version)
 
 
@@ -102,10 +105,10 @@ def test_pods_reach_each_other_and_every_node_with_their_own_addresses(cluster: 
                     [answer] = ask_all(worker.space, address_of(pod, version), pods.PORT)
                     assert answer.startswith(f"{pod.name} ")
     for worker in cluster.workers.values():
-        with offering(worker.space, 8099, name="node "):
-            for pod in found:
-                for version in FAMILIES:
-                    target = node_addresses(cluster, worker.name, version)
+        for version in FAMILIES:
+            target = node_address(cluster, worker.name, version)
+            with offering(worker.space, 8099, address=target, name="node "):
+                for pod in found:
                     seen = ask_all(places[pod.name], target, 8099)
                     assert seen == {f"node {address_of(pod, version)}"}, (pod, target)
 
@@ -144,7 +147,7 @@ def test_services_lead_to_pods_to_themselves_and_to_the_api(cluster: Kubernetes)
         answer = places[client.name].run(
             program("kubectl"), *version, f"--cache-dir={cluster.directory}/cache"
         )
-        assert json.loads(answer.stdout)["major"]
+        assert json.loads(answer.stdout)["gitVersion"]
 
 
 def test_a_host_port_leads_to_its_pod_and_the_world_sees_the_node(cluster: Kubernetes) -> None:
@@ -157,7 +160,7 @@ def test_a_host_port_leads_to_its_pod_and_the_world_sees_the_node(cluster: Kuber
     world = cluster.underlay.nodes[WORLD]
     with offering(places["web"], pods.PORT, name="web "):
         for version in FAMILIES:
-            node = node_addresses(cluster, "node-1", version)
+            node = node_address(cluster, "node-1", version)
             outside = cluster.underlay.address(WORLD, version)
             assert ask(world, node, 8080) == f"web {outside}"
             assert ask(cluster.workers[2].space, node, 8080).startswith("web ")
@@ -167,7 +170,7 @@ def test_a_host_port_leads_to_its_pod_and_the_world_sees_the_node(cluster: Kuber
         for pod in found:
             for version in FAMILIES:
                 seen = ask_all(places[pod.name], cluster.underlay.address(WORLD, version), 7000)
-                assert seen == {f"world {node_addresses(cluster, pod.node, version)}"}
+                assert seen == {f"world {node_address(cluster, pod.node, version)}"}
     cluster.delete("pod", "web")
     eventually(
         lambda: ask(world, node, 8080, within=1) == REFUSED, "the host port of a pod that is gone", within=20
@@ -181,3 +184,168 @@ def test_sixty_pods_at_once_get_networks_and_leave_nothing(cluster: Kubernetes) 
     cluster.delete("deployment", "many")
     cluster.await_pods("many", 0, within=120)
     podwire.assert_nothing_left(cluster.workers[1])
+
+
+def test_an_agent_that_is_killed_while_pods_are_replaced_loses_nothing(cluster: Kubernetes) -> None:
+    cluster.apply(pods.deployment("web", 6))
+    cluster.await_pods("web", 6)
+    cluster.kubectl("rollout", "restart", "deployment/web")
+    for worker in cluster.workers.values():
+        podwire.kill_agent(worker)
+    cluster.kubectl("rollout", "status", "deployment/web", "--timeout=55s")
+    podwire.await_agents(cluster)
+    found = cluster.await_pods("web", 6)
+    places = spaces(cluster, found)
+    with pods.all_offering(places):
+        reach_all(found, places)
+    cluster.delete("deployment", "web")
+    for worker in cluster.workers.values():
+        podwire.assert_nothing_left(worker)
+
+
+def test_an_upgrade_of_image_and_shim_while_pods_are_made_loses_nothing(cluster: Kubernetes) -> None:
+    before = podwire.processes(cluster.workers[1])["agent"]
+    for worker in cluster.workers.values():
+        worker.host.machine.run(
+            *("ctr", "-n", "k8s.io", "images", "tag", "--force", podwire.IMAGE, podwire.NEXT_IMAGE)
+        )
+        podwire.make_shim_old(worker)
+    cluster.apply(pods.deployment("web", 12))
+    podwire.set_image(cluster, podwire.NEXT_IMAGE)
+    podwire.await_agents(cluster, within=55)
+    found = cluster.await_pods("web", 12)
+    assert podwire.processes(cluster.workers[1])["agent"] != before
+    assert [podwire.has_old_shim(worker) for worker in cluster.workers.values()] == [False, False]
+    places = spaces(cluster, found)
+    with pods.all_offering(places):
+        reach_all(found[:4], places)
+    podwire.set_image(cluster, podwire.IMAGE)
+    podwire.await_agents(cluster, within=55)
+
+
+def test_without_the_api_pods_stay_connected_and_new_ones_get_networks(cluster: Kubernetes) -> None:
+    cluster.apply(pods.deployment("web", 4))
+    found = cluster.await_pods("web", 4)
+    places = spaces(cluster, found)
+    cluster.control.host.daemons["apiserver"].kill()
+    try:
+        with pods.all_offering(places):
+            reach_all(found, places)
+            worker = cluster.workers[1]
+            podwire.kill_agent(worker)
+            sandbox = eventually_result(lambda: worker.runtime.run_pod_sandbox("late"))
+            late = worker.runtime.pod_sandbox_status(sandbox)
+            space = pods.spaces_of(worker)[late.addresses[0]]
+            for pod in found:
+                assert ask(space, address_of(pod, 4), pods.PORT) == f"{pod.name} {late.addresses[0]}"
+            worker.runtime.stop_pod_sandbox(sandbox)
+            worker.runtime.remove_pod_sandbox(sandbox)
+    finally:
+        cluster.control.start_apiserver()
+    podwire.await_agents(cluster)
+
+
+def eventually_result(make: Callable[[], str]) -> str:
+    """Return what is made as soon as that succeeds: a runtime tries again, too."""
+    made: list[str] = []
+    refusals: list[str] = []
+
+    def succeeded() -> bool:
+        try:
+            made.append(make())
+        except RuntimeServiceError as error:
+            refusals.append(str(error))
+        return bool(made)
+
+    eventually(succeeded, lambda: "\n".join(refusals), within=30)
+    return made[0]
+
+
+def test_a_node_that_reboots_gets_its_pods_back(cluster: Kubernetes) -> None:
+    cluster.apply(pods.deployment("web", 4))
+    before = cluster.await_pods("web", 4)
+    cluster.power_off(2)
+    cluster.power_on(2)
+    eventually(lambda: "node-2" in cluster.ready_nodes(), lambda: podwire.explain(cluster))
+
+    def restarted() -> bool:
+        known = pods.spaces_of(cluster.workers[2])
+        here = [pod for pod in cluster.pods("web") if pod.node == "node-2"]
+        return len(here) == 2 and all(pod.addresses[0] in known for pod in here)
+
+    eventually(restarted, lambda: podwire.explain(cluster))
+    found = cluster.await_pods("web", len(before))
+    places = spaces(cluster, found)
+    with pods.all_offering(places):
+        reach_all(found, places)
+    held = {address for pod in found if pod.node == "node-2" for address in pod.addresses}
+    eventually(
+        lambda: set(podwire.left(cluster.workers[2])["addresses"]) == held, "no address of before", within=90
+    )
+
+
+def test_a_node_that_joins_leaves_and_comes_back_with_another_subnet_is_followed(cluster: Kubernetes) -> None:
+    cluster.apply(pods.daemon_set("each"))
+    cluster.join(3, cluster.directory / "podwire.tar")
+    first = follow_third(cluster)
+    forget_third(cluster, first)
+    cluster.power_on(3)
+    second = follow_third(cluster)
+    forget_third(cluster, second)
+    del cluster.workers[3]
+    assert first != second
+
+
+def follow_third(cluster: Kubernetes) -> str:
+    """Wait until the third node's pod reaches all others; return the node's subnet."""
+    eventually(lambda: "node-3" in cluster.ready_nodes(), lambda: podwire.explain(cluster))
+    found = cluster.await_pods("each", 3)
+    places = spaces(cluster, found)
+    with pods.all_offering(places):
+        eventually(lambda: reached(found, places), lambda: podwire.explain(cluster), within=20)
+    return str(cluster.nodes()["node-3"]["spec"]["podCIDRs"][0])
+
+
+def forget_third(cluster: Kubernetes, subnet: str) -> None:
+    """Take the third node away, and wait until the others know."""
+    cluster.power_off(3)
+    cluster.kubectl("delete", "node", "node-3")
+    here = "--field-selector=spec.nodeName=node-3"
+    cluster.kubectl("delete", "pods", "-A", here, "--force", "--grace-period=0")
+    others = [cluster.workers[i].space for i in (1, 2)]
+    eventually(
+        lambda: not any(route_to(space, subnet) for space in others), "no route to a node that is gone"
+    )
+
+
+def route_to(space: Space, subnet: str) -> str:
+    return space.run("ip", "route", "show", subnet).stdout
+
+
+def reached(found: list[RunningPod], places: dict[str, Space]) -> bool:
+    try:
+        reach_all(found, places)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_after_the_documented_steps_nothing_of_podwire_is_left_and_no_pod_is_stuck(
+    cluster: Kubernetes,
+) -> None:
+    cluster.apply(pods.deployment("web", 6), pods.daemon_set("each"))
+    cluster.await_pods("web", 6)
+    cluster.await_pods("each", 2)
+    for name in cluster.nodes():
+        cluster.kubectl("cordon", name)
+    cluster.delete("daemonset", "each")
+    cluster.delete("pods", "-l", "app")
+    eventually(lambda: cluster.pods("web") == cluster.pods("each") == [], lambda: podwire.explain(cluster))
+    podwire.uninstall(cluster)
+    for worker in cluster.workers.values():
+        podwire.assert_nothing_left(worker)
+        assert sorted(path.name for path in (worker.host.disk / "opt/cni/bin").iterdir()) == ["loopback"]
+        assert list((worker.host.disk / "etc/cni/net.d").iterdir()) == []
+        assert set(worker.space.links()) == {"lo", "u0"}
+        assert "podwire" not in worker.space.run("nft", "list", "tables").stdout
+        assert "112" not in worker.space.run("ip", "rule").stdout

@@ -1,0 +1,77 @@
+"""What the image does on a node: executables in place, and everything of podwire's gone again."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from tests.kernel.networks import FAMILIES, network
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
+    from tests.node import Node
+
+NEW = b"podwire-cni-executable, the new one"
+
+
+def command(node: Node, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return node.run(str(node.bin_dir / "podwire"), *words, check=check)
+
+
+def install(node: Node, directory: Path) -> list[str]:
+    source = node.tmp / "shim"
+    source.write_bytes(NEW)
+    done = command(node, "install-shim", "--source", str(source), "--bin-dir", str(directory))
+    return done.stdout.splitlines()
+
+
+def test_executables_are_put_in_place_and_other_plugins_left_alone(plain_node: Node) -> None:
+    directory = plain_node.tmp / "plugins"
+    directory.mkdir()
+    for name in ("bridge", "loopback", "podwire"):
+        (directory / name).write_text("of before")
+    with (directory / "podwire").open() as running:
+        assert install(plain_node, directory) == [
+            f"{directory}/podwire: installed",
+            f"{directory}/podwire-ipam: installed",
+        ]
+        assert running.read() == "of before"
+    found = {path.name: path.read_bytes() for path in directory.iterdir()}
+    others = {"bridge": b"of before", "loopback": b"of before"}
+    assert found == {"podwire": NEW, "podwire-ipam": NEW, **others}
+    assert (directory / "podwire").stat().st_mode & 0o7777 == 0o755
+    assert install(plain_node, directory) == []
+
+
+def test_loopback_is_installed_where_there_is_none(plain_node: Node) -> None:
+    directory = plain_node.tmp / "a/plugins"
+    install(plain_node, directory)
+    assert sorted(path.name for path in directory.iterdir()) == ["loopback", "podwire", "podwire-ipam"]
+
+
+def test_uninstall_waits_for_the_pods_and_leaves_what_is_not_ours(plain_node: Node) -> None:
+    node, plugins, configurations = plain_node, plain_node.tmp / "plugins", plain_node.tmp / "net.d"
+    install(node, plugins)
+    (plugins / "bridge").write_text("another")
+    configurations.mkdir()
+    config = network(node, *FAMILIES["dual-stack"], version="1.0.0", ipMasq=True, isGateway=True)
+    conflist = {key: config.pop(key) for key in ("cniVersion", "name")}
+    (configurations / "10-podwire.conflist").write_text(json.dumps({**conflist, "plugins": [config]}))
+    (configurations / "99-other.conflist").write_text("{}")
+    pod = node.pod()
+    node.add({**conflist, **config}, pod)
+    words = ("uninstall", "--bin-dir", str(plugins), "--conf-dir", str(configurations))
+    refused = command(node, *words, check=False)
+    assert refused.returncode == 1
+    assert pod.container_id in refused.stderr
+    assert (configurations / "10-podwire.conflist").exists()
+    node.delete({**conflist, **config}, pod)
+    node.run("ip", "link", "add", "other0", "type", "bridge")
+    for _ in range(2):
+        command(node, *words)
+        assert [path.name for path in configurations.iterdir()] == ["99-other.conflist"]
+        assert [path.name for path in plugins.iterdir()] == ["bridge"]
+        assert set(node.links()) == {"lo", "other0"}
+        assert node.run("nft", "list", "ruleset").stdout == ""
