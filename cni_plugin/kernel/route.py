@@ -51,6 +51,8 @@ _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x1000, 0x2000
 _RTMSG = struct.Struct("=8BI")
 # Reserved for no use (RFC 1112 section 4), and the unspecified address (RFC 4291 section 2.5.2).
 _NOWHERE = {4: IPAddress("240.0.0.1"), 6: IPAddress("::")}
+# What routes of the types unreachable, prohibit and blackhole answer.
+_DENIED = frozenset({errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL})
 _HOP = struct.Struct("=4xi")  # struct rtnexthop up to the index
 
 
@@ -179,6 +181,8 @@ def find_default_route(nl: Netlink, version: int) -> RouteSpec | None:
     except KernelError as error:
         if error.errno == errno.ENETUNREACH:
             return None
+        if error.errno not in _DENIED:
+            raise
         raw = b""
     if raw and _is_default(_head(raw)) and (route := _parse(raw)).table == MAIN_TABLE and route.index:
         return route

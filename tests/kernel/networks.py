@@ -55,6 +55,9 @@ def add_uplink(node: Node, mtu: int, *, name: str = "up0", families: tuple[int, 
     node.run("ip", "link", "add", name, "mtu", str(mtu), "type", "veth", "peer", "name", f"{name}-far")
     for end in (name, f"{name}-far"):
         node.run("ip", "link", "set", end, "up")
+    for end in (name, f"{name}-far"):
+        # Reading a link alone has the kernel note its carrier now, and not while a test compares.
+        node.run("ip", "link", "show", end)
     for family in families:
         node.run("ip", f"-{family}", "route", "add", "default", "dev", name)
 
