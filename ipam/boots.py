@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from ipam import files
 from ipam.address import parse_address, render_address
 from ipam.errors import StoreUnavailable
+from seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -53,9 +54,9 @@ def mark(file: int | str, place: str = "") -> None:
     Without the marks nothing can prove it dead.
     """
     with suppress(OSError):
-        os.setxattr(file, MARK, current())
+        step("mark", os.setxattr, file, MARK, current())
         if place:
-            os.setxattr(file, PLACE, os.fsencode(place))
+            step("mark", os.setxattr, file, PLACE, os.fsencode(place))
 
 
 def is_dead(path: str) -> bool:

@@ -70,6 +70,8 @@ def describe(kind: str, call: Any, arguments: tuple[Any, ...]) -> Iterator[str]:
         yield f"program {arguments[0][0]}"
     elif kind in {"write", "truncate"}:
         yield f"{kind} {Path(f'/proc/self/fd/{arguments[0]}').readlink()}"
+    elif kind == "mark":
+        yield f"mark {Path(f'/proc/self/fd/{arguments[0]}').readlink()} {arguments[1]}"
     elif kind in {"link", "rename"}:
         yield f"{kind} {arguments[0]} {arguments[1]}"
     else:
@@ -132,8 +134,8 @@ def parse_call(call: str, words: str, protocols: dict[int, str]) -> Iterator[str
         yield f"{call.removesuffix('2').removesuffix('at')} {strings[0]} {strings[1]}"
     elif call in {"unlink", "unlinkat", "mkdir", "mkdirat"}:
         yield f"{call.removesuffix('at')} {strings[0]}"
-    elif call == "ftruncate":
-        yield f"truncate {path}"
+    elif call in {"ftruncate", "fsetxattr"}:
+        yield f"truncate {path}" if call == "ftruncate" else f"mark {path} {strings[0]}"
     elif call in {"socket", "fchmod", "bind", "ioctl", "close"}:
         # filelock sets the mode of the lock that it makes; a socket bound to the kernel is no change.
         return
