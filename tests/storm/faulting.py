@@ -130,7 +130,7 @@ def describe(kind: str, arguments: tuple[Any, ...]) -> Iterator[str]:
         yield " ".join(arguments[0])
     elif kind == "lock":
         yield ""
-    elif kind in {"write", "truncate"}:
+    elif kind in {"write", "truncate", "mark"} and isinstance(arguments[0], int):
         yield os.readlink(f"/proc/self/fd/{arguments[0]}")
     elif kind in {"link", "rename"}:
         yield f"{arguments[0]} {arguments[1]}"

@@ -229,6 +229,8 @@ CHANGING = {
     ),
     *(f"subprocess.{name}" for name in ("run", "Popen", "call", "check_call", "check_output")),
     "lock.acquire",
+    "os.setxattr",
+    "os.removexattr",
 }
 # Functions that are steps themselves: they are called by `step` alone.
 STEPS = {"cni_plugin.delegate._execute", "cni_plugin.kernel.sysctl._write"}
