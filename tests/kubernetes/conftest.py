@@ -60,5 +60,7 @@ def cluster(installed: Installed) -> Kubernetes:
 def _as_before(cluster: Kubernetes) -> Iterator[None]:
     """Let every test find the nodes Ready and no pods but podwire's."""
     yield
-    cluster.delete("deployments,daemonsets,pods,services", "--selector=app")
+    cluster.delete("deployments,daemonsets,replicasets,services", "--selector=app")
+    # The kubelet may take a minute until it has the API forget a pod that has ended.
+    cluster.delete("pods", "--all", "--force", "--grace-period=0")
     eventually(lambda: not cluster.get("pods")["items"], lambda: cluster.kubectl("describe", "pods").stdout)

@@ -51,7 +51,8 @@ class Kubernetes:
 
     def _halt(self) -> None:
         for worker in self.workers.values():
-            worker.halt()
+            if worker.host.daemons:
+                worker.halt()
         if self.control.host.daemons:
             self.control.host.halt()
 

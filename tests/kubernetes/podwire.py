@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,12 @@ def kill_agent(worker: Worker) -> None:
     worker.host.machine.run("kill", "-9", str(processes(worker)["agent"]))
 
 
+def answers(worker: Worker) -> bool:
+    """Tell whether the agent takes calls."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(worker.host.machine.root / "run/podwire/podwire.sock")) == 0
+
+
 def left(worker: Worker) -> dict[str, Any]:
     """Return what pods leave on a node when they are not removed well."""
     ruleset = worker.space.run("nft", "list", "table", "inet", "podwire", check=False).stdout
@@ -92,7 +99,7 @@ def left(worker: Worker) -> dict[str, Any]:
 def assert_nothing_left(worker: Worker) -> None:
     """Assert that no pod has left anything; the runtime may take a moment."""
     nothing: dict[str, Any] = {"veths": [], "addresses": [], "namespaces": [], "elements": []}
-    eventually(lambda: left(worker) == nothing, lambda: f"left behind: {left(worker)}", within=20)
+    eventually(lambda: left(worker) == nothing, lambda: f"left behind: {left(worker)}", within=120)
 
 
 def make_shim_old(worker: Worker) -> None:
