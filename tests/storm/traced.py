@@ -213,7 +213,7 @@ class Traced:
                     self.call("CHECK", "CHECK", number, pod)
                 for number in reversed(range(len(self.lab.network))):
                     self.call("DEL", "DEL", number, pod)
-        for verb in ("STATUS", "GC"):
+        for verb in ("STATUS", "GC") if not self.lab.is_foreign else ():  # they came with 1.1.0
             for number in range(len(self.lab.network)):
                 self.call(verb, verb, number, None)
 
