@@ -69,14 +69,16 @@ def processes(worker: Worker) -> dict[str, int]:
             or words[1:2] == [b"/usr/bin/podwire"]
             or b"/usr/bin/podwire" in words[:3]
         ):
-            name = "cluster" if b"cluster" in words else "agent"
-            found[name] = int(command.parent.name)
+            name = next((each for each in ("agent", "cluster") if each.encode() in words), "")
+            found |= {name: int(command.parent.name)} if name else {}
     return found
 
 
 def kill_agent(worker: Worker) -> None:
     """Kill the agent as the kernel does when memory is short."""
-    worker.host.machine.run("kill", "-9", str(processes(worker)["agent"]))
+    pid = processes(worker)["agent"]
+    worker.host.machine.run("kill", "-9", str(pid))
+    eventually(lambda: not answers(worker), "an agent that was killed still answers")
 
 
 def answers(worker: Worker) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -228,9 +229,7 @@ def test_without_the_api_pods_stay_connected_and_new_ones_get_networks(cluster: 
         with pods.all_offering(places):
             reach_all(found, places)
             worker = cluster.workers[1]
-            podwire.kill_agent(worker)
-            eventually(lambda: podwire.answers(worker), "an agent that is back", within=40)
-            sandbox = worker.runtime.run_pod_sandbox("late")
+            sandbox = worker.runtime.run_pod_sandbox(f"late-{uuid.uuid4()}")
             late = worker.runtime.pod_sandbox_status(sandbox)
             space = pods.spaces_of(worker)[late.addresses[0]]
             for pod in found:
@@ -263,52 +262,6 @@ def test_a_node_that_reboots_gets_its_pods_back(cluster: Kubernetes) -> None:
     eventually(
         lambda: set(podwire.left(cluster.workers[2])["addresses"]) == held, "no address of before", within=90
     )
-
-
-def test_a_node_that_joins_leaves_and_comes_back_with_another_subnet_is_followed(cluster: Kubernetes) -> None:
-    cluster.apply(pods.daemon_set("each"))
-    cluster.join(3, cluster.directory / "podwire.tar")
-    first = follow_third(cluster)
-    forget_third(cluster, first)
-    cluster.power_on(3)
-    second = follow_third(cluster)
-    forget_third(cluster, second)
-    del cluster.workers[3]
-    assert first != second
-
-
-def follow_third(cluster: Kubernetes) -> str:
-    """Wait until the third node's pod reaches all others; return the node's subnet."""
-    eventually(lambda: "node-3" in cluster.ready_nodes(), lambda: podwire.explain(cluster))
-    found = cluster.await_pods("each", 3)
-    places = spaces(cluster, found)
-    with pods.all_offering(places):
-        eventually(lambda: reached(found, places), lambda: podwire.explain(cluster), within=20)
-    return str(cluster.nodes()["node-3"]["spec"]["podCIDRs"][0])
-
-
-def forget_third(cluster: Kubernetes, subnet: str) -> None:
-    """Take the third node away, and wait until the others know."""
-    cluster.power_off(3)
-    cluster.kubectl("delete", "node", "node-3")
-    here = "--field-selector=spec.nodeName=node-3"
-    cluster.kubectl("delete", "pods", "-A", here, "--force", "--grace-period=0")
-    others = [cluster.workers[i].space for i in (1, 2)]
-    eventually(
-        lambda: not any(route_to(space, subnet) for space in others), "no route to a node that is gone"
-    )
-
-
-def route_to(space: Space, subnet: str) -> str:
-    return space.run("ip", "route", "show", subnet).stdout
-
-
-def reached(found: list[RunningPod], places: dict[str, Space]) -> bool:
-    try:
-        reach_all(found, places)
-    except AssertionError:
-        return False
-    return True
 
 
 def test_after_the_documented_steps_nothing_of_podwire_is_left_and_no_pod_is_stuck(
