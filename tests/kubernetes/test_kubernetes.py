@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -218,27 +217,6 @@ def test_an_upgrade_of_image_and_shim_while_pods_are_made_loses_nothing(cluster:
         reach_all(found[:4], places)
     podwire.set_image(cluster, podwire.IMAGE)
     podwire.await_agents(cluster, within=55)
-
-
-def test_without_the_api_pods_stay_connected_and_new_ones_get_networks(cluster: Kubernetes) -> None:
-    cluster.apply(pods.deployment("web", 4))
-    found = cluster.await_pods("web", 4)
-    places = spaces(cluster, found)
-    cluster.control.host.daemons["apiserver"].kill()
-    try:
-        with pods.all_offering(places):
-            reach_all(found, places)
-            worker = cluster.workers[1]
-            sandbox = worker.runtime.run_pod_sandbox(f"late-{uuid.uuid4()}")
-            late = worker.runtime.pod_sandbox_status(sandbox)
-            space = pods.spaces_of(worker)[late.addresses[0]]
-            for pod in found:
-                assert ask(space, address_of(pod, 4), pods.PORT) == f"{pod.name} {late.addresses[0]}"
-            worker.runtime.stop_pod_sandbox(sandbox)
-            worker.runtime.remove_pod_sandbox(sandbox)
-    finally:
-        cluster.control.start_apiserver()
-    podwire.await_agents(cluster)
 
 
 def test_a_node_that_reboots_gets_its_pods_back(cluster: Kubernetes) -> None:
