@@ -42,9 +42,11 @@ class Endpoints(ThreadingMixIn, TCPServer):
     request_queue_size = 64
 
     def __init__(self, address: str, exposition: Exposition) -> None:
-        """Listen at `HOST:PORT`, or raise CNIError."""
+        """Listen at `HOST:PORT`, or at `:PORT` on every address of both families; or raise CNIError."""
         host, port = parse_address(address)
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._is_everywhere = not host and socket.has_dualstack_ipv6()
+        is_six = ":" in host or self._is_everywhere
+        self.address_family = socket.AF_INET6 if is_six else socket.AF_INET
         self._exposition = exposition
         self._find_reasons: Callable[[], list[str]] = list
         self._places = threading.BoundedSemaphore(_CLIENTS)
@@ -54,6 +56,12 @@ class Endpoints(ThreadingMixIn, TCPServer):
             raise CNIError(
                 Code.IO_FAILURE, f"--http {address}: wanted to listen there, found {error.strerror or error}"
             ) from error
+
+    def server_bind(self) -> None:
+        """Bind, over both families where no address is named."""
+        if self._is_everywhere:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
     def start(self, find_reasons: Callable[[], list[str]]) -> None:
         """Answer from now on, in threads that end with the process.
@@ -154,9 +162,9 @@ class _Until(io.RawIOBase):
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT` or `[HOST]:PORT`; CNIError 7 for anything else."""
+    """Return host and port of `HOST:PORT`, `[HOST]:PORT` or `:PORT`; CNIError 7 for anything else."""
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     if not colon or not port.isdecimal() or int(port) > 65535 or (":" in host) != (bare != host):
-        raise invalid_config(f"--http: wanted ADDRESS:PORT or [ADDRESS]:PORT, found {text!r}")
+        raise invalid_config(f"--http: wanted ADDRESS:PORT, [ADDRESS]:PORT or :PORT, found {text!r}")
     return bare, int(port)

@@ -19,7 +19,7 @@ from tests.agents import start_agent
 from tests.cluster import write_conflist
 from tests.garbage import kill
 from tests.kernel.networks import V4, dual_stack, eventually, network
-from tests.monitoring.scrape import PLACE, Watched, listens, state_file, watched, write_state
+from tests.monitoring.scrape import PLACE, Watched, get, listens, state_file, watched, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +61,12 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 
     with pytest.raises(CNIError, match="--http: wanted ADDRESS:PORT"):
         parse_address(address)
+
+
+def test_without_an_address_it_listens_on_those_of_both_families(plain_node: Node) -> None:
+    with start_agent(plain_node.tmp / "a.sock", "--http", ":9112", inside=plain_node):
+        for host in ("127.0.0.1", "[::1]"):
+            assert get(plain_node, f"http://{host}:9112/healthz").status == 200
 
 
 def test_an_address_in_use_is_refused_by_name(on_node: Watched) -> None:
