@@ -15,6 +15,7 @@ from cni_plugin.contract.result import Interface, IPConfig, Result, parse_prev_r
 from cni_plugin.kernel.addr import list_addresses
 from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_down, set_up
 from cni_plugin.kernel.netns import find_pod, open_pod
+from seam.undo import Undo
 
 if TYPE_CHECKING:
     from cni_plugin.contract.request import Request
@@ -30,11 +31,15 @@ def add(request: Request) -> Result:
     Raises CNIError 8 for the host's namespace, 4 when `lo` has addresses that are no loopback's.
     """
     previous = parse_prev_result(request.config, request.cni_version)
-    with open_pod(request.netns, opened=request.netns_fd) as pod:
+    with open_pod(request.netns, opened=request.netns_fd) as pod, Undo() as undo:
         link = _require_lo(pod)
         _refuse_foreign_addresses(pod, link)
+        if not link.flags & IFF_UP:
+            undo.callback(pod.netlink.change, set_down(_LO))
         pod.netlink.change(set_up(_LO))
-        return previous or _result(request, pod, link)
+        result = previous or _result(request, pod, link)
+        undo.pop_all()
+        return result
 
 
 def _require_lo(pod: Namespace) -> Link:

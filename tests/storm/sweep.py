@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 VERBS = ("ADD", "DEL", "GC", "STATUS", "CHECK", "first ADD")
+FEW = 5
 DEBRIS = re.compile(r"^\S+\.new( .*)?$", re.MULTILINE)
 
 
@@ -87,8 +88,9 @@ class Sweep:
     def cases(self, number: int, steps: list[str]) -> Iterator[Case]:
         """Yield what is tried at the steps of one call."""
         self.report.steps += len(steps)
+        every = self.long or len(steps) < FEW
         for at, step in enumerate(steps):
-            ways = FAILURES if self.long else self.random.sample(FAILURES, 1)
+            ways = FAILURES if every else self.random.sample(FAILURES, 1)
             for how in (*ways, *(DEATHS if self.thorough else ())):
                 yield Case(number, at, step, Fault(frozenset({at}), how))
             if self.thorough and self.often():
