@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
@@ -114,9 +114,19 @@ def _host_state() -> tuple[str, bool]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how many steps were refused and were the last, by verb: see tests/storm/test_faults.py."""
+    """Print what tests measured and counted."""
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
-    found = [value for report in reports for key, value in report.user_properties if key == "faults"]
+    properties = [each for report in reports for each in report.user_properties]
+    measured = [value for key, value in properties if key == "figures"]
+    if measured:
+        terminalreporter.section("figures")
+        for line in measured:
+            terminalreporter.line(line)
+    _write_faults(terminalreporter, [value for key, value in properties if key == "faults"])
+
+
+def _write_faults(terminalreporter: pytest.TerminalReporter, found: list[dict[str, Any]]) -> None:
+    """Print how many steps were refused and were the last, by verb: see tests/storm/test_faults.py."""
     if not found:
         return
     terminalreporter.section("steps at which a call failed or was killed")

@@ -79,6 +79,12 @@ class ControlPlane:
         """Tell whether the API answers."""
         return self.kubectl("get", "--raw", "/healthz", check=False).stdout == "ok"
 
+    def follow(self, *words: str) -> subprocess.Popen[str]:
+        """Start a kubectl that goes on, with its output to read."""
+        argv = [program("kubectl"), f"--kubeconfig={self.kubeconfig}", *words]
+        inside = ["ip", "netns", "exec", self.node.name]
+        return subprocess.Popen([*inside, *argv], stdout=subprocess.PIPE, text=True)
+
     def kubectl(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run kubectl beside the API server."""
         cache = f"--cache-dir={self.directory}/cache"

@@ -1,9 +1,9 @@
-"""podwire as the network of a real Kubernetes: its manifests, its image, nodes that come and go."""
+"""podwire as the network of a real Kubernetes: its manifests, its image, and what Kubernetes asks of it."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,54 +11,27 @@ from tests.kubernetes import pods, podwire
 from tests.kubernetes.control import program
 from tests.kubernetes.host import eventually
 from tests.kubernetes.kubernetes import WORLD
+from tests.kubernetes.reach import FAMILIES, address_of, node_address, reach_all, spaces
 from tests.services import REFUSED, ask, ask_all, offering
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.kubernetes.conftest import Installed
     from tests.kubernetes.kubernetes import Kubernetes
     from tests.kubernetes.pods import RunningPod
-    from tests.node import Space
 
 pytestmark = pytest.mark.xdist_group("kubernetes")
-FAMILIES = (4, 6)
 
 
-def address_of(pod: RunningPod, version: int) -> str:
-    return next(each for each in pod.addresses if (":" in each) == (version == 6))
-
-
-def spaces(cluster: Kubernetes, found: list[RunningPod]) -> dict[str, Any]:
-    known = {
-        address: space
-        for node in {pod.node for pod in found}
-        for address, space in pods.spaces_of(cluster.worker(node)).items()
-    }
-    return {pod.name: known[pod.addresses[0]] for pod in found}
-
-
-def node_address(cluster: Kubernetes, name: str, version: int) -> str:
-    return cluster.underlay.address(int(name.removeprefix("node-")), version)
-
-
-def reach_all(found: list[RunningPod], places: dict[str, Space]) -> None:
-    """Ask every pod from every other, over both families; each must see the other's own address."""
-    seen = {
-        (source.name, target.name, version): ask_all(
-            places[source.name], address_of(target, version), pods.PORT
-        )
-        for source in found
-        for target in found
-        for version in FAMILIES
-        if source != target
-    }
-    names = {pod.name: pod for pod in found}
-    wanted = {key: {f"{key[1]} {address_of(names[key[0]], key[2])}"} for key in seen}
-    assert seen == wanted
-
-
-def test_nodes_become_ready_by_applying_the_manifests(installed: Installed) -> None:
+def test_nodes_become_ready_by_applying_the_manifests(
+    installed: Installed, record_property: Callable[[str, object], None]
+) -> None:
     assert installed.unready_before
     podwire.await_agents(installed.kubernetes)
+    record_property(
+        "figures", f"seconds from apply until all nodes were Ready: {installed.seconds_to_ready:.1f}"
+    )
     assert installed.seconds_to_ready < 60
 
 
@@ -172,94 +145,3 @@ def test_a_host_port_leads_to_its_pod_and_the_world_sees_the_node(cluster: Kuber
     eventually(
         lambda: ask(world, node, 8080, within=1) == REFUSED, "the host port of a pod that is gone", within=20
     )
-
-
-def test_sixty_pods_at_once_get_networks_and_leave_nothing(cluster: Kubernetes) -> None:
-    cluster.apply(pods.deployment("many", 60, node="node-1"))
-    found = cluster.await_pods("many", 60, within=150)
-    assert len({address for pod in found for address in pod.addresses}) == 120
-    cluster.delete("deployment", "many")
-    podwire.assert_nothing_left(cluster.workers[1])
-
-
-def test_an_agent_that_is_killed_while_pods_are_replaced_loses_nothing(cluster: Kubernetes) -> None:
-    cluster.apply(pods.deployment("web", 6))
-    cluster.await_pods("web", 6)
-    cluster.kubectl("rollout", "restart", "deployment/web")
-    for worker in cluster.workers.values():
-        podwire.kill_agent(worker)
-    cluster.kubectl("rollout", "status", "deployment/web", "--timeout=55s")
-    podwire.await_agents(cluster)
-    found = cluster.await_pods("web", 6)
-    places = spaces(cluster, found)
-    with pods.all_offering(places):
-        reach_all(found, places)
-    cluster.delete("deployment", "web")
-    for worker in cluster.workers.values():
-        podwire.assert_nothing_left(worker)
-
-
-def test_an_upgrade_of_image_and_shim_while_pods_are_made_loses_nothing(cluster: Kubernetes) -> None:
-    before = podwire.processes(cluster.workers[1])["agent"]
-    for worker in cluster.workers.values():
-        worker.host.machine.run(
-            *("ctr", "-n", "k8s.io", "images", "tag", "--force", podwire.IMAGE, podwire.NEXT_IMAGE)
-        )
-        podwire.make_shim_old(worker)
-    cluster.apply(pods.deployment("web", 12))
-    podwire.set_image(cluster, podwire.NEXT_IMAGE)
-    podwire.await_agents(cluster, within=55)
-    found = cluster.await_pods("web", 12)
-    assert podwire.processes(cluster.workers[1])["agent"] != before
-    assert [podwire.has_old_shim(worker) for worker in cluster.workers.values()] == [False, False]
-    places = spaces(cluster, found)
-    with pods.all_offering(places):
-        reach_all(found[:4], places)
-    podwire.set_image(cluster, podwire.IMAGE)
-    podwire.await_agents(cluster, within=55)
-
-
-def test_a_node_that_reboots_gets_its_pods_back(cluster: Kubernetes) -> None:
-    cluster.apply(pods.deployment("web", 4))
-    before = cluster.await_pods("web", 4)
-    cluster.power_off(2)
-    cluster.power_on(2)
-    eventually(lambda: "node-2" in cluster.ready_nodes(), lambda: podwire.explain(cluster))
-
-    def restarted() -> bool:
-        known = pods.spaces_of(cluster.workers[2])
-        here = [pod for pod in cluster.pods("web") if pod.node == "node-2"]
-        return len(here) == 2 and all(pod.addresses[0] in known for pod in here)
-
-    eventually(restarted, lambda: podwire.explain(cluster))
-    found = cluster.await_pods("web", len(before))
-    places = spaces(cluster, found)
-    with pods.all_offering(places):
-        reach_all(found, places)
-    held = {address for pod in found if pod.node == "node-2" for address in pod.addresses}
-    eventually(
-        lambda: set(podwire.left(cluster.workers[2])["addresses"]) == held, "no address of before", within=90
-    )
-
-
-def test_after_the_documented_steps_nothing_of_podwire_is_left_and_no_pod_is_stuck(
-    cluster: Kubernetes,
-) -> None:
-    cluster.apply(pods.deployment("web", 6), pods.daemon_set("each"))
-    cluster.await_pods("web", 6)
-    cluster.await_pods("each", 2)
-    for name in cluster.nodes():
-        cluster.kubectl("cordon", name)
-    cluster.delete("daemonset", "each")
-    cluster.delete("pods", "-l", "app")
-    eventually(lambda: cluster.pods("web") == cluster.pods("each") == [], lambda: podwire.explain(cluster))
-    # The agent is what takes their networks away.
-    for worker in cluster.workers.values():
-        podwire.assert_nothing_left(worker)
-    podwire.uninstall(cluster)
-    for worker in cluster.workers.values():
-        assert sorted(path.name for path in (worker.host.disk / "opt/cni/bin").iterdir()) == ["loopback"]
-        assert list((worker.host.disk / "etc/cni/net.d").iterdir()) == []
-        assert set(worker.space.links()) == {"lo", "u0"}
-        assert "podwire" not in worker.space.run("nft", "list", "tables").stdout
-        assert "112" not in worker.space.run("ip", "rule").stdout

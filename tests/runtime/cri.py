@@ -94,6 +94,12 @@ class Runtime:
         conditions = self._call("RuntimeService/Status").status.conditions
         return [f"{one.type}: {one.reason} {one.message}" for one in conditions if not one.status]
 
+    def networks(self) -> list[str]:
+        """List the names of the CNI networks in use, the loopback's included."""
+        info = self._call("RuntimeService/Status", verbose=True).info
+        networks = json.loads(info["cniconfig"])["Networks"] if "cniconfig" in info else []
+        return [network["Config"]["Name"] for network in networks]
+
     def has_image(self, image: str) -> bool:
         """Tell whether the runtime has the image."""
         return bool(self._call("ImageService/ImageStatus", image={"image": image}).image.id)

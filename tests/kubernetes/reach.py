@@ -1,0 +1,64 @@
+"""Who reaches whom: every pod every other, each seen with its own address."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.kubernetes import pods
+from tests.services import ask_all
+
+if TYPE_CHECKING:
+    from tests.kubernetes.kubernetes import Kubernetes
+    from tests.kubernetes.pods import RunningPod
+    from tests.node import Space
+
+FAMILIES = (4, 6)
+
+
+def address_of(pod: RunningPod, version: int) -> str:
+    """Return the pod's address of one family."""
+    return next(each for each in pod.addresses if (":" in each) == (version == 6))
+
+
+def node_address(cluster: Kubernetes, name: str, version: int) -> str:
+    """Return the node's address of one family."""
+    return cluster.underlay.address(int(name.removeprefix("node-")), version)
+
+
+def spaces(cluster: Kubernetes, found: list[RunningPod]) -> dict[str, Any]:
+    """Return the pods' network namespaces by the pods' names."""
+    known = {
+        address: space
+        for node in {pod.node for pod in found}
+        for address, space in pods.spaces_of(cluster.worker(node)).items()
+    }
+    return {pod.name: known[pod.addresses[0]] for pod in found}
+
+
+def reach_all(found: list[RunningPod], places: dict[str, Space]) -> None:
+    """Ask every pod from every other, over both families; each must see the other's own address."""
+    assert seen_by_all(found, places) == wanted_by_all(found)
+
+
+def seen_by_all(found: list[RunningPod], places: dict[str, Space]) -> dict[tuple[str, str, int], set[str]]:
+    """Ask every pod from every other; return the answers by who asked whom over which family."""
+    return {
+        (source.name, target.name, version): ask_all(
+            places[source.name], address_of(target, version), pods.PORT
+        )
+        for source in found
+        for target in found
+        for version in FAMILIES
+        if source != target
+    }
+
+
+def wanted_by_all(found: list[RunningPod]) -> dict[tuple[str, str, int], set[str]]:
+    """Return what the answers are when nothing is lost and nothing is translated."""
+    return {
+        (source.name, target.name, version): {f"{target.name} {address_of(source, version)}"}
+        for source in found
+        for target in found
+        for version in FAMILIES
+        if source != target
+    }
