@@ -69,8 +69,8 @@ def parse_request(environ: Mapping[str, str], stdin: bytes, netns_fd: int | None
     _check_verb_version(command, version)
     return Request(
         command=command,
-        container_id=environ.get("CNI_CONTAINERID", ""),
-        ifname=environ.get("CNI_IFNAME", ""),
+        container_id=_find_stated("CNI_CONTAINERID", command, environ),
+        ifname=_find_stated("CNI_IFNAME", command, environ),
         netns=environ.get("CNI_NETNS", ""),
         args=environ.get("CNI_ARGS", ""),
         path=tuple(entry for entry in environ.get("CNI_PATH", "").split(":") if entry),
@@ -100,6 +100,11 @@ def _check_environment(command: str, environ: Mapping[str, str]) -> None:
         _refuse("CNI_CONTAINERID", environ, "must match [a-zA-Z0-9][a-zA-Z0-9_.-]*")
     if "CNI_IFNAME" in required:
         _check_ifname(environ)
+
+
+def _find_stated(name: str, command: str, environ: Mapping[str, str]) -> str:
+    """Return what the runtime says of the attachment; a verb that is about none has not checked it."""
+    return environ[name] if name in _REQUIRED[command] else ""
 
 
 def _check_ifname(environ: Mapping[str, str]) -> None:

@@ -161,12 +161,13 @@ def wait_for(path: Path, *, within: float = 10.0) -> None:
 def calm(node: Node) -> str:
     """Return the node's transcript without what the kernel itself changes a moment later.
 
-    Carrier reaches a bridge and leaves it late, and its link-local address settles late.
+    Carrier reaches a bridge and leaves it late, its link-local address settles late, and who forwards IPv6
+    comes by anycast addresses late.
     """
     text = re.sub(
         r"<([^>]*)>", lambda flags: "UP" if "UP" in flags[1].split(",") else "DOWN", node.transcript()
     )
-    text = re.sub(r"^(local|anycast) fe80:.*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^(local fe80:|anycast ).*\n", "", text, flags=re.MULTILINE)
     return re.sub(r" (tentative|linkdown|dead|dadfailed|state \w+)\b", "", text)
 
 

@@ -17,7 +17,7 @@ from tests.chain import REFERENCE, Chain, install_as
 from tests.conftest import in_process
 from tests.garbage import GC, configure, counts, gc, kill, listing, run_gc
 from tests.kernel.hostports import DNS, WEB
-from tests.kernel.networks import V4, V6, calm, dual_stack, network, reference
+from tests.kernel.networks import V4, V6, calm, dual_stack, eventually, network, reference
 from tests.node import make_node
 
 if TYPE_CHECKING:
@@ -330,6 +330,8 @@ def test_a_chain_behind_the_go_bridge_keeps_what_it_made_until_the_runtime_speak
     chain.delete(first, chain.add(first))
     chain.runtime = {"portMappings": [{**WEB, "hostPort": 8081}]}
     chain.add(living)
+    # The reference does not wait until the gateway's address is no duplicate.
+    assert eventually(lambda: node.run("ip", "addr", "show", "tentative").stdout, "") == ""
     before = [state(node), *map(str, (node.tmp / "tuning").glob("*.json"))]
     chain.runtime = {"portMappings": [WEB, DNS]}
     chain.add(dead)
