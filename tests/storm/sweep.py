@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 VERBS = ("ADD", "DEL", "GC", "STATUS", "CHECK", "first ADD")
-FEW = 5
+FEW = 2
 DEBRIS = re.compile(r"^\S+\.new( .*)?$", re.MULTILINE)
 
 
@@ -89,9 +89,13 @@ class Sweep:
         """Yield what is tried at the steps of one call."""
         self.report.steps += len(steps)
         every = self.long or len(steps) < FEW
+        # Just after a step is just before the next one: a short run dies once between two.
+        deaths = DEATHS if self.long else self.random.sample(DEATHS, 1) if self.thorough else ()
         for at, step in enumerate(steps):
+            if not (every or self.thorough or self.random.random() < 0.5):
+                continue
             ways = FAILURES if every else self.random.sample(FAILURES, 1)
-            for how in (*ways, *(DEATHS if self.thorough else ())):
+            for how in (*ways, *deaths):
                 yield Case(number, at, step, Fault(frozenset({at}), how))
             if self.thorough and self.often():
                 yield Case(

@@ -92,6 +92,9 @@ def parse(trace: str) -> Iterator[str]:
         if (found := LINE.match(line)) is None:
             continue
         process, call, words, result = found.groups()
+        # Without a result it begins anew: a sysctl's write, while another namespace holds the kernel's lock.
+        if result == "?":
+            continue
         if process != main:
             if call == "execve" and process not in started:
                 started.add(process)
