@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.agents import start_agent
 from tests.node import Node, make_node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from xdist.remote import Producer
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,6 +114,19 @@ def _host_state() -> tuple[str, bool]:
     names = [line.split()[0] for line in links.splitlines()]
     # Other tests' namespaces come and go beside this one, but never a link of the machine's own.
     return " ".join(sorted(names)), Path("/var/lib/cni/networks").exists()
+
+
+class OneCluster(LoadScopeScheduling):  # type: ignore[misc]
+    """Every test goes to whichever worker is free, but those of one cluster go to one, at the beginning."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "cluster" if nodeid.startswith("tests/kubernetes/") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneCluster:
+    """Let pytest-xdist 3.8 group tests: its own groups are lost with pytest 9.2."""
+    return OneCluster(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -331,7 +331,7 @@ def test_a_chain_behind_the_go_bridge_keeps_what_it_made_until_the_runtime_speak
     chain.runtime = {"portMappings": [{**WEB, "hostPort": 8081}]}
     chain.add(living)
     # The reference does not wait until the gateway's address is no duplicate.
-    assert eventually(lambda: node.run("ip", "addr", "show", "tentative").stdout, "") == ""
+    assert eventually(lambda: node.run("ip", "-6", "addr", "show", "tentative").stdout, "") == ""
     before = [state(node), *map(str, (node.tmp / "tuning").glob("*.json"))]
     chain.runtime = {"portMappings": [WEB, DNS]}
     chain.add(dead)

@@ -39,11 +39,14 @@ def agents(kubernetes: Kubernetes) -> list[dict[str, Any]]:
     return found
 
 
-def await_agents(kubernetes: Kubernetes, *, within: float = 60) -> None:
+def await_agents(kubernetes: Kubernetes) -> None:
     """Wait until every node has a ready agent of the manifest's newest version."""
-    words = ("rollout", "status", NAMESPACE, "daemonset/podwire", "--timeout", f"{within}s")
-    done = kubernetes.kubectl(*words, check=False)
-    assert done.returncode == 0, explain(kubernetes)
+    words = ("rollout", "status", NAMESPACE, "daemonset/podwire", "--timeout=20s")
+    eventually(
+        lambda: kubernetes.kubectl(*words, check=False).returncode == 0,
+        lambda: explain(kubernetes),
+        within=150,
+    )
 
 
 def explain(kubernetes: Kubernetes) -> str:

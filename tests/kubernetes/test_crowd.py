@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from threading import Thread
 from typing import TYPE_CHECKING, Self
 
-import pytest
-
 from tests.kubernetes import pods, podwire, reference
 from tests.kubernetes.host import eventually
 
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from tests.kubernetes.kubernetes import Kubernetes
     from tests.kubernetes.worker import Worker
 
-pytestmark = pytest.mark.xdist_group("kubernetes")
 COUNT = 60
 
 

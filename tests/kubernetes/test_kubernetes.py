@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.kubernetes import pods, podwire
 from tests.kubernetes.control import program
 from tests.kubernetes.host import eventually
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
     from tests.kubernetes.conftest import Installed
     from tests.kubernetes.kubernetes import Kubernetes
     from tests.kubernetes.pods import RunningPod
-
-pytestmark = pytest.mark.xdist_group("kubernetes")
 
 
 def test_nodes_become_ready_by_applying_the_manifests(

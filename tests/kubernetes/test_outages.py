@@ -6,8 +6,6 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.kubernetes import pods, podwire
 from tests.kubernetes.host import eventually
 from tests.kubernetes.reach import address_of, reach_all, seen_by_all, spaces, wanted_by_all
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
     from tests.kubernetes.worker import Worker
     from tests.node import Space
 
-pytestmark = pytest.mark.xdist_group("kubernetes")
-FAMILIES = (4, 6)
-
 
 def test_an_agent_that_is_killed_while_pods_are_replaced_loses_nothing(cluster: Kubernetes) -> None:
     cluster.apply(pods.deployment("web", 6))
@@ -31,7 +26,7 @@ def test_an_agent_that_is_killed_while_pods_are_replaced_loses_nothing(cluster: 
     cluster.kubectl("rollout", "restart", "deployment/web")
     for worker in cluster.workers.values():
         podwire.kill_agent(worker)
-    cluster.kubectl("rollout", "status", "deployment/web", "--timeout=55s")
+    eventually(lambda: rolled_out(cluster), lambda: podwire.explain(cluster), within=150)
     podwire.await_agents(cluster)
     found = cluster.await_pods("web", 6)
     places = spaces(cluster, found)
@@ -40,6 +35,11 @@ def test_an_agent_that_is_killed_while_pods_are_replaced_loses_nothing(cluster: 
     cluster.delete("deployment", "web")
     for worker in cluster.workers.values():
         podwire.assert_nothing_left(worker)
+
+
+def rolled_out(cluster: Kubernetes) -> bool:
+    words = ("rollout", "status", "deployment/web", "--timeout=20s")
+    return cluster.kubectl(*words, check=False).returncode == 0
 
 
 def test_an_upgrade_of_image_and_shim_while_pods_are_made_loses_nothing(cluster: Kubernetes) -> None:
@@ -51,7 +51,7 @@ def test_an_upgrade_of_image_and_shim_while_pods_are_made_loses_nothing(cluster:
         podwire.make_shim_old(worker)
     cluster.apply(pods.deployment("web", 12))
     podwire.set_image(cluster, podwire.NEXT_IMAGE)
-    podwire.await_agents(cluster, within=55)
+    podwire.await_agents(cluster)
     found = cluster.await_pods("web", 12)
     assert podwire.processes(cluster.workers[1])["agent"] != before
     assert [podwire.has_old_shim(worker) for worker in cluster.workers.values()] == [False, False]
@@ -59,7 +59,7 @@ def test_an_upgrade_of_image_and_shim_while_pods_are_made_loses_nothing(cluster:
     with pods.all_offering(places):
         reach_all(found[:4], places)
     podwire.set_image(cluster, podwire.IMAGE)
-    podwire.await_agents(cluster, within=55)
+    podwire.await_agents(cluster)
 
 
 def test_without_the_api_pods_stay_connected_and_new_ones_get_networks(cluster: Kubernetes) -> None:

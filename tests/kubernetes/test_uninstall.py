@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests.kubernetes import pods, podwire
 from tests.kubernetes.host import eventually
 
@@ -13,8 +11,6 @@ if TYPE_CHECKING:
     from tests.kubernetes.kubernetes import Kubernetes
 
 # The cluster has no network from here on: this file is the last of its directory.
-pytestmark = pytest.mark.xdist_group("kubernetes")
-FAMILIES = (4, 6)
 
 
 def test_after_the_documented_steps_nothing_of_podwire_is_left_and_no_pod_is_stuck(
