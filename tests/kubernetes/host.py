@@ -116,7 +116,7 @@ class Host:
         return str(path)
 
 
-def eventually(ready: Callable[[], object], what: str | Callable[[], str], *, within: float = 60) -> None:
+def eventually(ready: Callable[[], object], what: str | Callable[[], str], *, within: float = 120) -> None:
     """Wait until it is true; fail with what was waited for."""
     deadline = time.monotonic() + within
     while not ready():

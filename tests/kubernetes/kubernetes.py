@@ -107,7 +107,7 @@ class Kubernetes:
         """List the running pods of an app."""
         return parse_pods(self.get("pods", "-l", f"app={app}")["items"])
 
-    def await_pods(self, app: str, count: int, *, within: float = 60) -> list[RunningPod]:
+    def await_pods(self, app: str, count: int, *, within: float = 120) -> list[RunningPod]:
         """Wait until an app has just as many pods, all of them running; return them."""
         found: list[dict[str, Any]] = []
 
