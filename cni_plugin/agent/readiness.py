@@ -5,6 +5,7 @@ The socket is asked as a shim would ask it: that this process lives says nothing
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Final
 
@@ -13,9 +14,37 @@ from cni_plugin.state_file import read_state
 _PATIENCE: Final = 1.0  # seconds; the kernel accepts for us
 
 
-def find_reasons(path: str, state_file: str) -> list[str]:
-    """Return the reasons; `state_file` is empty where the node is none of a cluster."""
-    return [*_of_socket(path), *(_of_cluster(state_file) if state_file else [])]
+class Readiness:
+    """What to ask; `state_file` is empty where the node is none of a cluster.
+
+    What a predecessor said of the cluster does not count: its settings may have been others.
+    """
+
+    def __init__(self, state_file: str) -> None:
+        """Remember the state file as it is now, before whoever follows the cluster for us writes it."""
+        self._state_file = state_file
+        self._before = _identify(state_file)
+
+    def find_reasons(self, path: str) -> list[str]:
+        """Return the reasons; `path` is the agent's socket."""
+        return [*_of_socket(path), *(self._of_cluster() if self._state_file else [])]
+
+    def _of_cluster(self) -> list[str]:
+        state = read_state(self._state_file)
+        if state is None:
+            return [f"{self._state_file}: wanted what is known of the cluster, found nothing yet"]
+        if _identify(self._state_file) == self._before:
+            return [f"{self._state_file}: wanted the state as this agent finds it, found an earlier one's"]
+        return [] if state.ready else list(state.reasons) or [f"node {state.node}: it is not ready"]
+
+
+def _identify(path: str) -> tuple[int, int] | None:
+    """Return what tells a file from the one that replaces it; None without one."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _of_socket(path: str) -> list[str]:
@@ -26,10 +55,3 @@ def _of_socket(path: str) -> list[str]:
         except OSError as error:
             return [f"{path}: wanted an agent that listens, found {error.strerror or error}"]
     return []
-
-
-def _of_cluster(state_file: str) -> list[str]:
-    state = read_state(state_file)
-    if state is None:
-        return [f"{state_file}: wanted what is known of the cluster, found nothing yet"]
-    return [] if state.ready else list(state.reasons) or [f"node {state.node}: it is not ready"]

@@ -24,7 +24,7 @@ from cni_plugin.agent import metrics
 from cni_plugin.agent.calls import Calls, send
 from cni_plugin.agent.children import kept
 from cni_plugin.agent.journal import Journal, own, render_pairs
-from cni_plugin.agent.readiness import find_reasons
+from cni_plugin.agent.readiness import Readiness
 from cni_plugin.agent.signals import termination
 from cni_plugin.agent.systemd import Notifier, take_listener
 from cni_plugin.contract.dispatch import failure
@@ -73,6 +73,7 @@ def run(settings: Settings) -> int:
     journal.install()
     notifier = Notifier()
     served = _serve_http(settings) if settings.http else None
+    readiness = Readiness(settings.state_file if settings.in_cluster else "")
     with _listening(settings.socket) as listener, termination() as terminated, kept(settings.children):
         door = Door(settings, Calls(settings.workers, journal))
         for load in PLUGINS.values():
@@ -81,8 +82,7 @@ def run(settings: Settings) -> int:
         gc.freeze()
         _say(socket=listener.path, state="ready", **({"http": served.place} if served else {}))
         if served:
-            state_file = settings.state_file if settings.in_cluster else ""
-            served.start(lambda: find_reasons(listener.path, state_file))
+            served.start(lambda: readiness.find_reasons(listener.path))
         notifier.tell("READY=1")
         _accept_until(terminated, listener.socket, door)
         notifier.tell("STOPPING=1")

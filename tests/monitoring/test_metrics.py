@@ -247,6 +247,7 @@ def test_a_node_of_a_cluster_is_ready_when_the_state_says_so(plain_node: Node) -
         "socket=sys.argv[1], workers=4, queue=4, http=sys.argv[2], state_file=sys.argv[3], in_cluster=True)))"
     )
     path = plain_node.tmp / "a.sock"
+    write_state(plain_node)
     words = [sys.executable, "-c", script, str(path), PLACE, str(state_file(plain_node))]
     with subprocess.Popen(
         ["nsenter", f"--net={plain_node.path}", *words], stderr=subprocess.DEVNULL
@@ -257,6 +258,7 @@ def test_a_node_of_a_cluster_is_ready_when_the_state_says_so(plain_node: Node) -
         wait_until_ready(agent)
         at = Watched(plain_node, agent)
         assert at.get("/readyz").status == 503
+        assert "an earlier one's" in at.get("/readyz").text
         write_state(plain_node, ready=False, reasons=["node n1 has no podCIDR"])
         assert at.get("/readyz").text == "node n1 has no podCIDR\n"
         write_state(plain_node)
