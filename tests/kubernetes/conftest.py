@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,23 +32,30 @@ class Installed:
 
 
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write podwire's image."""
+    return images.write_podwire(tmp_path_factory.mktemp("image") / "podwire.tar")
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory, image: Path) -> Iterator[Installed]:
+    """Start a cluster and apply the manifests."""
+    with installing(Kubernetes(tmp_path_factory.mktemp("kubernetes")), image) as made:
+        yield made
+
+
+@contextmanager
+def installing(made: Kubernetes, image: Path) -> Iterator[Installed]:
     """Start a cluster of two nodes, which are not Ready, and apply the manifests."""
-    directory = tmp_path_factory.mktemp("kubernetes")
-    with ThreadPoolExecutor() as pool:
-        written = pool.submit(images.write_podwire, directory / "podwire.tar")
-        with Kubernetes(directory) as kubernetes:
-            for join in [pool.submit(kubernetes.join, i) for i in FIRST_NODES]:
-                join.result()
-            image = written.result()
-            for worker in kubernetes.workers.values():
-                worker.import_image(image)
-            unready = kubernetes.ready_nodes() == set()
-            started = time.monotonic()
-            podwire.apply(kubernetes)
-            wanted = {worker.name for worker in kubernetes.workers.values()}
-            eventually(lambda: kubernetes.ready_nodes() == wanted, lambda: podwire.explain(kubernetes))
-            yield Installed(kubernetes, image, unready, time.monotonic() - started)
+    with ThreadPoolExecutor() as pool, made as kubernetes:
+        for join in [pool.submit(kubernetes.join, i, image) for i in FIRST_NODES]:
+            join.result()
+        unready = kubernetes.ready_nodes() == set()
+        started = time.monotonic()
+        podwire.apply(kubernetes)
+        wanted = {worker.name for worker in kubernetes.workers.values()}
+        eventually(lambda: kubernetes.ready_nodes() == wanted, lambda: podwire.explain(kubernetes))
+        yield Installed(kubernetes, image, unready, time.monotonic() - started)
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tests.node import Node
 
 TOKEN = "admin-of-the-test"
-POD_CIDRS = ("10.244.0.0/16", "fd00:10:244::/56")
-SERVICE_CIDRS = ("10.96.0.0/16", "fd00:10:96::/112")
+_POD_CIDRS = {4: "10.244.0.0/16", 6: "fd00:10:244::/56"}
+_SERVICE_CIDRS = {4: "10.96.0.0/16", 6: "fd00:10:96::/112"}
 GATES = "--feature-gates=IPv6DualStack=true"
 
 
@@ -27,14 +27,21 @@ def program(name: str) -> str:
     return str(path)
 
 
-class ControlPlane:
-    """What nodes and tests ask; `address` is where."""
+def bracketed(address: str) -> str:
+    """Return an address as the host of a URL."""
+    return f"[{address}]" if ":" in address else address
 
-    def __init__(self, node: Node, address: str, directory: Path) -> None:
+
+class ControlPlane:
+    """What nodes and tests ask; `address` is where. Pods and services have addresses of these families."""
+
+    def __init__(self, node: Node, address: str, directory: Path, families: tuple[int, ...]) -> None:
         directory.mkdir()
         self.node, self.address = node, address
+        self.pod_cidrs = ",".join(_POD_CIDRS[version] for version in families)
+        self._service_cidrs = ",".join(_SERVICE_CIDRS[version] for version in families)
         self.directory = directory
-        self.url = f"https://{address}:6443"
+        self.url = f"https://{bracketed(address)}:6443"
         self.host = Host("control", netns=node.name, directory=directory)
         self.kubeconfig = self.host.file("kubeconfig", json.dumps(self._kubeconfig()))
 
@@ -61,7 +68,7 @@ class ControlPlane:
             f"--cert-dir={self.directory}",
             f"--advertise-address={self.address}",
             f"--bind-address={self.address}",
-            f"--service-cluster-ip-range={','.join(SERVICE_CIDRS)}",
+            f"--service-cluster-ip-range={self._service_cidrs}",
             f"--token-auth-file={self.directory}/tokens",
             "--authorization-mode=RBAC",
             f"--service-account-key-file={self.directory}/sa.key",
@@ -101,8 +108,8 @@ class ControlPlane:
             f"--service-account-private-key-file={key}",
             f"--root-ca-file={self.directory}/apiserver.crt",
             "--allocate-node-cidrs",
-            f"--cluster-cidr={','.join(POD_CIDRS)}",
-            f"--service-cluster-ip-range={','.join(SERVICE_CIDRS)}",
+            f"--cluster-cidr={self.pod_cidrs}",
+            f"--service-cluster-ip-range={self._service_cidrs}",
             "--node-monitor-period=1s",
             "--node-monitor-grace-period=10s",
             *fast,

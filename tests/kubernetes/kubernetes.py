@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 
 # The control plane, and somebody outside: behind the underlay's router.
 CONTROL, WORLD = 10, 20
+FAMILIES = (4, 6)
 
 
 class Kubernetes:
-    """A cluster on an underlay of its own; node i is `node-i` and has 192.0.2.i and 2001:db8::i."""
+    """A cluster on an underlay of its own; node i is `node-i` and has 192.0.2.i and 2001:db8::i.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    Of one family, its machines have no address of the other.
+    """
+
+    def __init__(self, directory: Path, families: tuple[int, ...] = FAMILIES) -> None:
+        self.directory, self.families = directory, families
         self.workers: dict[int, Worker] = {}
         self._stack = ExitStack()
 
@@ -38,8 +42,10 @@ class Kubernetes:
             stack.callback(self.underlay.remove)
             for i in (CONTROL, WORLD):
                 self._plug(i)
-            address = self.underlay.address(CONTROL, 4)
-            self.control = ControlPlane(self.underlay.nodes[CONTROL], address, self.directory / "control")
+            address = self.underlay.address(CONTROL, self.families[0])
+            self.control = ControlPlane(
+                self.underlay.nodes[CONTROL], address, self.directory / "control", self.families
+            )
             stack.callback(self._halt)
             self.control.start()
             self._sandbox = images.write_sandbox(self.directory / "sandbox.tar")
@@ -61,6 +67,8 @@ class Kubernetes:
         place.mkdir(exist_ok=True)
         self.underlay.nodes[i] = make_node(place, self.directory)
         self.underlay.plug(i, 1500)
+        for version in set(FAMILIES) - set(self.families):
+            self.underlay.nodes[i].run("ip", f"-{version}", "address", "flush", "dev", "u0")
 
     def join(self, i: int, *archives: Path) -> Worker:
         """Start a node and let it register itself."""
@@ -76,7 +84,7 @@ class Kubernetes:
     def power_on(self, i: int) -> None:
         """Boot a node from the disk that it has."""
         self._plug(i)
-        addresses = (self.underlay.address(i, 4), self.underlay.address(i, 6))
+        addresses = tuple(self.underlay.address(i, version) for version in self.families)
         self.workers[i].boot(self.underlay.nodes[i], addresses)
 
     def power_off(self, i: int) -> None:

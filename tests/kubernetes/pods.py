@@ -75,11 +75,11 @@ def daemon_set(name: str) -> dict[str, Any]:
     return {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": meta(name), "spec": spec}
 
 
-def service(name: str) -> dict[str, Any]:
-    """Return a dual-stack Service for the pods of an app."""
+def service(name: str, families: str = "RequireDualStack") -> dict[str, Any]:
+    """Return a Service for the pods of an app, dual-stack unless its policy of families is another."""
     spec = {
         "selector": {"app": name},
-        "ipFamilyPolicy": "RequireDualStack",
+        "ipFamilyPolicy": families,
         "ports": [
             {"name": protocol.lower(), "protocol": protocol, "port": PORT} for protocol in ("TCP", "UDP")
         ],

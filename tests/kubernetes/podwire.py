@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -31,6 +32,14 @@ def apply(kubernetes: Kubernetes) -> None:
         patch = place / "kind/api.yaml"
         patch.write_text(patch.read_text().replace("kind-control-plane", kubernetes.control.address))
     kubernetes.kubectl("apply", "-k", str(place / "kind"))
+
+
+def configure(kubernetes: Kubernetes, **settings: object) -> None:
+    """Change the network's settings as a person does, and wait until every agent has taken them over."""
+    path = kubernetes.directory / "manifests/kubernetes/cluster.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    apply(kubernetes)
+    await_agents(kubernetes)
 
 
 def agents(kubernetes: Kubernetes) -> list[dict[str, Any]]:
@@ -74,6 +83,17 @@ def processes(worker: Worker) -> dict[str, int]:
         ):
             name = next((each for each in ("agent", "cluster") if each.encode() in words), "")
             found |= {name: int(command.parent.name)} if name else {}
+    return found
+
+
+def used(worker: Worker) -> dict[str, tuple[float, float]]:
+    """Return what the agent and its child have used: the most MiB resident, and seconds of processor time."""
+    found = {}
+    for name, pid in processes(worker).items():
+        place = worker.host.machine.root / f"proc/{pid}"
+        [peak] = [line for line in (place / "status").read_text().splitlines() if line.startswith("VmHWM")]
+        user, system = (place / "stat").read_text().rpartition(")")[2].split()[11:13]
+        found[name] = (int(peak.split()[1]) / 1024, (int(user) + int(system)) / os.sysconf("SC_CLK_TCK"))
     return found
 
 

@@ -42,6 +42,11 @@ def test_sixty_pods_at_once_beside_the_reference_plugins(
         theirs = crowd(cluster, "theirs", worker, reference.assert_nothing_left)
     record_property("figures", f"{COUNT} pods of podwire: {ours}")
     record_property("figures", f"{COUNT} pods of bridge, host-local and portmap: {theirs}")
+    for name, (memory, seconds) in sorted(podwire.used(worker).items()):
+        record_property(
+            "figures",
+            f"process {name} until then: {memory:.0f} MiB at most, {seconds:.1f} s of processor time",
+        )
 
 
 def crowd(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from tests.kubernetes import pods, podwire
 from tests.kubernetes.control import program
 from tests.kubernetes.host import eventually
-from tests.kubernetes.kubernetes import WORLD
-from tests.kubernetes.reach import FAMILIES, address_of, node_address, reach_all, spaces
+from tests.kubernetes.kubernetes import FAMILIES, WORLD
+from tests.kubernetes.reach import address_of, node_address, reach_all, spaces
 from tests.services import REFUSED, ask, ask_all, offering
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from tests.kubernetes import images
-from tests.kubernetes.control import GATES, POD_CIDRS, ControlPlane, program
+from tests.kubernetes.control import GATES, ControlPlane, program
 from tests.kubernetes.host import Host, eventually
 from tests.runtime.cri import Runtime
 from tests.runtime.machine import remove_cgroups
@@ -114,7 +114,7 @@ class Worker:
             f"--kubeconfig={self.control.kubeconfig}",
             f"--hostname-override={self.name}",
             "--proxy-mode=iptables",
-            f"--cluster-cidr={','.join(POD_CIDRS)}",
+            f"--cluster-cidr={self.control.pod_cidrs}",
             "--conntrack-max-per-core=0",
             "--iptables-min-sync-period=0s",
             GATES,
