@@ -46,12 +46,12 @@ def test_figures_of_an_earlier_run_are_shown_without_measuring(tmp_path: Path) -
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     before = set(Path(tempfile.gettempdir()).glob("podwire-bench.*"))
-    words = arguments(tmp_path, "--only", "version", "--only", "v4")
+    words = arguments(tmp_path, "--only", "version", "--only", "pods")
     with subprocess.Popen([BENCH, *words], stderr=subprocess.PIPE, text=True) as bench:
         assert bench.stderr
         while "version: " not in bench.stderr.readline():
             assert bench.poll() is None
-        # v4 has begun: there are namespaces, an agent and a store.
+        # The crowds have begun: there are namespaces, an agent and a store.
         bench.send_signal(signal.SIGTERM)
         bench.stderr.read()
     assert bench.returncode == 128 + signal.SIGTERM

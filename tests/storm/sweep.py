@@ -92,7 +92,7 @@ class Sweep:
         # Just after a step is just before the next one: a short run dies once between two.
         deaths = DEATHS if self.long else self.random.sample(DEATHS, 1) if self.thorough else ()
         for at, step in enumerate(steps):
-            if not (every or self.thorough or self.random.random() < 0.5):
+            if not (every or self.thorough or self.random.random() < 0.25):
                 continue
             ways = FAILURES if every else self.random.sample(FAILURES, 1)
             for how in (*ways, *deaths):
@@ -208,7 +208,7 @@ class Sweep:
                 self.judge(case, outcome)
                 if outcome.status is not None and not case.fault.onwards and not number:
                     self.kept_going(case, outcome)
-                if self.random.random() < 0.5:  # some runtimes remember the result, others do not
+                if self.random.random() < 0.25:  # some runtimes remember the result, others do not
                     self.lab.results.pop(self.pod.name, None)
                 # What cannot be set back in the pod is left: its namespace goes, and DEL must end.
                 self.restore(case, inside=not any(step.startswith("sysctl") for step in outcome.struck))
