@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 _REQUEST_TIMEOUT = 10.0  # seconds until a request must be whole
 _REPLY_TIMEOUT = 10.0  # seconds until a reply must be taken
-# A deletion waits in the kernel (RCU grace periods) and needs next to no processor.
-_DELETIONS_PER_WORKER = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +83,14 @@ class Turns:
 
 
 class Calls:
-    """Runs calls, at most `workers` of them at once and some more deletions."""
+    """Runs calls, at most `workers` of them at once and as many deletions, which wait for no additions."""
 
     def __init__(self, workers: int, journal: Journal) -> None:
         """Start with nothing running."""
         self._journal = journal
         self._turns = Turns()
         self._workers = threading.BoundedSemaphore(workers)
-        self._deletions = threading.BoundedSemaphore(workers * _DELETIONS_PER_WORKER)
+        self._deletions = threading.BoundedSemaphore(workers)
 
     def serve(self, connection: socket.socket) -> None:
         """Read one request and answer it; the peer may be gone at any point."""

@@ -49,7 +49,7 @@ _IFLA_BRPORT_STATE, IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 1, 4, 33
 _IF_OPER_UNKNOWN, _IF_OPER_UP = 0, 6
 _IFINFOMSG = struct.Struct("=Bxxxi2I")  # family, index, flags and which of them are meant
 _WITHOUT_STATS = u32(_IFLA_EXT_MASK, _SKIP_STATS)
-_ABSENT = frozenset({errno.ENODEV, errno.ENXIO})
+ABSENT = frozenset({errno.ENODEV, errno.ENXIO})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ def _get(nl: Netlink, command: str, body: bytes) -> Link | None:
     try:
         return _parse(nl.get(Query(command, netlink.RTM_GETLINK, body)))
     except KernelError as error:
-        if error.errno in _ABSENT:
+        if error.errno in ABSENT:
             return None
         raise
 
@@ -258,7 +258,7 @@ def _delete(nl: Netlink, command: str, body: bytes) -> bool:
     try:
         nl.change(Change(command, netlink.RTM_DELLINK, body))
     except KernelError as error:
-        if error.errno in _ABSENT:
+        if error.errno in ABSENT:
             return False
         raise
     return True

@@ -90,13 +90,13 @@ class Netlink:
         for change in changes:
             log.debug("%s", change.command)
         with answered(changes[0].command):
-            refusals = step("netlink", self._send, *changes)
+            refusals = step("netlink", self.send, *changes)
         for refusal in refusals:
             if refusal.errno not in tolerate:
                 raise refusal
 
-    def _send(self, *changes: Change) -> list[KernelError]:
-        """Make the changes and return what the kernel refused."""
+    def send(self, *changes: Change) -> list[KernelError]:
+        """Make the changes and return what the kernel refused; it is for whoever has passed the seam."""
         first = self._sequence + 1
         # A refusal comes unasked, and what is asked for last comes last.
         *others, last = changes

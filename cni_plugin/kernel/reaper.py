@@ -1,9 +1,9 @@
 """Group commit: deletions of veths that are pending together leave in one request.
 
-A veth takes the kernel one or two RCU grace periods to delete, about 16 ms, whether alone or with
-a hundred others. So the first few delete at once and wait for nobody; who comes meanwhile is
-deleted together by the next: `ip link set VETH group N` for each, then `ip link del group N`. In a
-process of one call there is never anybody else.
+All deletions of a node take turns in the kernel, and a hundred links take one turn together as well as
+one. So the first few delete at once and wait for nobody; who comes meanwhile is deleted together by
+the next: `ip link set VETH group N` for each, then `ip link del group N`. In a process of one call
+there is never anybody else.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import IFLA_GROUP, IFLA_MTU, delete_link, get_link, link_body, set_link
+from cni_plugin.kernel.link import ABSENT, IFLA_GROUP, IFLA_MTU, get_link, link_body, set_link
 from cni_plugin.kernel.message import u32
 from cni_plugin.kernel.netlink import Change
+from cni_plugin.kernel.removal import remove_links
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +54,7 @@ class _Line:
         self._waiting: list[_Deletion] = []
         self._leaders = 0
 
-    def delete(self, nl: Netlink, *links: Link) -> bool:
+    def delete(self, host: Namespace, *links: Link) -> bool:
         own = _Deletion(links)
         with self._guard:
             if self._leaders < _LEADERS:
@@ -64,15 +65,15 @@ class _Line:
         if not own.batch:
             own.turn.wait()
         if own.batch:
-            self._lead(nl, own.batch)
+            self._lead(host, own.batch)
         if own.error:
             raise own.error
         return own.existed
 
-    def _lead(self, nl: Netlink, batch: list[_Deletion]) -> None:
+    def _lead(self, host: Namespace, batch: list[_Deletion]) -> None:
         """Delete for everybody in the batch; of those who came meanwhile the first leads next."""
         try:
-            _commit(nl, batch)
+            _commit(host, batch)
         finally:
             with self._guard:
                 successors, self._waiting = self._waiting, []
@@ -93,28 +94,30 @@ def delete_links(host: Namespace, *links: Link) -> bool:
     """
     # A namespace's inode number may come again after its end; by then nobody waits in its line.
     line = _lines.setdefault(os.fstat(host.fd).st_ino, _Line())
-    return line.delete(host.netlink, *links)
+    return line.delete(host, *links)
 
 
-def _commit(nl: Netlink, batch: list[_Deletion]) -> None:
+def _commit(host: Namespace, batch: list[_Deletion]) -> None:
     gone: set[int] = set()
     links = {link.index: link for deletion in batch for link in deletion.links}
     if len(links) > 1:
-        gone = delete_together(nl, links, new_group())
+        gone = delete_together(host, links, new_group())
     for deletion in batch:
         deletion.existed = deletion.links[0].index in gone
         for link in deletion.links:
             if link.index not in gone:
-                _delete_alone(nl, deletion, link)
+                _delete_alone(host, deletion, link)
 
 
-def _delete_alone(nl: Netlink, deletion: _Deletion, link: Link) -> None:
+def _delete_alone(host: Namespace, deletion: _Deletion, link: Link) -> None:
+    change = Change(f"ip link del {link.name}", netlink.RTM_DELLINK, link_body(index=link.index))
     try:
-        existed = delete_link(nl, link.name)
+        remove_links(host, change, (link.index,))
     except (KernelError, OSError) as error:
-        deletion.error = error
+        if not isinstance(error, KernelError) or error.errno not in ABSENT:
+            deletion.error = error
     else:
-        deletion.existed |= existed and link is deletion.links[0]
+        deletion.existed |= link is deletion.links[0]
 
 
 def new_group() -> int:
@@ -122,12 +125,13 @@ def new_group() -> int:
     return int.from_bytes(os.urandom(4), "big") >> 2 | 1 << 30
 
 
-def delete_together(nl: Netlink, links: Mapping[int, Link], group: int) -> set[int]:
+def delete_together(host: Namespace, links: Mapping[int, Link], group: int) -> set[int]:
     """Delete the links in one request and return the indexes of those that are gone.
 
     The kernel deletes every link of the group: when one is in it that is not among `links`, by
     index, name and alias, none is deleted.
     """
+    nl = host.netlink
     if _has_members(nl, group):
         log.warning("ip link del group %d: not done, somebody's link is in it", group)
         return set()
@@ -139,14 +143,15 @@ def delete_together(nl: Netlink, links: Mapping[int, Link], group: int) -> set[i
     if strangers:
         log.warning("ip link del group %d: not done, links %s are not ours", group, strangers)
         return set()
+    # One that was not moved stays there.
+    moved = {each.index for each in found if each.group == group}
     body = link_body(u32(IFLA_GROUP, group))
     try:
-        nl.change(Change(f"ip link del group {group}", netlink.RTM_DELLINK, body))
+        remove_links(host, Change(f"ip link del group {group}", netlink.RTM_DELLINK, body), moved)
     except KernelError as error:
         log.warning("%s; each is deleted alone", error)
         return set()
-    # One that was not moved is still there.
-    return {each.index for each in found if each.group == group}
+    return moved
 
 
 def _has_members(nl: Netlink, group: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import seam
-from cni_plugin.kernel.link import Link, get_link
+from cni_plugin.kernel.errors import KernelError
+from cni_plugin.kernel.link import Link, get_link, get_link_by_index, link_body
+from cni_plugin.kernel.netlink import RTM_DELLINK, Change
 from cni_plugin.kernel.netns import Namespace, inside, open_pod
 from cni_plugin.kernel.reaper import delete_links, delete_together, new_group
+from cni_plugin.kernel.removal import remove_links
 from tests.kernel.networks import dual_stack
 from tests.storm.faulting import Fault, Steps
 
@@ -45,14 +49,14 @@ def test_a_link_that_cannot_be_moved_to_the_group_is_not_taken_for_deleted(
     links = veths(plain_node, host, 3)
     # The first step asks whether the group has members.
     monkeypatch.setattr(seam, "hook", Steps(Fault(frozenset({2}), "EBUSY")))
-    gone = delete_together(host.netlink, links, new_group())
+    gone = delete_together(host, links, new_group())
     assert gone == {index for index, link in links.items() if link.name != "veth1"}
     assert [name for name in names(plain_node) if name.startswith("veth")] == ["veth1"]
 
 
 def test_links_of_one_batch_are_gone_together(plain_node: Node, host: Namespace) -> None:
     links = veths(plain_node, host, 5)
-    assert delete_together(host.netlink, links, new_group()) == set(links)
+    assert delete_together(host, links, new_group()) == set(links)
     assert names(plain_node) == []
 
 
@@ -60,7 +64,7 @@ def test_a_stranger_in_the_group_saves_everybody(plain_node: Node, host: Namespa
     links, group = veths(plain_node, host, 2), new_group()
     plain_node.run("ip", "link", "add", "stranger", "group", str(group), "type", "bridge")
     before = names(plain_node)
-    assert delete_together(host.netlink, links, group) == set()
+    assert delete_together(host, links, group) == set()
     assert names(plain_node) == before
 
 
@@ -68,14 +72,14 @@ def test_a_link_that_another_owner_renamed_is_left_alone(plain_node: Node, host:
     links = veths(plain_node, host, 2)
     plain_node.run("ip", "link", "set", "veth1", "alias", "somebody's")
     before = names(plain_node)
-    assert delete_together(host.netlink, links, new_group()) == set()
+    assert delete_together(host, links, new_group()) == set()
     assert names(plain_node) == before
 
 
 def test_one_that_is_gone_already_does_not_keep_the_others(plain_node: Node, host: Namespace) -> None:
     links = veths(plain_node, host, 3)
     plain_node.run("ip", "link", "del", "veth1")
-    gone = delete_together(host.netlink, links, new_group())
+    gone = delete_together(host, links, new_group())
     assert [links[index].name for index in sorted(gone)] == ["veth0", "veth2"]
     assert names(plain_node) == []
 
@@ -96,6 +100,40 @@ def test_each_caller_learns_of_its_own_link(plain_node: Node, host: Namespace) -
         existed = list(pool.map(delete, [*links.values()] * 2))
     assert all(map(any, zip(existed[:20], existed[20:], strict=True)))
     assert names(plain_node) == []
+
+
+def test_whoever_deleted_a_link_finds_it_gone_and_its_name_free(plain_node: Node, host: Namespace) -> None:
+    for _ in range(20):
+        (link,) = veths(plain_node, host, 1).values()
+        assert delete_links(host, link)
+        assert get_link(host.netlink, link.name) is None
+        assert get_link_by_index(host.netlink, link.peer) is None
+        assert not conf_of(plain_node, link.name)
+
+
+def conf_of(node: Node, ifname: str) -> bool:
+    with Path(node.path).open() as space, inside(space.fileno()):
+        return Path(f"/proc/thread-self/net/dev_snmp6/{ifname}").exists()
+
+
+def test_a_link_that_is_gone_already_is_no_error_and_a_refusal_is_one(
+    plain_node: Node, host: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, kept = veths(plain_node, host, 2).values()
+    plain_node.run("ip", "link", "del", gone.name)
+    assert not delete_links(host, gone)
+    monkeypatch.setattr(seam, "hook", Steps(Fault(frozenset({0}), "EPERM")))
+    with pytest.raises(KernelError, match=f"ip link del {kept.name}"):
+        delete_links(host, kept)
+    assert get_link(host.netlink, kept.name) is not None
+
+
+def test_a_refusal_of_the_kernels_comes_through(plain_node: Node, host: Namespace) -> None:
+    plain_node.run("ip", "link", "set", "lo", "up")
+    change = Change("ip link del lo", RTM_DELLINK, link_body(index=1))
+    with pytest.raises(KernelError) as caught:
+        remove_links(host, change, (1,))
+    assert caught.value.errno == errno.EOPNOTSUPP
 
 
 def test_dels_at_once_release_every_address_and_link(node: Node) -> None:
