@@ -84,7 +84,7 @@ def release(site: Site, family: str, prefix: str, keys: Sequence[bytes] | None =
 
     Where nobody knows the keys (None) the sets are searched, which costs with their size.
     """
-    names = site.host.nftables.list_sets(family, prefix)
+    names = site.sets(family, prefix)
     return _release_from(site, family, names, keys) if names and keys != [] else []
 
 

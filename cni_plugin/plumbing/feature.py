@@ -7,7 +7,7 @@ network share, `add` what is this pod's. DEL knows no more than names, and what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ class Site:
     """Where values are kept that neither kernel nor store can hold."""
     fields: Fields
     """The configuration, for verbs that do not parse it."""
+    _sets: dict[str, list[str]] = field(default_factory=dict, init=False, compare=False)
+
+    def sets(self, family: str, prefix: str = "") -> list[str]:
+        """Return the names of our sets that begin with `prefix`, as they were when first asked for."""
+        if family not in self._sets:
+            self._sets[family] = self.host.nftables.list_sets(family)
+        return [name for name in self._sets[family] if name.startswith(prefix)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

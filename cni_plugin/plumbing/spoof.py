@@ -123,7 +123,8 @@ def delete(traces: Traces, site: Site) -> None:
     for family in FAMILIES:
         settings = SpoofCheck(family=family, addresses=bool(mac))
         known = _render_elements(settings, site, mac or "00:00:00:00:00:00", traces.addresses or ())
-        if not any(site.host.nftables.get(e.family, e.set_name, e.key) for e in known[:2]):
+        there = [element for element in known[:2] if element.set_name in site.sets(family)]
+        if not any(site.host.nftables.get(e.family, e.set_name, e.key) for e in there):
             continue
         if mac:
             release_exactly(site, known)
