@@ -32,8 +32,9 @@ SYSTEM_CALLS = (
     "socket,close,sendto,sendmsg,sendmmsg,write,writev,pwrite64,pwritev,pwritev2,sendfile,copy_file_range,open,openat,openat2,"
     "creat,link,linkat,symlink,symlinkat,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,mknod,"
     "mknodat,truncate,ftruncate,fallocate,chmod,fchmod,fchmodat,chown,fchown,fchownat,lchown,utimensat,setxattr,"
-    "fsetxattr,execve,execveat,mount,umount2,bind,ioctl"
+    "fsetxattr,execve,execveat,mount,umount2,bind,ioctl,clone,clone3"
 )
+CLONE = ("clone", "clone3")
 NETLINK_ROUTE, NETLINK_NETFILTER = "NETLINK_ROUTE", "NETLINK_NETFILTER"
 NF_TABLES, CTNETLINK = 10, 1
 # linux/netfilter/nf_tables.h: those that change nothing; and what begins and ends a batch.
@@ -78,24 +79,24 @@ def describe(kind: str, call: Any, arguments: tuple[Any, ...]) -> Iterator[str]:
         yield f"{kind} {arguments[0]}"
 
 
-LINE = re.compile(r"^(\d+) +(\w+)\((.*)\) += (\S+)")
+LINE = re.compile(r"^(\d+) +(\w+)\((.*)\) += (\S+(?: ERESTART)?)")
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 FD = re.compile(r"^(\d+)(?:<([^>]*)>)?")
 
 
 def parse(trace: str) -> Iterator[str]:
-    """Yield what the traced process itself changed, and the programs that it started."""
+    """Yield what the traced process and its threads changed, and the programs that it started."""
     protocols: dict[int, str] = {}
     started: set[str] = set()
-    main = trace.split(maxsplit=1)[0]
-    for line in join_unfinished(trace.splitlines()):
-        if (found := LINE.match(line)) is None:
+    calls = [found.groups() for line in join_unfinished(trace.splitlines()) if (found := LINE.match(line))]
+    own = {trace.split(maxsplit=1)[0]}
+    own |= {result for _, call, words, result in calls if call in CLONE and "CLONE_THREAD" in words}
+    for process, call, words, result in calls:
+        # It begins anew: a sysctl's write, while another namespace holds the kernel's lock. With no result
+        # it was made while the process ended: a link's deletion.
+        if result == "? ERESTART" or call in CLONE:
             continue
-        process, call, words, result = found.groups()
-        # Without a result it begins anew: a sysctl's write, while another namespace holds the kernel's lock.
-        if result == "?":
-            continue
-        if process != main:
+        if process not in own:
             if call == "execve" and process not in started:
                 started.add(process)
                 yield f"program {STRING.findall(words)[0]}"
