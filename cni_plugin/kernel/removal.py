@@ -8,11 +8,13 @@ requests are served. So a thread makes the request, and the caller waits for whi
 
 from __future__ import annotations
 
+import _thread
 import errno
 import socket
 import struct
 import sys
 import threading
+from contextlib import ExitStack, closing
 from ctypes import addressof, create_string_buffer
 from functools import partial
 from typing import TYPE_CHECKING
@@ -57,37 +59,44 @@ def remove_links(host: Namespace, change: Change, indexes: Iterable[int]) -> Non
 def _remove(host: Namespace, indexes: frozenset[int], change: Change) -> list[KernelError]:
     if not _waits.acquire(blocking=False):
         return host.netlink.send(change)
-    with host.entered():
-        request, watch = _Request(change), _Watch(indexes)
-    request.start()
-    try:
-        while not request.ended and not watch.saw_all_end():
-            pass
-    finally:
-        watch.close()
+    with ExitStack() as unless_begun:
+        unless_begun.callback(_waits.release)
+        with host.entered():
+            request, watch = _Request(change), _Watch(indexes)
+        unless_begun.callback(request.close)
+        with closing(watch):
+            # Thread.start() would wait until the thread runs: two switches for every call.
+            _thread.start_new_thread(request.make, ())
+            unless_begun.pop_all()
+            while not request.ended and not watch.saw_all_end():
+                pass
     return request.refusals()
 
 
-class _Request(threading.Thread):
-    """The one that waits for the answer; it does not keep the process."""
+class _Request:
+    """The change, and the one that waits for its answer and keeps nobody waiting: not even its process."""
 
     def __init__(self, change: Change) -> None:
-        super().__init__(daemon=True)
         self._change = change
         self._netlink = Netlink()
         self._refusals: list[KernelError] = []
         self._error: OSError | None = None
         self.ended = False
 
-    def run(self) -> None:
+    def make(self) -> None:
+        """Make the change, and give one place among the waiting back."""
         try:
             self._refusals = self._netlink.send(self._change)
         except OSError as error:
             self._error = error
         finally:
             self.ended = True
-            self._netlink.close()
+            self.close()
             _waits.release()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
 
     def refusals(self) -> list[KernelError]:
         """Return what was refused as far as it is known; raise what the socket said."""
