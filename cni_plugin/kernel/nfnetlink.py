@@ -9,6 +9,7 @@ By hand: `nft add element inet podwire SET { KEY comment "..." }`. linux/netfilt
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import socket
@@ -311,11 +312,11 @@ def borrow(namespace: int) -> Nftables:
 
 
 def give_back(namespace: int, nftables: Nftables) -> None:
-    """Keep the socket for the next call, or close it."""
+    """Keep the socket for the next call, or have it closed behind the caller's back."""
     if _is_own(namespace):
         _idle.append(nftables)
     else:
-        nftables.close()
+        _thread.start_new_thread(nftables.close, ())
 
 
 def _is_own(namespace: int) -> bool:
