@@ -208,7 +208,7 @@ class Sweep:
                 self.judge(case, outcome)
                 if outcome.status is not None and not case.fault.onwards and not number:
                     self.kept_going(case, outcome)
-                if self.random.random() < 0.25:  # some runtimes remember the result, others do not
+                if self.random.random() < 0.5:  # some runtimes remember the result, others do not
                     self.lab.results.pop(self.pod.name, None)
                 # What cannot be set back in the pod is left: its namespace goes, and DEL must end.
                 self.restore(case, inside=not any(step.startswith("sysctl") for step in outcome.struck))
