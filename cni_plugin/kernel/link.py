@@ -246,17 +246,23 @@ def add_veth(nl: Netlink, pair: VethPair) -> None:
 
 def delete_link(nl: Netlink, name: str) -> bool:
     """Delete the link; return whether there was one."""
-    return _delete(nl, f"ip link del {name}", link_body(text(IFLA_IFNAME, name)))
+    body = link_body(text(IFLA_IFNAME, name))
+    return _delete(nl, Change(f"ip link del {name}", netlink.RTM_DELLINK, body))
 
 
 def delete_listed(nl: Netlink, link: Link) -> bool:
     """Delete this link and no later one of its name; return whether it was still there."""
-    return _delete(nl, f"ip link del {link.name}", link_body(index=link.index))
+    return _delete(nl, deletion(link))
 
 
-def _delete(nl: Netlink, command: str, body: bytes) -> bool:
+def deletion(link: Link) -> Change:
+    """Return the change that deletes this link and no later one of its name."""
+    return Change(f"ip link del {link.name}", netlink.RTM_DELLINK, link_body(index=link.index))
+
+
+def _delete(nl: Netlink, change: Change) -> bool:
     try:
-        nl.change(Change(command, netlink.RTM_DELLINK, body))
+        nl.change(change)
     except KernelError as error:
         if error.errno in ABSENT:
             return False

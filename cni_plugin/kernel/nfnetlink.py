@@ -315,8 +315,11 @@ def give_back(namespace: int, nftables: Nftables) -> None:
     """Keep the socket for the next call, or have it closed behind the caller's back."""
     if _is_own(namespace):
         _idle.append(nftables)
-    else:
+        return
+    try:
         _thread.start_new_thread(nftables.close, ())
+    except RuntimeError:  # the kernel has no more threads to give
+        nftables.close()
 
 
 def _is_own(namespace: int) -> bool:

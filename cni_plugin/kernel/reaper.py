@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import ABSENT, IFLA_GROUP, IFLA_MTU, get_link, link_body, set_link
+from cni_plugin.kernel.link import ABSENT, IFLA_GROUP, IFLA_MTU, deletion, get_link, link_body, set_link
 from cni_plugin.kernel.message import u32
 from cni_plugin.kernel.netlink import Change
 from cni_plugin.kernel.removal import remove_links
@@ -80,8 +80,8 @@ class _Line:
                 self._leaders -= not successors
             for first in successors[:1]:
                 first.batch = successors
-            for deletion in (*batch, *successors[:1]):
-                deletion.turn.set()
+            for each in (*batch, *successors[:1]):
+                each.turn.set()
 
 
 _lines: dict[int, _Line] = {}
@@ -99,25 +99,24 @@ def delete_links(host: Namespace, *links: Link) -> bool:
 
 def _commit(host: Namespace, batch: list[_Deletion]) -> None:
     gone: set[int] = set()
-    links = {link.index: link for deletion in batch for link in deletion.links}
+    links = {link.index: link for pending in batch for link in pending.links}
     if len(links) > 1:
         gone = delete_together(host, links, new_group())
-    for deletion in batch:
-        deletion.existed = deletion.links[0].index in gone
-        for link in deletion.links:
+    for pending in batch:
+        pending.existed = pending.links[0].index in gone
+        for link in pending.links:
             if link.index not in gone:
-                _delete_alone(host, deletion, link)
+                _delete_alone(host, pending, link)
 
 
-def _delete_alone(host: Namespace, deletion: _Deletion, link: Link) -> None:
-    change = Change(f"ip link del {link.name}", netlink.RTM_DELLINK, link_body(index=link.index))
+def _delete_alone(host: Namespace, pending: _Deletion, link: Link) -> None:
     try:
-        remove_links(host, change, (link.index,))
+        remove_links(host, deletion(link), (link.index,))
     except (KernelError, OSError) as error:
         if not isinstance(error, KernelError) or error.errno not in ABSENT:
-            deletion.error = error
+            pending.error = error
     else:
-        deletion.existed |= link is deletion.links[0]
+        pending.existed |= link is pending.links[0]
 
 
 def new_group() -> int:

@@ -65,8 +65,11 @@ def _remove(host: Namespace, indexes: frozenset[int], change: Change) -> list[Ke
             request, watch = _Request(change), _Watch(indexes)
         unless_begun.callback(request.close)
         with closing(watch):
-            # Thread.start() would wait until the thread runs: two switches for every call.
-            _thread.start_new_thread(request.make, ())
+            try:
+                # Thread.start() would wait until the thread runs: two switches for every call.
+                _thread.start_new_thread(request.make, ())
+            except RuntimeError:  # the kernel has no more threads to give
+                return host.netlink.send(change)
             unless_begun.pop_all()
             while not request.ended and not watch.saw_all_end():
                 pass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,10 +110,10 @@ def test_whoever_deleted_a_link_finds_it_gone_and_its_name_free(plain_node: Node
         assert delete_links(host, link)
         assert get_link(host.netlink, link.name) is None
         assert get_link_by_index(host.netlink, link.peer) is None
-        assert not conf_of(plain_node, link.name)
+        assert not has_counters(plain_node, link.name)
 
 
-def conf_of(node: Node, ifname: str) -> bool:
+def has_counters(node: Node, ifname: str) -> bool:
     with Path(node.path).open() as space, inside(space.fileno()):
         return Path(f"/proc/thread-self/net/dev_snmp6/{ifname}").exists()
 
@@ -134,6 +136,18 @@ def test_a_refusal_of_the_kernels_comes_through(plain_node: Node, host: Namespac
     with pytest.raises(KernelError) as caught:
         remove_links(host, change, (1,))
     assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_without_a_thread_the_caller_waits_itself(plain_node: Node, host: Namespace) -> None:
+    (link,) = veths(plain_node, host, 1).values()
+    threading.stack_size(1 << 47)  # more than a process can have, so that the kernel refuses
+    try:
+        with pytest.raises(RuntimeError):
+            _thread.start_new_thread(print, ())
+        assert delete_links(host, link)
+    finally:
+        threading.stack_size(0)
+    assert names(plain_node) == []
 
 
 def test_dels_at_once_release_every_address_and_link(node: Node) -> None:
