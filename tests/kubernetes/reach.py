@@ -6,17 +6,13 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from tests.kubernetes import pods
+from tests.kubernetes.kubernetes import FAMILIES
 from tests.services import ask_all
 
 if TYPE_CHECKING:
     from tests.kubernetes.kubernetes import Kubernetes
     from tests.kubernetes.pods import RunningPod
     from tests.node import Space
-
-
-def families_of(pod: RunningPod) -> list[int]:
-    """Return the families that a pod has an address of."""
-    return [6 if ":" in address else 4 for address in pod.addresses]
 
 
 def address_of(pod: RunningPod, version: int) -> str:
@@ -39,28 +35,34 @@ def spaces(cluster: Kubernetes, found: list[RunningPod]) -> dict[str, Any]:
     return {pod.name: known[pod.addresses[0]] for pod in found}
 
 
-def reach_all(found: list[RunningPod], places: dict[str, Space]) -> None:
+def reach_all(
+    found: list[RunningPod], places: dict[str, Space], families: tuple[int, ...] = FAMILIES
+) -> None:
     """Ask every pod from every other, over each family; each must see the other's own address."""
-    wanted = wanted_by_all(found)
-    wrong = {way: seen for way, seen in seen_by_all(found, places).items() if seen != wanted[way]}
+    wanted = wanted_by_all(found, families)
+    wrong = {way: seen for way, seen in seen_by_all(found, places, families).items() if seen != wanted[way]}
     assert not wrong, wrong
 
 
-def seen_by_all(found: list[RunningPod], places: dict[str, Space]) -> dict[tuple[str, str, int], set[str]]:
+def seen_by_all(
+    found: list[RunningPod], places: dict[str, Space], families: tuple[int, ...] = FAMILIES
+) -> dict[tuple[str, str, int], set[str]]:
     """Ask every pod from every other; return the answers by who asked whom over which family."""
     return {
         (source.name, target.name, version): ask_all(
             places[source.name], address_of(target, version), pods.PORT
         )
         for source, target in itertools.permutations(found, 2)
-        for version in families_of(target)
+        for version in families
     }
 
 
-def wanted_by_all(found: list[RunningPod]) -> dict[tuple[str, str, int], set[str]]:
+def wanted_by_all(
+    found: list[RunningPod], families: tuple[int, ...] = FAMILIES
+) -> dict[tuple[str, str, int], set[str]]:
     """Return what the answers are when nothing is lost and nothing is translated."""
     return {
         (source.name, target.name, version): {f"{target.name} {address_of(source, version)}"}
         for source, target in itertools.permutations(found, 2)
-        for version in families_of(target)
+        for version in families
     }

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def host_gateways(cluster: Kubernetes) -> Iterator[Kubernetes]:
-    """Let the cluster have no tunnels for a while."""
+    """Let the cluster have no tunnels for a while, and pods of before."""
+    cluster.apply(pods.deployment("early", 2))
+    cluster.await_pods("early", 2)
     podwire.configure(cluster, mode="hostGateway")
     yield cluster
     podwire.configure(cluster, mode="vxlan")
@@ -32,9 +34,12 @@ def test_pods_reach_each_other_through_host_gateways_when_the_mode_was_changed(
     cluster = host_gateways
     cluster.apply(pods.deployment("web", 4))
     found = cluster.await_pods("web", 4)
-    places = spaces(cluster, found)
-    with pods.all_offering(places):
-        reach_all(found, places)
+    early = cluster.await_pods("early", 2)
+    assert {pod.node for pod in early} == {"node-1", "node-2"}
+    for group in (early, found):
+        places = spaces(cluster, group)
+        with pods.all_offering(places):
+            reach_all(group, places)
     for pod in found:
         there = 3 - int(pod.node.removeprefix("node-"))
         subnet = cluster.nodes()[f"node-{there}"]["spec"]["podCIDRs"][0]
@@ -58,8 +63,7 @@ def test_a_cluster_without_ipv4_has_everything_over_ipv6(without_ipv4: Kubernete
     places = spaces(cluster, found)
     [service] = cluster.get("service", "web")["spec"]["clusterIPs"]
     with pods.all_offering(places):
-        reach_all(found, places)
-        # A pod that its own Service leads to sees the node.
+        reach_all(found, places, (6,))
         names, client = set(places), places[found[0].name]
         eventually(
             lambda: {answer.split()[0] for answer in ask_all(client, service, pods.PORT)} <= names, service
