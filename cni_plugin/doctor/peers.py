@@ -15,7 +15,7 @@ from cni_plugin.doctor.finding import Finding
 from cni_plugin.doctor.site import read_requests
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.kernel.obstacles import find_closed
-from cni_plugin.kernel.probe import Echo, count_reverse_path_drops, find_largest, send_echoes, smallest
+from cni_plugin.kernel.probe import Echo, ask_twice, count_reverse_path_drops, find_largest, smallest
 from cni_plugin.plugins import podwire
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cni_plugin.doctor.site import Site
     from cni_plugin.kernel.netns import Namespace
 
-_PATIENCE: Final = 1.0  # seconds for an answer; what is silent is asked twice
+_PATIENCE: Final = 1.0  # seconds for an answer
 _SEARCH: Final = 0.3
 _SHOWN: Final = 10  # findings of one kind; the others are counted
 _SEARCHED: Final = 3  # peers whose path is measured, a second each
@@ -83,9 +83,7 @@ def _check_ways(site: Site, host: Namespace, network: str, ways: tuple[Way, ...]
 def _listen(ways: tuple[Way, ...]) -> _Heard:
     wanted = {echo for way in ways for echo in _echoes(way)}
     before = count_reverse_path_drops()
-    answered = send_echoes(wanted, _PATIENCE)
-    if wanted - answered:
-        answered |= send_echoes(wanted - answered, _PATIENCE)
+    answered = ask_twice(wanted, _PATIENCE)
     return _Heard(answered=answered, dropped=count_reverse_path_drops() - before)
 
 

@@ -16,7 +16,7 @@ from cni_plugin.contract.inet import parse_ip
 from cni_plugin.contract.request import parse_request
 from cni_plugin.doctor.finding import Finding
 from cni_plugin.doctor.site import read_json
-from cni_plugin.kernel.probe import Echo, send_echoes, smallest
+from cni_plugin.kernel.probe import Echo, ask_twice, smallest
 from cni_plugin.plugins import PLUGINS
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _check_attachment(site: Site, attachment: AttachmentReport) -> Iterator[Find
         return
     addresses = [parse_ip(text, "address") for text in attachment.addresses]
     asked = {Echo(address, smallest(address.version)) for address in addresses}
-    silent = sorted(str(echo.address) for echo in asked - send_echoes(asked, _PATIENCE))
+    silent = sorted(str(echo.address) for echo in asked - ask_twice(asked, _PATIENCE))
     if silent or not addresses:
         yield Finding(
             severity="error",

@@ -61,6 +61,16 @@ def send_echoes(echoes: Collection[Echo], patience: float) -> set[Echo]:
     return answered
 
 
+def ask_twice(echoes: Collection[Echo], patience: float) -> set[Echo]:
+    """Return the echoes that were answered; the silent ones are asked again, for a first packet gets lost.
+
+    (Neighbour discovery asks anew only after a second, and the first question may meet a port that is
+    not forwarding yet.)
+    """
+    answered = send_echoes(echoes, patience)
+    return answered | send_echoes(set(echoes) - answered, patience)
+
+
 def find_largest(address: IPAddress, low: int, high: int, patience: float) -> int:
     """Return the largest size from `low`, which passes, to `high` that is answered."""
     while low < high:

@@ -10,7 +10,7 @@ import pytest
 from netaddr import IPAddress
 
 from cni_plugin.kernel.netns import inside
-from cni_plugin.kernel.probe import Echo, find_largest, send_echoes, smallest
+from cni_plugin.kernel.probe import Echo, ask_twice, find_largest, send_echoes, smallest
 from tests.cluster import TUNNEL, make_cluster, sync, write_conflist
 from tests.doctor.clinic import examine, mend, the_only
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 # Every form, and both families where an address inside is asked.
 FORMED = [("flat", 4), ("routed", 4), ("routed", 6), ("hostgw", 6)]
+
+# A node that loses the first echo, the third, and so on.
+EVERY_OTHER = (
+    "add table inet lossy; add chain inet lossy input { type filter hook input priority 0; };"
+    "add rule inet lossy input meta l4proto { icmp, ipv6-icmp } @th,0,8 { 8, 128 } numgen inc mod 2 0 drop"
+)
 
 
 @pytest.fixture
@@ -191,7 +197,18 @@ def test_echoes_to_many_are_told_apart(cluster: Cluster, version: int) -> None:
     somebody = IPAddress(cluster.address(2, version))
     asked = {Echo(address, size) for address in (nobody, somebody) for size in (100, 1500, 1501)}
     with entered(cluster.nodes[1]):
-        assert send_echoes(asked, 1.0) == {Echo(somebody, 100), Echo(somebody, 1500)}
+        assert ask_twice(asked, 2.0) == {Echo(somebody, 100), Echo(somebody, 1500)}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_is_silent_is_asked_again(cluster: Cluster, version: int) -> None:
+    asked = {Echo(IPAddress(cluster.address(2, version)), 100)}
+    with entered(cluster.nodes[1]):
+        assert send_echoes(asked, 5.0) == asked  # the neighbours know each other now
+        cluster.nodes[2].run("nft", EVERY_OTHER)
+        assert send_echoes(asked, 0.3) == set()
+        assert send_echoes(asked, 5.0) == asked
+        assert ask_twice(asked, 1.0) == asked
 
 
 @contextmanager
