@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -304,10 +305,8 @@ def borrow(namespace: int) -> Nftables:
     One of the namespace that this process began in is kept by `give_back`: closing costs 16 ms.
     """
     if _idle and _is_own(namespace):
-        try:
+        with suppress(IndexError):  # another thread was faster
             return _idle.pop()
-        except IndexError:  # another thread was faster
-            pass
     return Nftables()
 
 
@@ -315,11 +314,11 @@ def give_back(namespace: int, nftables: Nftables) -> None:
     """Keep the socket for the next call, or have it closed behind the caller's back."""
     if _is_own(namespace):
         _idle.append(nftables)
-        return
-    try:
-        _thread.start_new_thread(nftables.close, ())
-    except RuntimeError:  # the kernel has no more threads to give
-        nftables.close()
+    else:
+        try:
+            _thread.start_new_thread(nftables.close, ())
+        except RuntimeError:  # the kernel has no more threads to give
+            nftables.close()
 
 
 def _is_own(namespace: int) -> bool:
