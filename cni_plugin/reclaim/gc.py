@@ -107,33 +107,42 @@ def _about(network: Network, error: CNIError | ipam.IPAMError) -> CNIError:
 def _settle(network: Network, findings: Sequence[Finding], *, dry_run: bool) -> Iterator[Item]:
     own = [(trail, verdict) for trail, verdict in findings if trail.network == network.name]
     dead = [trail for trail, verdict in own if verdict.is_dead]
-    refusal = "" if dry_run or not dead else _try_to_remove(network, dead)
-    action: Action = "reclaimable" if dry_run else "failed" if refusal else "reclaimed"
+    refusals = {} if dry_run or not dead else _try_to_remove(network, dead)
     for trail, verdict in own:
-        if verdict.is_dead:
-            yield Item(trail=trail, verdict=verdict, action=action, refusal=refusal)
-        else:
+        if not verdict.is_dead:
             yield Item(trail=trail, verdict=verdict, action="kept")
+            continue
+        refusal = refusals.get(trail, "")
+        action: Action = "reclaimable" if dry_run else "failed" if refusal else "reclaimed"
+        yield Item(trail=trail, verdict=verdict, action=action, refusal=refusal)
 
 
-def _try_to_remove(network: Network, dead: Sequence[Trail]) -> str:
-    """Remove what the dead have left; return why not all of it is gone."""
+def _try_to_remove(network: Network, dead: Sequence[Trail]) -> dict[Trail, str]:
+    """Remove what the dead have left; return of whom not all is gone, and why."""
     try:
         _remove(network, dead)
     except CNIError as error:
-        return str(error)
-    return ""
+        if len(dead) == 1:
+            return {dead[0]: str(error)}
+        # One whose trail cannot be removed must not keep the others' addresses.
+        return {trail: why for each in dead for trail, why in _try_to_remove(network, [each]).items()}
+    return {}
 
 
 def _remove(network: Network, dead: Sequence[Trail]) -> None:
-    """Remove what is on the node, then the addresses, as a DEL does."""
+    """Remove what is on the node, then the addresses, as a DEL does; one failure leaves what comes after it.
+
+    What proves the death goes last, elements and addresses: without them nobody would find the rest again.
+    """
     with open_host() as host:
         keep = _AllBut(host, frozenset(trail.identity for trail in dead if trail.identity))
-        run_all(
+        removals: tuple[Callable[[], object], ...] = (
             *(partial(_collect_chained, request, host, keep) for request in network.chained),
             *podwire.collect(network.main, host, keep),
             partial(_give_up, network, [each for trail in dead for each in trail.reservations]),
         )
+        for removal in removals:
+            run_all(removal)
 
 
 def _give_up(network: Network, reservations: list[Reservation]) -> None:

@@ -497,3 +497,25 @@ def test_what_cannot_be_removed_is_told(node: Node) -> None:
     assert str(lock) in item["reason"]
     lock.rmdir()
     assert counts(gc(node)) == (1, 1, 0)
+
+
+@in_process
+def test_what_cannot_be_removed_is_found_again_and_holds_nobody_else_up(node: Node) -> None:
+    """Whose file of `tuning` stays keeps its address, too: that is what proves the pod's death."""
+    config = dual_stack(node, sysctl={"net.ipv4.conf.IFNAME.arp_ignore": "1"}, ipMasq=True)
+    configure(node, config)
+    stuck, other = node.pod(), node.pod()
+    for pod in (stuck, other):
+        node.add(config, pod)
+    kill(node, stuck, other)
+    [file] = (node.data_dir / ".podwire" / "tuning").glob(f"{stuck.container_id}*")
+    node.run("chattr", "+i", str(file))
+    try:
+        done = run_gc(node, "--json")
+    finally:
+        node.run("chattr", "-i", str(file))
+    actions = {item["container_id"]: item["action"] for item in json.loads(done.stdout)["items"]}
+    assert (done.returncode, actions) == (1, {stuck.container_id: "failed", other.container_id: "reclaimed"})
+    assert len(node.held()) == 2
+    assert counts(gc(node)) == (1, 1, 0)
+    assert (node.held(), file.exists()) == ({}, False)
