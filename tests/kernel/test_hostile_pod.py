@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from tests.kernel.hostile import ATTACKS, Scene, datagram, inject, is_heard, lie
 from tests.kernel.networks import GATEWAYS, V4, V6, address_of, dual_stack, network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.node import Node, Pod
 
@@ -46,6 +47,23 @@ def documented(setting: str) -> dict[str, str]:
     return {row[0]: row[rows[start].index(setting)] for row in table}
 
 
+def outcomes(
+    attacks: dict[str, Callable[[], bool]],
+    expected: dict[str, str],
+    before: Callable[[], None] = lambda: None,
+) -> dict[str, str]:
+    """Try every attack; one that is said to succeed has three tries, as a busy machine loses packets."""
+    found = {}
+    for name, attack in attacks.items():
+        won = False
+        tries = 3 if expected.get(name) == OUTCOME[True] else 1
+        while not won and tries:
+            before()
+            won, tries = attack(), tries - 1
+        found[name] = OUTCOME[won]
+    return found
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_each_attack_on_a_neighbour_ends_as_documented(plain_node: Node, setting: str) -> None:
     node = plain_node
@@ -57,12 +75,13 @@ def test_each_attack_on_a_neighbour_ends_as_documented(plain_node: Node, setting
     result = node.add(config, victim)
     gateways = NEXT_HOPS if config.get("mode") == "routed" else GATEWAYS
     scene = Scene(node, attacker, victim, gateways, {v: address_of(result, v) for v in (4, 6)})
-    found = {}
-    for name, attack in ATTACKS.items():
+
+    def forget() -> None:
         for space in (node, attacker, victim):
             space.run("ip", "neigh", "flush", "all")
-        found[name] = OUTCOME[attack(scene)]
-    assert found == documented(setting)
+
+    attacks = {name: partial(attack, scene) for name, attack in ATTACKS.items()}
+    assert outcomes(attacks, documented(setting), forget) == documented(setting)
 
 
 def test_a_pod_with_ipv4_alone_takes_no_router_either(plain_node: Node) -> None:
@@ -124,16 +143,16 @@ def test_each_attack_across_nodes_ends_as_documented(cluster: Cluster, setting: 
     gateway = "10.244.0.1" if form == "flat" else "10.244.2.1"
     scene = Scene(cluster.nodes[1], pods[0], pods[2], {4: gateway}, {})
     others = {4: "10.244.1.200", 6: "fd00:10:244::1:c8" if form == "flat" else "fd00:10:244:1::c8"}
-    found = {
+    attacks: dict[str, Callable[[], bool]] = {
         **{
-            f"IPv{v} source of another": sends_as(pods[0], other, pods[2], address_in(pods[2], v))
+            f"IPv{v} source of another": partial(sends_as, pods[0], other, pods[2], address_in(pods[2], v))
             for v, other in others.items()
         },
-        "ARP as the gateway": lies_about(scene, pods[2], gateway),
-        "a tunnel packet of its own to another node": enters_the_tunnel(cluster, form, pods, 2),
-        "a tunnel packet of its own to its node": enters_the_tunnel(cluster, form, pods, 1),
+        "ARP as the gateway": partial(lies_about, scene, pods[2], gateway),
+        "a tunnel packet of its own to another node": partial(enters_the_tunnel, cluster, form, pods, 2),
+        "a tunnel packet of its own to its node": partial(enters_the_tunnel, cluster, form, pods, 1),
     }
-    assert {name: OUTCOME[won] for name, won in found.items()} == documented(setting)
+    assert outcomes(attacks, documented(setting)) == documented(setting)
 
 
 @pytest.mark.parametrize("form", ["flat", "routed"])
