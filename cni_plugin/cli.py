@@ -43,6 +43,9 @@ def main(argv: Sequence[str]) -> int:
     except (CNIError, ipam.IPAMError) as error:
         sys.stderr.write(f"podwire: {error}\n")
         return 1
+    except OSError as error:
+        sys.stderr.write(f"podwire: {error.filename or 'wanted a file'}: {error.strerror}\n")
+        return 1
     return status
 
 

@@ -70,7 +70,7 @@ def _read(path: str) -> bytes:
 
 def _uninstall(arguments: argparse.Namespace) -> int:
     """Remove all that is ours, unless a pod needs it; what is gone already is no error."""
-    _require_no_pods(arguments)
+    _require_no_pods()
     _remove(os.path.join(arguments.conf_dir, arguments.conflist))
     for name in (*_NAMES, *_IF_ABSENT):
         path = os.path.join(arguments.bin_dir, name)
@@ -83,9 +83,9 @@ def _uninstall(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _require_no_pods(arguments: argparse.Namespace) -> None:
+def _require_no_pods() -> None:
     """Raise CNIError when a pod has a network of ours: without configuration its runtime cannot stop it."""
-    pods = [a.pod or a.container_id for a in report.look(arguments.conf_dir, arguments.bin_dir).attachments]
+    pods = [a.pod or a.container_id for a in report.list_attachments()]
     if pods:
         raise CNIError(
             Code.TRY_AGAIN_LATER, f"wanted no pod on a network of podwire's, found {' '.join(pods)}"

@@ -81,12 +81,18 @@ def look(conf_dir: str, bin_dir: str) -> NodeReport:
     problems: list[str] = []
     networks = [n for path in list_files(conf_dir) for n in _read_file(path, bin_dir, problems)]
     held = _read_held(networks)
-    with open_host() as host:
-        links = [link for link in list_links(host.netlink, kind="veth") if link.alias.startswith(MARK)]
-    parsed = [_parse_attachment(link) for link in links]
-    attachments = [replace(a, addresses=tuple(held.get((a.network, _owner(a)), ()))) for a in parsed]
+    attachments = [
+        replace(a, addresses=tuple(held.get((a.network, _owner(a)), ()))) for a in list_attachments()
+    ]
     report = NodeReport(networks=tuple(networks), attachments=tuple(attachments), problems=())
     return replace(report, problems=(*problems, *_find_disagreements(report, held)))
+
+
+def list_attachments() -> list[AttachmentReport]:
+    """Return what the links of this node say, without addresses: those are in the stores."""
+    with open_host() as host:
+        links = list_links(host.netlink, kind="veth")
+    return [_parse_attachment(link) for link in links if link.alias.startswith(MARK)]
 
 
 def list_files(conf_dir: str) -> list[str]:

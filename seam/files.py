@@ -41,7 +41,7 @@ def replace_file(
 
     `published` is for what other programs read, and look for by its name: it survives a power cut, has
     `mode` whatever the umask, and until it is whole it begins with a dot. `new` is what it is called until
-    then, and what a crash leaves.
+    then, and what a crash leaves. The OSError names the file, which a write's own does not.
     """
     directory, name = os.path.split(path)
     new = new or os.path.join(directory, f".{name}.new" if published else f"{name}.new")
@@ -55,10 +55,10 @@ def replace_file(
         finally:
             os.close(fd)
         step("rename", os.rename, new, path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             remove_file(new)
-        raise
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def remove_file(path: str) -> None:

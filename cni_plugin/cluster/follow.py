@@ -105,10 +105,10 @@ class Follower:
             own.exception("unexpected")
             reasons.append(f"{type(error).__name__}: {error}")
             self._state = replace(self._state, errors=self._state.errors + 1)
-        self._say(ready, (*reasons, *(self._wanted.peers.problems if self._wanted else ())))
+        said = self._say(ready, (*reasons, *(self._wanted.peers.problems if self._wanted else ())))
         if ready and known.nodes:
             self._claim_network(known.nodes[self._order.node])
-        return ready
+        return ready and said
 
     def _learn(self, known: Known) -> str:
         """Take over what is known of the cluster; return what this node still lacks."""
@@ -165,12 +165,18 @@ class Follower:
         )
         self._synced = wanted
 
-    def _say(self, ready: bool, reasons: tuple[str, ...]) -> None:
+    def _say(self, ready: bool, reasons: tuple[str, ...]) -> bool:
+        """Write how it stands; False when that cannot be written, which must not end us."""
         before, state = self._state, replace(self._state, ready=ready, reasons=reasons, updated=time.time())
         if (before.ready, before.reasons) != (ready, reasons):
             own.info(render_pairs(node=state.node, ready=ready, reasons="; ".join(reasons)))
         self._state = state
-        replace_file(self._order.state_file, state.render())
+        try:
+            replace_file(self._order.state_file, state.render())
+        except OSError as error:
+            own.warning(render_pairs(node=state.node, unsaid=str(error)))
+            return False
+        return True
 
     def _claim_network(self, me: Node) -> None:
         """Say that the network is there, where a cloud's controller waits for it."""

@@ -96,7 +96,8 @@ class Steps:
     def _refusal(kind: str, number: int, arguments: tuple[Any, ...]) -> Exception:
         if kind in {"nftables", "conntrack"}:
             return KernelError(next(describe(kind, arguments)), number)
-        return OSError(number, os.strerror(number))
+        named = [words for words in arguments[:1] if isinstance(words, str)]
+        return OSError(number, os.strerror(number), *named)
 
     @staticmethod
     def _die(fault: Fault, call: Callable[[], Any]) -> None:

@@ -303,7 +303,9 @@ def read(key: str) -> str:
 
 
 # What moves on with every ADD, and what is only a hint: that it is there is all that counts.
-HINTS = re.compile(r"last_reserved_ip\.\d+$|/lock$|\.lock$|\.(sticky|released)(\.old)?$")
+HINTS = re.compile(
+    r"last_reserved_ip\.\d+$|/lock$|\.lock$|\.(sticky|released)(\.old)?$|\.podwire/\w+\.peers$"
+)
 
 
 def describe_files(directory: Path) -> str:

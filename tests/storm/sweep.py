@@ -356,11 +356,12 @@ def run_cold(directory: Path, network: list[dict[str, object]], case: Case | Non
     return forked(work)
 
 
-_MAC = re.compile(r"\b[0-9a-f]{1,2}(:[0-9a-f]{1,2}){5}\b")
+# The kernel's choice: MAC addresses, and the index of a pod's link in the comment of its elements.
+_CHOSEN = re.compile(r"\b[0-9a-f]{1,2}(:[0-9a-f]{1,2}){5}\b|(?<= test if)\d+(?= )")
 
 
 def _differences(before: str, after: str) -> list[str]:
-    before, after = _MAC.sub("MAC", before), _MAC.sub("MAC", after)
+    before, after = _CHOSEN.sub("CHOSEN", before), _CHOSEN.sub("CHOSEN", after)
     if before == after:
         return []
     lines = difflib.unified_diff(before.split("\n"), after.split("\n"), lineterm="", n=0)

@@ -1,4 +1,5 @@
-"""Nothing leaks when a step fails or the process dies beside it: each step of each verb, on each network.
+"""Nothing leaks when a step fails or the process dies beside it: each step of each verb, on each network, and
+of what is done beside the verbs.
 
 The figures are printed at the end of the run; PODWIRE_FAULTS_SEED repeats one. With --long every step fails
 in every way, on all networks.
@@ -20,11 +21,14 @@ from cni_plugin.attach import MODES
 from cni_plugin.plugins import PLUGINS
 from cni_plugin.plumbing import FEATURES
 from tests.storm.configurations import FEATURE_KEYS, MODE_KEYS, everything, fresh, ordinary, richest
+from tests.storm.jobs import JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SWEEP, TRACED = (Path(__file__).parent / name for name in ("sweep.py", "traced.py"))
+SWEEP, SWEEP_JOBS, TRACED = (
+    Path(__file__).parent / name for name in ("sweep.py", "sweep_jobs.py", "traced.py")
+)
 VERBS = ("ADD", "DEL", "GC", "STATUS", "CHECK")
 
 
@@ -69,10 +73,27 @@ def seed() -> str:
 def test_any_step_may_fail_or_be_the_last_and_nothing_leaks(
     network: str, verbs: str, request: pytest.FixtureRequest, figures: Callable[[dict[str, Any]], None]
 ) -> None:
+    judge(request, figures, SWEEP, network, verbs)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_any_step_of_a_job_may_fail_and_doing_it_again_ends_well(
+    job: str, request: pytest.FixtureRequest, figures: Callable[[dict[str, Any]], None]
+) -> None:
+    judge(request, figures, SWEEP_JOBS, job)
+
+
+def judge(
+    request: pytest.FixtureRequest,
+    figures: Callable[[dict[str, Any]], None],
+    script: Path,
+    *words: str,
+) -> None:
+    """Run a sweep and fail with what it found."""
     chosen = seed()
     print(f"PODWIRE_FAULTS_SEED={chosen}")
     length = "long" if request.config.getoption("--long", default=False) else "short"
-    reports = run(SWEEP, network, verbs, chosen, length)
+    reports = run(script, *words, chosen, length)
     for report in reports:
         figures({key: report[key] for key in ("verb", "steps", "faults", "kills")} | {"seed": chosen})
     findings = [f"{report['verb']}: {finding}" for report in reports for finding in report["findings"]]
