@@ -14,7 +14,6 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from bench.figures import Call
-from bench.spaces import enter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,7 +62,8 @@ def environment(lane: Lane, step: Step) -> dict[str, str]:
 
 def measure_one(lane: Lane, steps: Steps) -> Call:
     """Run the steps one after the other; the time of each is that of its process alone."""
-    before = lane.contender.agent_cpu()
+    lane.enter()
+    before = lane.agent_cpu()
     wall = cpu = 0.0
     step = next(steps, None)
     while step is not None:
@@ -73,13 +73,14 @@ def measure_one(lane: Lane, steps: Steps) -> Call:
         wall += time.perf_counter() - start
         cpu += _seconds(usage)
         step = _advance(_Running(steps, step, stdout), status)
-    return Call(wall=wall, cpu=cpu + lane.contender.agent_cpu() - before)
+    return Call(wall=wall, cpu=cpu + lane.agent_cpu() - before)
 
 
 def measure_crowd(lane: Lane, jobs: Iterable[Steps], width: int) -> Call:
     """Run all jobs, `width` of them at a time; the time is that of them all."""
+    lane.enter()
     waiting, running = iter(jobs), dict[int, _Running]()
-    before, start, cpu = lane.contender.agent_cpu(), time.perf_counter(), 0.0
+    before, start, cpu = lane.agent_cpu(), time.perf_counter(), 0.0
     for steps in islice(waiting, width):
         _begin(lane, steps, next(steps), running)
     while running:
@@ -93,7 +94,7 @@ def measure_crowd(lane: Lane, jobs: Iterable[Steps], width: int) -> Call:
         else:
             for steps in islice(waiting, 1):
                 _begin(lane, steps, next(steps), running)
-    return Call(wall=time.perf_counter() - start, cpu=cpu + lane.contender.agent_cpu() - before)
+    return Call(wall=time.perf_counter() - start, cpu=cpu + lane.agent_cpu() - before)
 
 
 def _begin(lane: Lane, steps: Steps, step: Step, running: dict[int, _Running]) -> None:
@@ -102,7 +103,7 @@ def _begin(lane: Lane, steps: Steps, step: Step, running: dict[int, _Running]) -
 
 
 def _spawn(lane: Lane, step: Step) -> tuple[int, int]:
-    """Start a plugin in the lane's node; return its process id and the pipe that takes its stdout."""
+    """Start a plugin; return its process id and the pipe that takes its stdout."""
     stdin, sender = os.pipe()
     os.write(sender, step.stdin)
     os.close(sender)
@@ -113,7 +114,6 @@ def _spawn(lane: Lane, step: Step) -> tuple[int, int]:
         (os.POSIX_SPAWN_DUP2, receiver, 1),
         (os.POSIX_SPAWN_DUP2, lane.log, 2),
     ]
-    enter(lane.node)
     pid = os.posix_spawn(path, [path], environment(lane, step), file_actions=actions)
     os.close(stdin)
     os.close(receiver)

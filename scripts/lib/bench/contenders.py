@@ -24,19 +24,28 @@ _CHAINED = ("portmap", "bandwidth", "firewall", "tuning")
 
 
 class Agent:
-    """The process behind both shims."""
+    """The process behind a shim, on a node as the runtime is: in this network namespace."""
 
-    def __init__(self, python: str, directory: Path) -> None:
+    def __init__(self, work: Path, name: str, space: str) -> None:
         """Start it and wait for its socket."""
-        self.socket = directory / "agent.sock"
-        self._log = directory / "agent.log"
-        command = [python, "-I", "-m", "cni_plugin", "agent", "--socket", str(self.socket)]
+        self._shared, self._socket = work / _WAYS[C_SHIM][1], work / f"agent-{name}.sock"
+        self._log = work / "agents.log"
+        shebang = (work / _WAYS[NO_AGENT][0] / "podwire").read_text().split()[0]
+        python = [shebang.removeprefix("#!"), "-I", "-m", "cni_plugin"]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, stderr=log)
-        while not self.socket.exists():
+            self._process = subprocess.Popen(
+                ["nsenter", f"--net={space}", *python, "agent", "--socket", str(self._socket)], stderr=log
+            )
+        while not self._socket.exists():
             if self._process.poll() is not None:
                 raise SystemExit(f"scripts/bench: the agent ended: {self._log.read_text()}")
             time.sleep(0.02)
+
+    def answer(self) -> None:
+        """Be the one that the shims ask from now on: the path of the socket is a part of them."""
+        new = self._shared.with_suffix(".new")
+        new.symlink_to(self._socket)
+        new.replace(self._shared)
 
     def stop(self) -> None:
         """Ask it to end, and wait."""
@@ -62,7 +71,7 @@ class Contender:
     key: str
     directory: Path
     ours: bool = True
-    agent: Agent | None = None
+    has_agent: bool = False
 
     @property
     def plugin(self) -> str:
@@ -73,10 +82,6 @@ class Contender:
     def manager(self) -> str:
         """Return what manages addresses."""
         return "podwire-ipam" if self.ours else "host-local"
-
-    def agent_cpu(self) -> float:
-        """Return the processor seconds of the process behind it."""
-        return self.agent.cpu() if self.agent else 0.0
 
 
 def go_contenders(directories: list[Path]) -> list[Contender]:
@@ -107,8 +112,11 @@ def install_ours(work: Path) -> None:
 
 
 def our_contenders(work: Path) -> list[Contender]:
-    """Return what was installed; the two with a shim share an agent that `start_agent` starts."""
-    return [Contender(name=name, key=way[0], directory=work / way[0]) for name, way in _WAYS.items()]
+    """Return what was installed."""
+    return [
+        Contender(name=name, key=way[0], directory=work / way[0], has_agent=name != NO_AGENT)
+        for name, way in _WAYS.items()
+    ]
 
 
 def _install(directory: Path, socket: Path, prefix: Path, options: list[str]) -> None:
@@ -121,12 +129,3 @@ def _install(directory: Path, socket: Path, prefix: Path, options: list[str]) ->
     for name in _CHAINED:
         if not (directory / name).exists():
             (directory / name).hardlink_to(directory / "podwire")
-
-
-def start_agent(work: Path, contenders: list[Contender]) -> Agent:
-    """Start an agent for those who use one."""
-    shebang = (work / "process/podwire").read_text().split()[0]
-    agent = Agent(shebang.removeprefix("#!"), work)
-    for contender in contenders:
-        contender.agent = agent if contender.name in {C_SHIM, PYTHON_SHIM} else None
-    return agent

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench import spaces
 from bench.calls import PluginError, Step, Steps, measure_crowd, measure_one
+from bench.contenders import Agent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,15 +46,36 @@ class Lane:
         spaces.make_spaces([self.node_name])
         self.node = spaces.open_space(self.node_name)
         subprocess.run(["ip", "-n", self.node_name, "link", "set", "lo", "up"], check=True)
+        self._work = work
+        self.agent = self._start_agent() if contender.has_agent else None
         self.log = os.open(work / "stderr.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def close(self) -> None:
         """Remove the node and the pods, with what is in them."""
+        if self.agent:
+            self.agent.stop()
         os.close(self.log)
         os.close(self.node)
         spaces.remove_spaces([self.node_name, *map(self.pod_name, range(self._pods))])
         shutil.rmtree(self.store, ignore_errors=True)
         time.sleep(_SETTLE)
+
+    def _start_agent(self) -> Agent:
+        return Agent(self._work, self.name, spaces.path_of(self.node_name))
+
+    def enter(self) -> None:
+        """Start plugins on this node from now on, and have its agent answer them."""
+        spaces.enter(self.node)
+        if self.agent:
+            self.agent.answer()
+
+    def agent_cpu(self) -> float:
+        """Return the processor seconds of the process behind the plugins."""
+        return self.agent.cpu() if self.agent else 0.0
+
+    def agent_resident(self) -> int:
+        """Return its resident memory in KiB."""
+        return self.agent.resident() if self.agent else 0
 
     def make_pods(self, count: int) -> None:
         """Have at least so many pods."""
@@ -95,9 +117,13 @@ class Lane:
     def fill(self, pods: range, contender: Contender) -> None:
         """Attach pods that stay; `contender` does it, where several would make the same."""
         self.make_pods(pods.stop)
-        own, self.contender = self.contender, contender
+        own, agent, self.contender = self.contender, self.agent, contender
+        if contender.has_agent and not agent:
+            self.agent = self._start_agent()
         measure_crowd(self, map(self.add, pods), _WIDTH)
-        self.contender = own
+        if self.agent and not agent:
+            self.agent.stop()
+        self.contender, self.agent = own, agent
 
     def probe(self, evidence: Mapping[str, Sequence[str]]) -> str:
         """Attach and detach a pod; return why that cannot be, "" when all is well.

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.calls import PluginError, environment, measure_crowd
-from bench.contenders import C_SHIM, start_agent
+from bench.contenders import C_SHIM
 from bench.figures import Memory
 from bench.lanes import Lane
 from bench.networks import DUAL, Bridge
-from bench.spaces import enter
 
 if TYPE_CHECKING:
     from bench.calls import Steps
@@ -40,7 +39,7 @@ def measure_peaks(work: Path, contenders: list[Contender]) -> list[Memory]:
 def _peak(launcher: Path, lane: Lane, steps: Steps) -> int:
     highest, step = 0, next(steps, None)
     while step is not None:
-        enter(lane.node)
+        lane.enter()
         command = [launcher, lane.contender.directory / step.program]
         variables = environment(lane, step)
         done = subprocess.run(command, input=step.stdin, env=variables, capture_output=True, check=False)
@@ -55,18 +54,17 @@ def _peak(launcher: Path, lane: Lane, steps: Steps) -> int:
 
 
 def measure_agent(work: Path, contenders: list[Contender], sizes: Sizes) -> list[Memory]:
-    """Return what a fresh agent, which replaces the running one, holds at its start and after many calls."""
+    """Return what an agent holds at its start and after many calls."""
     shim = next(contender for contender in contenders if contender.name == C_SHIM)
-    if shim.agent:
-        shim.agent.stop()
-    agent = start_agent(work, contenders)
     lane = Lane(shim, "agent", work, Bridge(DUAL))
     lane.make_pods(sizes.pods)
-    found = [Memory(contender="agent", when="at its start", kib=agent.resident())]
+    found = [Memory(contender="agent", when="at its start", kib=lane.agent_resident())]
     for done in range(sizes.pods, max(sizes.cycles) + 1, sizes.pods):
         for operation in (lane.add, lane.delete):
             measure_crowd(lane, map(operation, range(sizes.pods)), _WIDTH)
         if done in sizes.cycles:
-            found.append(Memory(contender="agent", when=f"after {done:,} ADD and DEL", kib=agent.resident()))
+            found.append(
+                Memory(contender="agent", when=f"after {done:,} ADD and DEL", kib=lane.agent_resident())
+            )
     lane.close()
     return found

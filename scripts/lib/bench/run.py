@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench.contenders import C_SHIM, NO_AGENT, go_contenders, our_contenders, start_agent
+from bench.contenders import C_SHIM, NO_AGENT, go_contenders, our_contenders
 from bench.figures import Absence, Call, Heading, Report, Row, rows_of
 from bench.lanes import Lane
 from bench.memory import measure_agent, measure_peaks
@@ -39,7 +39,6 @@ def names_of(sizes: Sizes) -> list[str]:
 def measure(work_directory: Path, go: list[Path], sizes: Sizes, only: list[str], report: Report) -> Report:
     """Measure the works named, all when none is, and return the report with what was found."""
     contenders = [*go_contenders(go), *our_contenders(work_directory)]
-    agent = start_agent(work_directory, contenders)
     bench = Bench(work_directory, contenders, sizes)
     for work in all_works(sizes):
         if not only or work.key in only:
@@ -48,8 +47,6 @@ def measure(work_directory: Path, go: list[Path], sizes: Sizes, only: list[str],
     if not only or MEMORY in only:
         _say("memory")
         memory = measure_peaks(work_directory, contenders) + measure_agent(work_directory, contenders, sizes)
-        agent = next(each.agent for each in contenders if each.agent)
-    agent.stop()
     names = [contender.name for contender in contenders]
     return replace(report, contenders=names, rows=bench.rows, absences=bench.absences, memory=memory)
 

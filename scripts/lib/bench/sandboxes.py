@@ -51,6 +51,7 @@ def start(lane: Lane, stack: ExitStack) -> None:
 
 def run_and_stop(lane: Lane, _turn: int) -> dict[str, Call]:
     """Run a pod and stop it; what the plugins had of the processors is not told apart from containerd's."""
+    lane.enter()
     runtime = _runtimes[lane.name]
     name = f"pod-{next(_numbers)}"
     begun = time.perf_counter()
