@@ -91,7 +91,12 @@ class Runtime:
 
     def unready(self) -> list[str]:
         """List what the runtime still lacks before it can start pods."""
-        conditions = self._call("RuntimeService/Status").status.conditions
+        try:
+            conditions = self._call("RuntimeService/Status").status.conditions
+        except RuntimeServiceError as error:
+            if "not initialized" not in str(error):
+                raise
+            return [str(error)]  # the socket is there before what answers on it
         return [f"{one.type}: {one.reason} {one.message}" for one in conditions if not one.status]
 
     def networks(self) -> list[str]:
