@@ -1,8 +1,9 @@
 """What the agent says over HTTP: /metrics, /healthz and /readyz, to at most eight clients at once.
 
 A client has five seconds in all to ask and five to take a piece of the answer; one too many is
-turned away at once. Nobody here is authenticated and nothing can be changed: bind it to an address
-that only the cluster reaches.
+turned away at once. The node itself, whose kubelet would restart an agent that does not answer, has
+places of its own, which pods and other nodes cannot take. Nobody here is authenticated and nothing
+can be changed: bind it to an address that only the cluster reaches.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cni_plugin.agent.exposition import Exposition
 
 _CLIENTS: Final = 8
+_OWN_CLIENTS: Final = 4
 _TIMEOUT: Final = 5.0  # seconds
 _TEXT: Final = "text/plain; charset=utf-8"
 _BUSY: Final = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
@@ -50,6 +52,7 @@ class Endpoints(ThreadingMixIn, TCPServer):
         self._exposition = exposition
         self._find_reasons: Callable[[], list[str]] = list
         self._places = threading.BoundedSemaphore(_CLIENTS)
+        self._own_places = threading.BoundedSemaphore(_OWN_CLIENTS)
         try:
             super().__init__((host, port), Handler)
         except OSError as error:
@@ -79,8 +82,13 @@ class Endpoints(ThreadingMixIn, TCPServer):
 
     def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
         """Give the client a thread, or turn it away."""
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
+        places = self._places_for(request, client_address)
+        if places.acquire(blocking=False):
+            try:
+                super().process_request(request, client_address)
+            except RuntimeError:  # the kernel has no more threads to give
+                places.release()
+                raise
             return
         request.setblocking(False)
         try:
@@ -90,10 +98,16 @@ class Endpoints(ThreadingMixIn, TCPServer):
 
     def process_request_thread(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
         """Serve one client and free its place."""
+        places = self._places_for(request, client_address)
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            places.release()
+
+    def _places_for(self, request: socket.socket, client_address: object) -> threading.BoundedSemaphore:
+        """Return where the client has its place: who asks from the address that it asks is on this node."""
+        is_own = isinstance(client_address, tuple) and client_address[0] == request.getsockname()[0]
+        return self._own_places if is_own else self._places
 
     def handle_error(self, _: object, client_address: object) -> None:
         """Log a client that left in the middle, or a defect, in one line."""

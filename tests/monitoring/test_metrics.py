@@ -18,13 +18,13 @@ from cni_plugin.kernel.netns import inside
 from tests.agents import start_agent
 from tests.cluster import write_conflist
 from tests.garbage import kill
-from tests.kernel.networks import V4, dual_stack, eventually, network
+from tests.kernel.networks import GATEWAYS, V4, dual_stack, eventually, network
 from tests.monitoring.scrape import PLACE, Watched, get, listens, state_file, watched, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.node import Node
+    from tests.node import Node, Space
 
 
 @pytest.fixture
@@ -273,30 +273,37 @@ def test_other_paths_are_not_there(on_node: Watched) -> None:
 # Cost
 
 
-def test_a_client_that_trickles_holds_a_place_for_five_seconds_and_delays_nobody(on_node: Watched) -> None:
-    node = on_node.node
-    with ExitStack() as opened:
+def test_pods_that_trickle_hold_their_places_for_five_seconds_and_delay_nobody(plain_node: Node) -> None:
+    """A pod that keeps all places busy must not have the kubelet think that the agent is dead."""
+    node = plain_node
+    with watched(node, "--http", ":9112") as served, ExitStack() as opened:
+        pod, config = node.pod(), dual_stack(node)
+        node.add(config, pod)
         for _ in range(8):
-            opened.enter_context(_connected(node)).sendall(b"GET /metr")
+            opened.enter_context(_connected(pod, GATEWAYS[4])).sendall(b"GET /metr")
         time.sleep(0.2)
-        ninth = opened.enter_context(_connected(node))
+        ninth = opened.enter_context(_connected(pod, GATEWAYS[4]))
         assert ninth.recv(100).startswith(b"HTTP/1.0 503 ")
+        assert [_status_of(node, address) for address in ("127.0.0.1", "::1", GATEWAYS[4], GATEWAYS[6])] == [
+            200
+        ] * 4
         begun = time.monotonic()
-        node.add(dual_stack(node), node.pod())
-        while status_of(on_node) != 200:
+        node.add(config, node.pod())
+        while _status_of(pod, GATEWAYS[4]) != 200:
             assert time.monotonic() - begun < 8
             time.sleep(0.2)
+        assert served.agent.process.poll() is None
 
 
-def status_of(at: Watched) -> int:
-    with _connected(at.node) as asking:
+def _status_of(space: Space, address: str) -> int:
+    with _connected(space, address) as asking:
         asking.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
         return int(asking.recv(100).split()[1])
 
 
-def _connected(node: Node) -> socket.socket:
-    with Path(node.path).open() as space, inside(space.fileno()):
-        return socket.create_connection(("127.0.0.1", 9112), timeout=10)
+def _connected(space: Space, address: str) -> socket.socket:
+    with Path(space.path).open() as entered, inside(entered.fileno()):
+        return socket.create_connection((address, 9112), timeout=10)
 
 
 def test_the_agent_stays_below_45_mib_with_metrics(on_node: Watched) -> None:
