@@ -64,16 +64,23 @@ class _Keeper:
         pause = _PAUSES[0]
         while True:
             started = time.monotonic()
-            with self._guard:
-                if self._ended.is_set():
-                    return
-                process = self._process = self._child.start()
-            own.info(render_pairs(child=self._child.name, pid=process.pid, state="started"))
-            status = process.wait()
-            own.warning(render_pairs(child=self._child.name, pid=process.pid, state="ended", status=status))
+            try:
+                self._see_through()
+            except OSError as error:  # no descriptor or process to be had: there may be one later
+                own.warning(render_pairs(child=self._child.name, state="not started", error=str(error)))
             pause = _PAUSES[0] if time.monotonic() - started > _LASTED else min(pause * 2, _PAUSES[1])
             if self._ended.wait(pause):
                 return
+
+    def _see_through(self) -> None:
+        """Start the child, unless it is not wanted any more, and return when it has ended."""
+        with self._guard:
+            if self._ended.is_set():
+                return
+            process = self._process = self._child.start()
+        own.info(render_pairs(child=self._child.name, pid=process.pid, state="started"))
+        status = process.wait()
+        own.warning(render_pairs(child=self._child.name, pid=process.pid, state="ended", status=status))
 
     def leave(self) -> None:
         """Close the pipe: the child shall end."""

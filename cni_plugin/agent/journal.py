@@ -7,6 +7,7 @@ thread, which is how its lines are told apart.
 
 from __future__ import annotations
 
+import codecs
 import logging
 import sys
 import threading
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 own = logging.getLogger("podwire.agent")
+# Now: its module could not be read when there are no descriptors left, which must be told.
+_escape = codecs.getencoder("unicode_escape")
 
 
 class Journal(logging.Handler):
@@ -78,4 +81,4 @@ def render_pairs(**pairs: object) -> str:
 
 def _quote(text: str) -> str:
     plain = text.isprintable() and not any(c in ' "=' for c in text)
-    return text if text and plain else '"' + text.encode("unicode_escape").decode().replace('"', '\\"') + '"'
+    return text if text and plain else '"' + _escape(text)[0].decode().replace('"', '\\"') + '"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.agents import start_agent
 from tests.cluster import ROUTER, TUNNEL, address_of, overlay_state
 from tests.followers import following
+from tests.kernel.networks import eventually
 from tests.nodes_api import render_node
 from tests.services import REFUSED, SILENCE, ask, ask_all, offering
 
@@ -276,6 +278,24 @@ def test_the_agent_keeps_it_running_and_takes_it_along(nodes: Followers, tmp_pat
         while exists(child):
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def test_the_agent_starts_it_again_when_there_were_no_descriptors(nodes: Followers, tmp_path: Path) -> None:
+    one = nodes.nodes[1]
+    one.stop()
+    with start_agent(tmp_path / "a.sock", "--kubernetes", *one.words, inside=one.node) as agent:
+        one.wait_ready(2)
+        assert eventually(lambda: any("state=ready" in line for line in agent.lines()), True)
+        limit = resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (3, limit[1]))
+        os.kill(child_of(agent.process.pid), signal.SIGKILL)
+        assert eventually(
+            lambda: any('state="not started"' in line for line in agent.lines()), True, within=20
+        )
+        resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, limit)
+        one.state_file.unlink()
+        one.wait_ready(2)
+        assert agent.stop() == 0
 
 
 def child_of(pid: int) -> int:
