@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _REQUEST_TIMEOUT = 10.0  # seconds until a request must be whole
 _REPLY_TIMEOUT = 10.0  # seconds until a reply must be taken
+# What others wait for while they hold a place, and what waits for nobody.
+_MANAGERS = frozenset({"podwire-ipam", "host-local", "static"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +85,11 @@ class Turns:
 
 
 class Calls:
-    """Runs calls, at most `workers` of them at once and as many deletions, which wait for no additions."""
+    """Runs calls, at most `workers` of them at once.
+
+    As many deletions more, which wait for no additions, and as many calls of address managers, which a
+    foreign delegate may make while its own caller has a place.
+    """
 
     def __init__(self, workers: int, journal: Journal) -> None:
         """Start with nothing running."""
@@ -91,6 +97,7 @@ class Calls:
         self._turns = Turns()
         self._workers = threading.BoundedSemaphore(workers)
         self._deletions = threading.BoundedSemaphore(workers)
+        self._managers = threading.BoundedSemaphore(workers)
 
     def serve(self, connection: socket.socket) -> None:
         """Read one request and answer it; the peer may be gone at any point."""
@@ -140,6 +147,8 @@ class Calls:
         return self._turns.taken((type_of(call.program), container_id, call.environ.get("CNI_IFNAME")))
 
     def _slot(self, call: Call) -> threading.Semaphore:
+        if type_of(call.program) in _MANAGERS:
+            return self._managers
         return self._deletions if call.environ.get("CNI_COMMAND") == "DEL" else self._workers
 
     def _run(self, connection: socket.socket, call: Call) -> tuple[Reply, Outcome]:

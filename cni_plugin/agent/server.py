@@ -153,10 +153,17 @@ class Door:
             own.warning(render_pairs(refused=f"a client of uid {uid}"))
             connection.close()
         elif self._places.acquire(blocking=False):
-            # Thread.start() would wait until the thread runs: two switches for every call.
-            _thread.start_new_thread(self._serve, (connection,))
+            self._seat(connection)
         else:
             _refuse(connection, f"wanted a free place, found all {self._count} taken")
+
+    def _seat(self, connection: socket.socket) -> None:
+        try:
+            # Thread.start() would wait until the thread runs: two switches for every call.
+            _thread.start_new_thread(self._serve, (connection,))
+        except RuntimeError as error:
+            self._places.release()
+            _refuse(connection, f"wanted a thread, found that the kernel has none to give: {error}")
 
     def _serve(self, connection: socket.socket) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -326,6 +327,31 @@ def test_our_own_executable_as_ipam_needs_no_second_slot(plain_node: Node) -> No
         list(pool.map(lambda pod: node.delete(config, pod, program="bridge"), pods))
         assert len([line for line in agent.lines() if "verb=" in line]) == 16
     assert node.held() == {}
+
+
+def test_a_foreign_delegate_that_calls_us_in_its_turn_needs_no_slot_of_its_callers(plain_node: Node) -> None:
+    node = served_node(plain_node)
+    delegate(node, "wrapper", f"exec {node.bin_dir}/podwire-ipam")
+    config = dual_stack(node, delegateTimeout=8)
+    config["ipam"]["type"] = "wrapper"
+    pods = [node.pod() for _ in range(6)]
+    with start_agent(node.tmp / "a.sock", "--workers", 2), ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda pod: node.add(config, pod), pods))
+        assert len(node.held()) == 12
+        list(pool.map(lambda pod: node.delete(config, pod), pods))
+    assert node.held() == {}
+
+
+def test_without_a_thread_to_be_had_a_client_is_told_to_try_again(tmp_path: Path) -> None:
+    """There is room for what a refusal needs, and none for a stack."""
+    with start_agent(tmp_path / "a.sock", "--workers", 1, "--queue", 1) as agent:
+        limit = resource.prlimit(agent.process.pid, resource.RLIMIT_AS)
+        used = int(Path(f"/proc/{agent.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(agent.process.pid, resource.RLIMIT_AS, (used + 2**21, limit[1]))
+        for _ in range(4):  # more than there are places
+            assert say(agent, b"")["code"] == 11
+        resource.prlimit(agent.process.pid, resource.RLIMIT_AS, limit)
+        assert is_well(agent)
 
 
 def test_each_call_is_one_line_of_pairs(plain_node: Node) -> None:
