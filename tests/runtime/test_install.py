@@ -102,6 +102,12 @@ def test_an_installation_of_its_own_works_without_the_checkout(plain_node: Node)
     result = node.add(config, pod)
     assert node.check(config, result, pod).status == 0
     node.delete(config, pod)
+    (prefix / "bin").mkdir()
+    (prefix / "bin/other-program").write_text("somebody's\n")
+    assert install("--uninstall", "--bin-dir", target, "--prefix", prefix).returncode == 0
+    assert [str(path.relative_to(prefix)) for path in prefix.rglob("*")] == ["bin", "bin/other-program"]
+    (prefix / "bin/other-program").unlink()
+    (prefix / "bin").rmdir()
     assert install("--uninstall", "--bin-dir", target, "--prefix", prefix).returncode == 0
     assert not prefix.exists()
 
