@@ -16,15 +16,10 @@
 #ifndef SOCKET
 #define SOCKET "/run/podwire/podwire.sock"
 #endif
-#ifndef VERSION
-#define VERSION ""
-#endif
 #define MAX_STDIN (4 * 1024 * 1024 + 1) /* one byte past what a configuration may have */
 #define HEAD 20                         /* magic, version, number, two sizes */
 /* By this the program knows its own executables, and runs their work in process; the version is for people. */
 __attribute__((used)) static const char marker[] = "podwire-cni-executable " VERSION;
-
-extern char **environ;
 
 static void write_all(int fd, const char *text, size_t size)
 {
@@ -116,6 +111,10 @@ int main(int argc, char **argv)
 	const char *program = argc > 0 ? argv[0] : "podwire";
 	size_t room = HEAD + MAX_STDIN + strlen(program) + 1;
 
+	if (argc > 1 && !getenv("CNI_COMMAND")) {
+		dprintf(2, "podwire: this executable has no commands: run `podwire %s` where its agent runs\n", argv[1]);
+		return 2;
+	}
 	if (agent < 0 || connect(agent, (struct sockaddr *)&address, sizeof address) < 0)
 		return lack_agent(strerror(errno));
 	for (char **each = environ; *each; each++)

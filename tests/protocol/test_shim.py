@@ -66,6 +66,14 @@ def test_the_c_shim_without_an_agent_names_the_socket(root: Path, command: str, 
     assert answer["msg"] == "podwire agent at /a.sock: wanted an answer, found No such file or directory"
 
 
+def test_the_c_shim_says_that_it_has_no_commands(root: Path) -> None:
+    """A script must not take what a runtime gets without a verb for "nothing found"."""
+    command = ["/usr/sbin/chroot", str(root), "/podwire", "doctor"]
+    done = subprocess.run(command, env={}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has no commands: run `podwire doctor` where its agent runs" in done.stderr
+
+
 def test_the_c_shim_is_small() -> None:
     assert len((ROOT / "shim/podwire-shim.c").read_text().splitlines()) <= 150
 
