@@ -116,8 +116,14 @@ def _requests(site: Site, attachment: AttachmentReport, kept: dict[str, Any]) ->
     for plugin in config.get("plugins") or [config]:
         if plugin.get("type") in report.MAIN_TYPES:
             netns = next((i["sandbox"] for i in result.get("interfaces", []) if i.get("sandbox")), "")
-            version = config.get("cniVersion", "")
-            document = {**plugin, "name": attachment.network, "cniVersion": version, "prevResult": result}
+            # The runtime may have chosen among the configuration's versions; the result has its choice.
+            document = {
+                **plugin,
+                "name": attachment.network,
+                "cniVersion": result.get("cniVersion") or config.get("cniVersion", ""),
+                "runtimeConfig": kept.get("capabilityArgs") or {},
+                "prevResult": result,
+            }
             environ = {
                 "CNI_COMMAND": "CHECK",
                 "CNI_CONTAINERID": attachment.container_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import struct
@@ -372,8 +373,6 @@ def web(plain_node: Node) -> Pod:
 
 def keep_result(node: Node, config: dict[str, Any], pod: Pod, result: dict[str, Any]) -> None:
     """Write what libcni writes after an ADD."""
-    import base64
-
     (node.tmp / "results").mkdir()
     kept = {
         "kind": "cniCacheV1",
@@ -386,6 +385,19 @@ def keep_result(node: Node, config: dict[str, Any], pod: Pod, result: dict[str, 
 def test_a_pod_that_is_well_yields_nothing(plain_node: Node, web: Pod) -> None:
     assert examine(plain_node, "--pod", "shop/web-0") == []
     assert examine(plain_node, "--container", web.container_id[:9]) == []
+
+
+def test_a_result_in_a_version_that_the_runtime_chose_is_understood(plain_node: Node, web: Pod) -> None:
+    """Of the versions that a list names it takes the newest, and keeps the list as it was."""
+    path = plain_node.tmp / f"results/test-{web.container_id}-eth0"
+    kept = json.loads(path.read_text())
+    config = json.loads(base64.b64decode(kept["config"]))
+    versions = {"cniVersion": "0.4.0", "cniVersions": ["0.4.0", config["cniVersion"]]}
+    conflist = {"name": config["name"], **versions, "plugins": [config]}
+    kept["config"] = base64.b64encode(json.dumps(conflist).encode()).decode()
+    path.write_text(json.dumps(kept))
+    assert kept["result"]["cniVersion"] == "1.1.0"
+    assert examine(plain_node, "--pod", "shop/web-0") == []
 
 
 @pytest.mark.usefixtures("web")
