@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cni_plugin import report
+from cni_plugin.agent.server import DEFAULT_SOCKET, only_agent
 from cni_plugin.console import add_directories, write
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.link import delete_link, list_links
@@ -46,6 +47,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     install.set_defaults(run=_install)
     uninstall = commands.add_parser("uninstall", help="remove configuration, executables and kernel objects")
     add_directories(uninstall)
+    uninstall.add_argument(
+        "--socket",
+        default=DEFAULT_SOCKET,
+        help=f"of the agent, which must have ended (default {DEFAULT_SOCKET})",
+    )
     uninstall.add_argument("--conflist", default="10-podwire.conflist", help="the configuration to remove")
     uninstall.set_defaults(run=_uninstall)
 
@@ -70,7 +76,15 @@ def _read(path: str) -> bytes:
 
 def _uninstall(arguments: argparse.Namespace) -> int:
     """Remove all that is ours, unless a pod needs it; what is gone already is no error."""
-    _require_no_pods()
+    # An agent that follows a cluster would make everything again.
+    with only_agent(arguments.socket):
+        _require_no_pods()
+        _remove_all(arguments)
+    write("podwire is removed from this node; the addresses' store stays")
+    return 0
+
+
+def _remove_all(arguments: argparse.Namespace) -> None:
     _remove(os.path.join(arguments.conf_dir, arguments.conflist))
     for name in (*_NAMES, *_IF_ABSENT):
         path = os.path.join(arguments.bin_dir, name)
@@ -79,8 +93,6 @@ def _uninstall(arguments: argparse.Namespace) -> int:
     with open_host() as host:
         _remove_objects(host.netlink)
     run_nft([line for family in ("inet", "bridge") for line in _drop_table(f"{family} {TABLE}")])
-    write("podwire is removed from this node; the addresses' store stays")
-    return 0
 
 
 def _require_no_pods() -> None:

@@ -216,14 +216,14 @@ def _listening(path: str) -> Iterator[Listener]:
     lent = take_listener()
     if lent is not None:
         path = os.fsdecode(lent.getsockname())
-    with _only_agent(path), lent or _listen(path) as listening:
+    with only_agent(path), lent or _listen(path) as listening:
         listening.setblocking(False)
         yield Listener(socket=listening, path=path, lent=lent is not None)
 
 
 @contextmanager
-def _only_agent(path: str) -> Iterator[None]:
-    """Hold the lock beside the socket; it ends with the process, however that ends."""
+def only_agent(path: str) -> Iterator[None]:
+    """Hold the lock beside the socket, which ends with the process, however that ends; else CNIError 11."""
     make_directories(os.path.dirname(path))
     # Whoever may open it may hold it, and no agent would start.
     with open(step("create", os.open, f"{path}.lock", _LOCK, 0o600), "wb") as lock:

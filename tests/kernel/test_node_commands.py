@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from tests.agents import start_agent
 from tests.kernel.networks import FAMILIES, network
 
 if TYPE_CHECKING:
@@ -62,12 +63,18 @@ def test_uninstall_waits_for_the_pods_and_leaves_what_is_not_ours(plain_node: No
     (configurations / "99-other.conflist").write_text("{}")
     pod = node.pod()
     node.add({**conflist, **config}, pod)
-    words = ("uninstall", "--bin-dir", str(plugins), "--conf-dir", str(configurations))
+    places = ("--bin-dir", str(plugins), "--conf-dir", str(configurations))
+    words = ("uninstall", *places, "--socket", str(node.tmp / "a.sock"))
     refused = command(node, *words, check=False)
     assert refused.returncode == 1
     assert pod.container_id in refused.stderr
     assert (configurations / "10-podwire.conflist").exists()
     node.delete({**conflist, **config}, pod)
+    with start_agent(node.tmp / "a.sock", inside=node):
+        refused = command(node, *words, check=False)
+        assert refused.returncode == 1
+        assert f"{node.tmp}/a.sock: wanted to be the only agent, found another running" in refused.stderr
+    assert (configurations / "10-podwire.conflist").exists()
     node.run("ip", "link", "add", "other0", "type", "bridge")
     for _ in range(2):
         command(node, *words)

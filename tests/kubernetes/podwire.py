@@ -156,6 +156,8 @@ def uninstall(kubernetes: Kubernetes) -> None:
     """Do what docs/kubernetes.md says, from the point where no pod is left."""
     place = kubernetes.directory / "manifests"
     kubernetes.kubectl("delete", "-k", str(place / "kind"), "--timeout=60s")
+    agents = ("pod", "-l", "app.kubernetes.io/name=podwire", "--timeout=60s")
+    kubernetes.kubectl("wait", NAMESPACE, "--for=delete", *agents)
     kubernetes.kubectl("apply", "-k", str(place / "kubernetes/uninstall"))
     words = ("rollout", "status", NAMESPACE, "daemonset/podwire-uninstall", "--timeout=55s")
     done = kubernetes.kubectl(*words, check=False)

@@ -284,7 +284,8 @@ class Uninstall(InstallShim):
         os.close(pod.fd)
 
     def do(self) -> int:
-        places = ["--conf-dir", str(self.conf), "--bin-dir", str(self.opt)]
+        socket = f"{self.lab.directory}.sock"
+        places = ["--conf-dir", str(self.conf), "--bin-dir", str(self.opt), "--socket", socket]
         return cli.main(["uninstall", *places, "--conflist", "10-test.conflist"])
 
 

@@ -73,7 +73,7 @@ BELOW = {
     "cli_cluster": {"contract", "kernel", "state_file", "agent", "cluster"},
     "cli_ipam": {"contract", "config", "kernel", "audit", "console", "ipam"},
     "cli_gc": {"contract", "agent", "console", "reclaim", "ipam"},
-    "cli_node": {"contract", "kernel", "report", "console", "seam"},
+    "cli_node": {"contract", "kernel", "report", "agent", "console", "seam"},
     "cli_agent": {"agent", "cli_cluster", "cli_gc"},
     "cli": {
         *("", "contract", "plugins", "report", "console", "ipam"),
