@@ -99,5 +99,16 @@ def _order(arguments: argparse.Namespace) -> Order:
         settings=settings,
         conflist=os.path.join(arguments.conf_dir, arguments.conflist),
         state_file=arguments.state_file,
-        resync=float(arguments.resync),
+        resync=_parse_resync(arguments.resync),
     )
+
+
+def _parse_resync(text: str) -> float:
+    """Return seconds; CNIError 7 for what would be no pause, or none that ends."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 86400:
+        raise CNIError(Code.INVALID_CONFIG, f"--resync: wanted 1 to 86400 seconds, found {text!r}")
+    return seconds

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -44,6 +45,13 @@ class Agent:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    def wait_ready(self) -> None:
+        """Return when everything is loaded; the socket is there before."""
+        deadline = time.monotonic() + 20
+        while not any(line.endswith("state=ready") for line in self.lines()):
+            assert time.monotonic() < deadline, self.lines()
+            time.sleep(0.02)
 
     def lines(self) -> list[str]:
         """Return what it has logged."""

@@ -66,13 +66,19 @@ class Order:
         peers = f"{self.settings.data_dir}/.podwire/{self.settings.network}.nodes"
         return Places(peers_file=peers, state_file=self.state_file)
 
+    @property
+    def settings_file(self) -> str:
+        """Return where it is kept which settings the configuration was made of."""
+        return f"{self.settings.data_dir}/.podwire/{self.settings.network}.settings"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What the node shall have: its configuration as text, and its peers."""
+    """What the node shall have: its configuration as text, its peers, and the settings that made both."""
 
     network: str
     peers: PeerPlan
+    settings: str
 
 
 class Follower:
@@ -113,26 +119,32 @@ class Follower:
     def _learn(self, known: Known) -> str:
         """Take over what is known of the cluster; return what this node still lacks."""
         if known.nodes is None:
-            return (
-                ""
-                if self._wanted
-                else f"node {self._order.node}: wanted it from the API, found no answer yet"
-            )
+            return self._find_unknown()
         me = known.nodes.get(self._order.node)
         if me is None:
             return (
                 f"node {self._order.node}: wanted it among the API's nodes, found {len(known.nodes)} others"
             )
-        lacking, network = "", self._wanted.network if self._wanted else ""
+        lacking = ""
+        network, settings = (self._wanted.network, self._wanted.settings) if self._wanted else ("", "")
         try:
-            network = self._render(me)
+            network, settings = self._render(me), repr(self._order.settings)
         except CNIError as error:
             lacking = error.msg
         if network:
             # A subnet that this node has lost stays its own until it gets another.
             mine = me if me.pod_cidrs else replace(me, pod_cidrs=_cidrs_of(network))
-            self._wanted = Wanted(network=network, peers=_plan_peers(self._order.settings, mine, known.nodes))
+            peers = _plan_peers(self._order.settings, mine, known.nodes)
+            self._wanted = Wanted(network=network, peers=peers, settings=settings)
         return lacking
+
+    def _find_unknown(self) -> str:
+        """Return what only the API can tell this node, before it has answered for the first time."""
+        if self._wanted is None:
+            return f"node {self._order.node}: wanted it from the API, found no answer yet"
+        if self._wanted.settings != repr(self._order.settings):
+            return "settings: wanted the API's nodes to bring them into force, found no answer yet"
+        return ""
 
     def _render(self, me: Node) -> str:
         require_pod_cidrs(me)
@@ -150,6 +162,7 @@ class Follower:
         changes = podwire.synchronize(parse_request(_ENVIRON, _request_of(wanted.network)))
         seconds = time.monotonic() - started
         written = replace_file(self._order.conflist, wanted.network)
+        replace_file(self._order.settings_file, wanted.settings)
         if changes or written or wanted != self._synced:
             own.info(_line(self._order, wanted, changes, seconds))
         state = self._state
@@ -207,7 +220,8 @@ def _read_wanted(order: Order) -> Wanted | None:
         _request_of(network)
     except (ValueError, LookupError, TypeError, CNIError):
         return None
-    return Wanted(network=network, peers=PeerPlan(text=peers, wanted=count, named=count, problems=()))
+    plan = PeerPlan(text=peers, wanted=count, named=count, problems=())
+    return Wanted(network=network, peers=plan, settings=read_text(order.settings_file) or "")
 
 
 def _plugin_of(network: str) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -178,6 +181,25 @@ def test_what_is_known_stays_in_force_while_the_api_is_away(nodes: Followers) ->
     one.wait_ready(1)
 
 
+def test_it_is_not_ready_for_settings_that_only_the_api_can_bring_into_force(nodes: Followers) -> None:
+    one = nodes.nodes[1]
+    before = one.conflist.read_text()
+    nodes.api.stop()
+    one.stop()
+    one.state_file.unlink()
+    settings = one.directory / "settings.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "mtu": 1300}))
+    one.start()
+    state = one.wait(lambda state: state["syncs"] > 0)
+    assert (state["ready"], one.conflist.read_text()) == (False, before)
+    assert (
+        "settings: wanted the API's nodes to bring them into force, found no answer yet" in state["reasons"]
+    )
+    nodes.api.start(None, nodes.api.address[0])
+    one.wait_ready(2)
+    assert one.config()["mtu"] == 1300
+
+
 def test_what_somebody_deletes_is_made_again_at_once(nodes: Followers) -> None:
     one = nodes.nodes[1]
     before = overlay_state(one.node)
@@ -280,12 +302,20 @@ def test_the_agent_keeps_it_running_and_takes_it_along(nodes: Followers, tmp_pat
             time.sleep(0.02)
 
 
+@pytest.mark.parametrize("pause", ["nan", "inf", "0", "soon"])
+def test_a_pause_that_is_none_is_refused(pause: str) -> None:
+    command = [sys.executable, "-m", "cni_plugin", "cluster", f"--resync={pause}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 1
+    assert f"--resync: wanted 1 to 86400 seconds, found '{pause}'" in done.stderr
+
+
 def test_the_agent_starts_it_again_when_there_were_no_descriptors(nodes: Followers, tmp_path: Path) -> None:
     one = nodes.nodes[1]
     one.stop()
     with start_agent(tmp_path / "a.sock", "--kubernetes", *one.words, inside=one.node) as agent:
         one.wait_ready(2)
-        assert eventually(lambda: any("state=ready" in line for line in agent.lines()), True)
+        agent.wait_ready()
         limit = resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (3, limit[1]))
         os.kill(child_of(agent.process.pid), signal.SIGKILL)

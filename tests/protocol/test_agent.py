@@ -345,6 +345,7 @@ def test_a_foreign_delegate_that_calls_us_in_its_turn_needs_no_slot_of_its_calle
 def test_without_a_thread_to_be_had_a_client_is_told_to_try_again(tmp_path: Path) -> None:
     """There is room for what a refusal needs, and none for a stack."""
     with start_agent(tmp_path / "a.sock", "--workers", 1, "--queue", 1) as agent:
+        agent.wait_ready()
         limit = resource.prlimit(agent.process.pid, resource.RLIMIT_AS)
         used = int(Path(f"/proc/{agent.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
         resource.prlimit(agent.process.pid, resource.RLIMIT_AS, (used + 2**21, limit[1]))
