@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cni_plugin.agent.calls import Calls
+from cni_plugin.agent.journal import Journal
+from cni_plugin.agent.server import Door, Settings
 from tests.agents import HEAD, Agent, read_reply, render_request, start_agent
 from tests.conftest import ROOT, install
 from tests.kernel.networks import dual_stack, network
@@ -343,16 +346,24 @@ def test_a_foreign_delegate_that_calls_us_in_its_turn_needs_no_slot_of_its_calle
 
 
 def test_without_a_thread_to_be_had_a_client_is_told_to_try_again(tmp_path: Path) -> None:
-    """There is room for what a refusal needs, and none for a stack."""
-    with start_agent(tmp_path / "a.sock", "--workers", 1, "--queue", 1) as agent:
-        agent.wait_ready()
-        limit = resource.prlimit(agent.process.pid, resource.RLIMIT_AS)
-        used = int(Path(f"/proc/{agent.process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.prlimit(agent.process.pid, resource.RLIMIT_AS, (used + 2**21, limit[1]))
+    door = Door(Settings(socket=str(tmp_path / "a.sock"), workers=1, queue=1), Calls(1, Journal()))
+    threading.stack_size(1 << 47)  # more than a process can have, so that the kernel refuses
+    try:
         for _ in range(4):  # more than there are places
-            assert say(agent, b"")["code"] == 11
-        resource.prlimit(agent.process.pid, resource.RLIMIT_AS, limit)
-        assert is_well(agent)
+            status, stdout, _ = let_in(door, b"")
+            assert (status, json.loads(stdout)["code"]) == (1, 11)
+    finally:
+        threading.stack_size(0)
+    assert let_in(door, render_request("podwire", VERSION))[0] == 0
+    door.wait()
+
+
+def let_in(door: Door, sent: bytes) -> tuple[int, bytes, bytes]:
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall(sent)
+        door.admit(theirs)
+        return read_reply(ours)
 
 
 def test_each_call_is_one_line_of_pairs(plain_node: Node) -> None:
