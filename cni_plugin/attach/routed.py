@@ -195,7 +195,10 @@ def configure(plan: RoutedPlan, wire: int, host: Namespace, pod: Namespace, addr
 def narrow(addresses: Result) -> Result:
     """Return the delegate's result as a routed pod has it: single addresses behind one next hop."""
     ips = tuple(
-        IPConfig(address=_single(ip.address.ip), gateway=NEXT_HOP[ip.address.version]) for ip in addresses.ips
+        IPConfig(
+            address=_single(ip.address.ip), gateway=NEXT_HOP[ip.address.version], network=ip.address.cidr
+        )
+        for ip in addresses.ips
     )
     routes = tuple(replace(route, gw=NEXT_HOP[route.dst.version]) for route in addresses.routes)
     versions = sorted({ip.address.version for ip in ips} - served_by_default(routes))

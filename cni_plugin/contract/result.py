@@ -51,6 +51,8 @@ class IPConfig:
     address: IPNetwork
     gateway: IPAddress | None = None
     interface: int | None = None
+    network: IPNetwork | None = None
+    """What it was given in, where a mode has made it a single address; no result says it."""
 
     def render(self, version: str) -> dict[str, object]:
         """Return the object of the specification's `ips` list."""

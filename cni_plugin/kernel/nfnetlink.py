@@ -36,18 +36,15 @@ _FAMILIES = {"": 0, "inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # NFPROTO_*, ""
 TABLE = "podwire"
 # linux/netfilter/nfnetlink.h, nf_tables.h
 _BATCH_BEGIN, _BATCH_END, _SUBSYSTEM = 0x10, 0x11, 10
-_GETCHAIN = 4
-_GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 7, 10, 12, 13, 14, 16
+_GETCHAIN, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 4, 7, 10, 12, 13, 14, 16
 _NFNL_BATCH_GENID = _NFTA_GEN_ID = 1
-_RULE_TABLE, _RULE_CHAIN, _RULE_USERDATA = 1, 2, 7
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _HOOK_NUMBER = 1, 3, 4, 5, 1
-_SET_TABLE, _SET_NAME = 1, 2
+_RULE_TABLE, _RULE_CHAIN, _RULE_USERDATA, _SET_TABLE, _SET_NAME = 1, 2, 7, 1, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
-_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _DATA_VALUE = 1, 2, 6, 1
+_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_KEY_END, _DATA_VALUE = 1, 2, 6, 10, 1
 _COMMENT = 0  # libnftnl's NFTNL_UDATA_*_COMMENT
 MAX_COMMENT = 127  # bytes, NFTNL_UDATA_COMMENT_MAXLEN less the terminating zero
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NESTED = 0x8000
+_NLMSG_ERROR, _NLMSG_DONE, _NESTED = 2, 3, 0x8000
 # EINVAL is what a kernel without nf_tables says to everything.
 _ABSENT = frozenset({0, errno.ENOENT, errno.EINVAL})
 _BODY = 20  # bytes of struct nlmsghdr and struct nfgenmsg
@@ -69,14 +66,15 @@ class Element:
     set_name: str
     key: bytes
     data: bytes = b""
+    end: bytes = b""
+    """The last of its keys when it has several; it is found by each."""
     comment: str = ""
 
     @property
     def command(self) -> str:
         """Return what it is in the words of `nft`, its key in hexadecimal."""
-        return (
-            f'element {self.family} {TABLE} {self.set_name} {{ {self.key.hex()} comment "{self.comment}" }}'
-        )
+        keys = "-".join(key.hex() for key in (self.key, self.end) if key)
+        return f'element {self.family} {TABLE} {self.set_name} {{ {keys} comment "{self.comment}" }}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +236,8 @@ class Nftables:
                 if number == first and refusal == errno.ERESTART:
                     raise _MovedError
                 if refusal:
-                    failures.append(
-                        KernelError(sent[number].command if number in sent else "nft -f", refusal)
-                    )
+                    command = sent[number].command if number in sent else "nft -f"
+                    failures.append(KernelError(command, refusal))
         if failures:
             raise failures[0]
 
@@ -328,6 +325,8 @@ def _is_own(namespace: int) -> bool:
 def _pack_change(change: Change, number: int, ack: int) -> bytes:
     element = change.element
     members = nested(_ELEM_KEY, attribute(_DATA_VALUE, element.key))
+    if element.end:
+        members += nested(_ELEM_KEY_END, attribute(_DATA_VALUE, element.end))
     if change.present and element.data:
         members += nested(_ELEM_DATA, attribute(_DATA_VALUE, element.data))
     if change.present and element.comment:
@@ -392,6 +391,7 @@ def _parse_elements(family: str, set_name: str, raw: bytes, word: bytes = b"") -
             set_name=set_name,
             key=_parse_value(found.get(_ELEM_KEY, b"")),
             data=_parse_value(found.get(_ELEM_DATA, b"")),
+            end=_parse_value(found.get(_ELEM_KEY_END, b"")),
             comment=_parse_comment(found.get(_ELEM_USERDATA, b"")),
         )
 

@@ -1,20 +1,22 @@
 """`ipMasq`: what a pod sends out of the pod networks leaves with the node's address.
 
-A network has one chain and two sets, a pod one element per address. Never translated: what goes to
-the network's own pods on this node and on others, what takes its tunnel, `nonMasqueradeCIDRs`,
-multicast, link-local.
+A network has one chain and two sets a family, a pod one element per address. Never translated: what goes
+to the network's own pods on this node and on others, what takes its tunnel, `nonMasqueradeCIDRs`,
+multicast, link-local. Where the configuration does not name the pods' networks, whoever gives the addresses
+tells a network with each; then it is the pod's own element too, in a third set.
 By hand: `nft add rule ... ip saddr @pods ip daddr != { ... } masquerade fully-random`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from netaddr import IPNetwork, cidr_merge
+from netaddr import IPAddress, IPNetwork, cidr_merge
 
 from cni_plugin.contract.errors import broken, invalid_config
-from cni_plugin.contract.inet import parse_cidr
+from cni_plugin.contract.inet import parse_cidr, width
 from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.nft import (
     FAMILY,
@@ -30,6 +32,7 @@ from cni_plugin.plumbing.elements import claim, release, require
 from cni_plugin.plumbing.feature import Feature
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from contextlib import ExitStack
 
     from cni_plugin.config import Addressing, Elsewhere, Network
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 
 # RFC 5771, RFC 3927, RFC 4291 sections 2.7 and 2.5.6.
 _NEVER = {4: ("224.0.0.0/4", "169.254.0.0/16"), 6: ("ff00::/8", "fe80::/10")}
+# A pod's address and the network that it was told with.
+_NEAR = "type ipv{0}_addr . ipv{0}_addr; flags interval;"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +55,13 @@ class Masquerade:
     families: tuple[int, ...]
     exceptions: tuple[IPNetwork, ...]
     elsewhere: Elsewhere
-    scope: str
-    """What the names of the network's sets end with; empty until the pods' own networks are known."""
+    told: bool
+    """Nobody knows the pods' own networks but who gives the addresses."""
+
+    @property
+    def scope(self) -> str:
+        """Return what the names of the network's chain and sets end with."""
+        return scope_of(self.network)
 
 
 def parse(network: Network, addressing: Addressing) -> Masquerade | None:
@@ -68,7 +78,7 @@ def parse(network: Network, addressing: Addressing) -> Masquerade | None:
         families=families,
         exceptions=(*own, *named),
         elsewhere=addressing.elsewhere,
-        scope=scope_of(network.attachment.network) if own else "",
+        told=not own,
     )
 
 
@@ -88,28 +98,23 @@ def _parse_exception(text: str) -> IPNetwork:
 
 def add(settings: Masquerade, site: Site, result: Result, undo: ExitStack) -> Result:
     """Let the pod's addresses be translated."""
-    known = _complete(settings, result)
-    if known is not settings:
-        ensure(known, site.host)
-    claim(site, _plan_elements(known, site, result), undo)
+    wanted = _plan_elements(settings, site, result)
+    claim(site, wanted, undo, partial(_find_stale, site, wanted))
     return result
 
 
-def _complete(settings: Masquerade, result: Result) -> Masquerade:
-    """Return the settings with the pods' own networks, which a foreign IPAM plugin tells by its result.
-
-    Pods that it gives addresses of other networks then have a chain of their own.
-    """
-    if settings.scope:
-        return settings
-    own = sorted({ip.address.cidr for ip in result.ips})
-    scope = scope_of(f"{settings.network} {own}")
-    return replace(settings, exceptions=(*settings.exceptions, *own), scope=scope)
+def _find_stale(site: Site, wanted: Sequence[Element]) -> Iterator[Element]:
+    """Yield other networks of the addresses: of several that hold one a DEL would find any."""
+    for element in wanted:
+        address = element.key[: len(element.key) // 2]
+        found = site.host.nftables.get(element.family, element.set_name, address * 2) if element.end else None
+        if found and found not in wanted:
+            yield found
 
 
 def ensure(settings: Masquerade, host: Namespace) -> int:
     """Make the network's chain be as configured; return the number of changes."""
-    return int(bool(settings.scope) and ensure_ruleset(host.nftables, _plan_ruleset(settings)))
+    return int(ensure_ruleset(host.nftables, _plan_ruleset(settings)))
 
 
 def _plan_ruleset(settings: Masquerade) -> Ruleset:
@@ -121,12 +126,13 @@ def _plan_ruleset(settings: Masquerade) -> Ruleset:
             Chain(
                 name=f"masquerade_{scope}",
                 hook="type nat hook postrouting priority srcnat; policy accept;",
-                rules=tuple(_render_rule(version, scope, settings.elsewhere.device) for version in families),
+                rules=tuple(_render_rule(settings, version) for version in families),
             ),
         ),
         sets=(
             *((f"set masq{v}_{scope}", f"type ipv{v}_addr;") for v in families),
             *((f"set far{v}_{scope}", f"type ipv{v}_addr; flags interval;") for v in families),
+            *((f"set masqnear{v}_{scope}", _NEAR.format(v)) for v in families if settings.told),
         ),
         filled=tuple(f"far{v}_{scope}" for v in families),
         fingerprint=f"{settings.exceptions} {settings.elsewhere.digest}",
@@ -134,11 +140,12 @@ def _plan_ruleset(settings: Masquerade) -> Ruleset:
     )
 
 
-def _render_rule(version: int, scope: str, tunnel: str) -> str:
-    family = FAMILY[version]
-    pods, far = f"@masq{version}_{scope}", f"@far{version}_{scope}"
+def _render_rule(settings: Masquerade, version: int) -> str:
+    family, scope, tunnel = FAMILY[version], settings.scope, settings.elsewhere.device
+    pods, far, near = (f"@{name}{version}_{scope}" for name in ("masq", "far", "masqnear"))
     out = f'oifname != "{tunnel}" ' if tunnel else ""
-    return f"{out}{family} saddr {pods} {family} daddr != {far} masquerade fully-random"
+    told = f" {family} daddr != {pods} {family} saddr . {family} daddr != {near}" if settings.told else ""
+    return f"{out}{family} saddr {pods} {family} daddr != {far}{told} masquerade fully-random"
 
 
 def _list_exceptions(settings: Masquerade) -> dict[str, list[IPNetwork]]:
@@ -153,11 +160,23 @@ def _list_exceptions(settings: Masquerade) -> dict[str, list[IPNetwork]]:
 
 
 def _plan_elements(settings: Masquerade, site: Site, result: Result) -> list[Element]:
-    addresses = dict.fromkeys(ip.address.ip for ip in result.ips if ip.address.version in settings.families)
-    return [
-        Element(family="inet", set_name=f"masq{a.version}_{settings.scope}", key=a.packed, comment=site.label)
-        for a in addresses
-    ]
+    """Return one element for each of the attachment's addresses, and one for its network if it was told one.
+
+    In mode `routed` only ADD knows it: prevResult has single addresses.
+    """
+    networks = {ip.address.ip: ip.network or ip.address.cidr for ip in result.ips}
+    element = partial(Element, family="inet", comment=site.label)
+    elements = []
+    for address, network in networks.items():
+        version = address.version
+        if version not in settings.families:
+            continue
+        elements.append(element(set_name=f"masq{version}_{settings.scope}", key=address.packed))
+        if settings.told and network.prefixlen < width(address):
+            first, last = (IPAddress(value, version).packed for value in (network.first, network.last))
+            near = f"masqnear{version}_{settings.scope}"
+            elements.append(element(set_name=near, key=address.packed + first, end=address.packed + last))
+    return elements
 
 
 def delete(traces: Traces, site: Site) -> None:
@@ -166,11 +185,11 @@ def delete(traces: Traces, site: Site) -> None:
         known = traces.addresses
         keys = None if known is None else [a.packed for a in known if a.version == version]
         release(site, "inet", f"masq{version}_", keys)
+        release(site, "inet", f"masqnear{version}_", keys and [key * 2 for key in keys])
 
 
 def check(settings: Masquerade, site: Site, result: Result) -> None:
     """Compare the network's chain and the pod's elements."""
-    settings = _complete(settings, result)
     if chain := find_difference(site.host.nftables, _plan_ruleset(settings)):
         raise broken(f"nft chain inet podwire {chain}: wanted the rules of ipMasq, found others")
     require(site, _plan_elements(settings, site, result), "ipMasq")

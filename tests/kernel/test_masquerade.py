@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.chain import install_as
 from tests.cluster import ROUTER, Cluster, address_of, exchange, make_cluster, serving, sync
 from tests.conftest import in_process
 from tests.kernel.networks import REFERENCE, dual_stack
@@ -212,6 +213,89 @@ def test_a_foreign_ipam_plugin_tells_the_pods_network_by_its_result(cluster: Clu
         to = address_of(second, 4)
         assert sources(first, to) == {to: address_of(first, 4)}
     assert elements(node)
+
+
+def told(form: str, node: Node, *hosts: int) -> list[dict[str, Any]]:
+    """Return the configuration of each pod of a network whose addresses only their giver knows."""
+    config = dual_stack(node, ipMasq=True, mode=form.partition(" ")[0], version="1.0.0")
+    config["ipam"] |= {"type": "static" if "static" in form else "host-local"}
+    widths = (32, 128) if "single" in form else (24, 64)
+    ips = [[f"10.22.0.{h}/{widths[0]}", f"fd00:22::{h}/{widths[1]}"] for h in hosts]
+    return [config | ({"runtimeConfig": {"ips": each}} if "static" in form else {}) for each in ips]
+
+
+TOLD = ["bridge static", "routed static", "routed static single", "routed foreign"]
+
+
+def path_of(form: str, node: Node) -> dict[str, str | None]:
+    return {"CNI_PATH": REFERENCE if "foreign" in form else install_as(node, "static")}
+
+
+@pytest.mark.parametrize("form", TOLD)
+def test_pods_whose_networks_are_told_with_their_addresses_see_each_other_as_themselves(
+    cluster: Cluster, form: str
+) -> None:
+    node = cluster.nodes[1]
+    pods = [node.pod(), node.pod()]
+    for config, pod in zip(told(form, node, 5, 6), pods, strict=True):
+        assert_ok(
+            node.check(
+                config, node.add(config, pod, environ=path_of(form, node)), pod, environ=path_of(form, node)
+            )
+        )
+    far = [address_of(pods[1], v) for v in FAMILIES]
+    with serving(cluster.underlay), serving(pods[1]):
+        assert sources(pods[0], *ROUTER.values()) == {ROUTER[v]: cluster.address(1, v) for v in FAMILIES}
+        assert sources(pods[0], *far) == {
+            to: address_of(pods[0], v) for to, v in zip(far, FAMILIES, strict=True)
+        }
+
+
+@pytest.mark.parametrize(
+    ("widths", "as_itself"), [((24, 64), True), ((32, 128), False)], ids=["network", "single"]
+)
+def test_what_is_in_the_network_that_an_address_was_told_with_sees_the_address(
+    cluster: Cluster, widths: tuple[int, int], as_itself: bool
+) -> None:
+    node, world, pod = cluster.nodes[1], cluster.underlay, cluster.nodes[1].pod()
+    (config,) = told("routed static", node, 5)
+    own = {4: "192.0.2.77", 6: "2001:db8::77"}
+    config["runtimeConfig"]["ips"] = [f"{own[v]}/{w}" for v, w in zip(FAMILIES, widths, strict=True)]
+    node.add(config, pod, environ=path_of("static", node))
+    for version, address in own.items():
+        world.run("ip", "route", "add", address, "via", cluster.address(1, version))
+    seen = {v: own[v] if as_itself else cluster.address(1, v) for v in FAMILIES}
+    with serving(world):
+        assert sources(pod, *ROUTER.values()) == {ROUTER[v]: seen[v] for v in FAMILIES}
+
+
+@pytest.mark.parametrize("form", TOLD)
+@pytest.mark.parametrize("knows", [True, False], ids=["prevResult", "no-prevResult"])
+def test_told_networks_leave_nothing_and_chains_do_not_grow_with_pods(
+    plain_node: Node, form: str, knows: bool
+) -> None:
+    node, rulesets = plain_node, []
+    for config in told(form, node, 5, 6, 7):
+        pod = node.pod()
+        result = node.add(config, pod, environ=path_of(form, node))
+        assert node.run("nft", "list", "ruleset").stdout.count("chain masquerade_") == 1
+        node.delete(config | ({"prevResult": result} if knows else {}), pod, environ=path_of(form, node))
+        rulesets.append(node.run("nft", "list", "ruleset").stdout)
+    assert rulesets == rulesets[:1] * 3
+    assert elements(node) == []
+
+
+def test_an_address_that_is_told_again_with_another_network_has_that_one_alone(plain_node: Node) -> None:
+    node = plain_node
+    (config,) = told("routed static", node, 5)
+    wide = config | {"runtimeConfig": {"ips": ["10.22.0.5/16", "fd00:22::5/48"]}}
+    first, second, environ = node.pod(), node.pod(), path_of("static", node)
+    results = [node.add(each, pod, environ=environ) for each, pod in ((config, first), (wide, second))]
+    assert [second.container_id in line for line in elements(node)] == [True] * 4
+    node.delete(config | {"prevResult": results[0]}, first, environ=environ)
+    assert [second.container_id in line for line in elements(node)] == [True] * 4
+    node.delete(wide | {"prevResult": results[1]}, second, environ=environ)
+    assert elements(node) == []
 
 
 @pytest.mark.parametrize(

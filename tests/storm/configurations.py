@@ -127,6 +127,15 @@ def plain() -> dict[str, Network]:
         "no addresses": [{"type": "podwire", "bridge": "cni0"}],
         "static addresses": [{**BRIDGE, "ipam": static}],
         "addresses of the Go host-local": [{**BRIDGE, "ipam": IPAM | {"type": "host-local"}, "go": True}],
+        "addresses of the Go host-local, routed, masqueraded": [
+            {
+                "type": "podwire",
+                "mode": "routed",
+                "ipMasq": True,
+                "ipam": IPAM | {"type": "host-local"},
+                "go": True,
+            }
+        ],
         "loopback": [{"type": "loopback"}],
         "addresses alone": [{"type": "podwire-ipam", "ipam": IPAM | TERMS}],
         "tuning of everything": [
