@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.attach import pod as pod_side
 from cni_plugin.attach.gateway import address_on_node
-from cni_plugin.attach.pod import belongs
 from cni_plugin.config import alias_prefix
 from cni_plugin.contract.errors import broken
 from cni_plugin.kernel.addr import list_addresses
@@ -130,9 +129,7 @@ def _check_mtu(link: Link, configured: int, reported: Interface | None) -> None:
 def _check_gateway(plan: BridgePlan, host: Namespace, result: Result) -> None:
     holder = _require_link(host, plan.gateway_ifname)
     present = list_addresses(host.netlink, holder.index)
-    for ip in result.ips:
-        if not belongs(result, ip, plan.attachment.ifname):
-            continue
+    for ip in result.addresses_on(plan.attachment.ifname):
         wanted = address_on_node(ip)
         if wanted not in present:
             raise broken(

@@ -182,18 +182,10 @@ def check_addresses(pod: Namespace, link: Link, result: Result) -> None:
     An address counts when it has no interface index or one that leads to this interface.
     """
     present = set(list_addresses(pod.netlink, link.index))
-    for ip in result.ips:
-        if belongs(result, ip, link.name) and ip.address not in present:
+    for ip in result.addresses_on(link.name):
+        if ip.address not in present:
             found = sorted(map(str, present))
             raise broken(f"interface {link.name}: wanted address {ip.address}, found {found}")
-
-
-def belongs(result: Result, ip: IPConfig, ifname: str) -> bool:
-    """Tell whether an address of `result` is on the pod's interface called `ifname`."""
-    if ip.interface is None or ip.interface >= len(result.interfaces):
-        return True
-    owner = result.interfaces[ip.interface]
-    return bool(owner.sandbox) and owner.name == ifname
 
 
 def check_routes(pod: Namespace, link: Link, result: Result) -> None:
@@ -205,7 +197,7 @@ def check_routes(pod: Namespace, link: Link, result: Result) -> None:
     """
     if not link.flags & IFF_UP:
         raise broken(f"interface {link.name}: wanted it up, found it down")
-    own = [ip.address for ip in result.ips if belongs(result, ip, link.name)]
+    own = [ip.address for ip in result.addresses_on(link.name)]
     wanted = [route.dst for route in result.routes] + [_prefix(a) for a in own if a.prefixlen < width(a.ip)]
     for version in sorted({dst.version for dst in wanted}):
         present = {route.dst for route in list_routes(pod.netlink, version)}

@@ -258,8 +258,7 @@ def check(plan: RoutedPlan, host: Namespace, pod: Namespace, result: Result) -> 
         raise broken(f"interface {inside.name}: wanted the peer of {outside.name}, found another link")
     pod_side.check_addresses(pod, inside, result)
     pod_side.check_routes(pod, inside, result)
-    own = [ip for ip in result.ips if pod_side.belongs(result, ip, inside.name)]
-    _check_host_side(host, outside, inside, own)
+    _check_host_side(host, outside, inside, result.addresses_on(inside.name))
     if plan.peers is not None:
         difference = compare(host.netlink, desired_routes(plan, host.netlink))
         for change in (*difference.missing, *difference.excess):

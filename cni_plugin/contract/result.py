@@ -118,6 +118,16 @@ class Result:
     routes: tuple[Route, ...] = ()
     dns: DNS = field(default_factory=DNS)
 
+    def addresses_on(self, ifname: str) -> list[IPConfig]:
+        """Return the addresses on the pod's interface of that name, and those on none in particular."""
+        return [ip for ip in self.ips if self._is_on(ip, ifname)]
+
+    def _is_on(self, ip: IPConfig, ifname: str) -> bool:
+        if ip.interface is None or ip.interface >= len(self.interfaces):
+            return True
+        owner = self.interfaces[ip.interface]
+        return bool(owner.sandbox) and owner.name == ifname
+
     def render(self, version: str) -> dict[str, object]:
         """Return the result in the shape of `version`."""
         if version in versions.family("0.2.0"):

@@ -32,11 +32,12 @@ from cni_plugin.plumbing.feature import Feature
 from cni_plugin.plumbing.forwarding import warn_of_drops
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from contextlib import ExitStack
 
     from cni_plugin.config import Addressing, Network
     from cni_plugin.contract.fields import Fields
-    from cni_plugin.contract.result import Result
+    from cni_plugin.contract.result import IPConfig, Result
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.plumbing.feature import Site, Traces
 
@@ -161,14 +162,14 @@ def _outgoing(settings: Firewall) -> list[str]:
 
 def add(settings: Firewall, site: Site, result: Result, undo: ExitStack) -> Result:
     """Let the network's rules be for the pod's addresses."""
-    claim(site, _plan_elements(settings, site, result), undo)
+    claim(site, _plan_elements(settings, site, result.ips), undo)
     warn_of_drops(site.host, result.interfaces[0].name if result.interfaces else "", result)
     return result
 
 
-def _plan_elements(settings: Firewall, site: Site, result: Result) -> list[Element]:
-    """Return one element for each address of prevResult, whatever interface it is on."""
-    addresses = dict.fromkeys(ip.address.ip for ip in result.ips)
+def _plan_elements(settings: Firewall, site: Site, ips: Iterable[IPConfig]) -> list[Element]:
+    """Return one element for each of the addresses in each family of tables."""
+    addresses = dict.fromkeys(ip.address.ip for ip in ips)
     families = [ruleset.family for ruleset in _plan_rulesets(settings)]
     return [
         Element(
@@ -192,13 +193,17 @@ def delete(traces: Traces, site: Site) -> None:
 
 
 def check(settings: Firewall, site: Site, result: Result) -> None:
-    """Compare the network's chains and the pod's elements."""
+    """Compare the network's chains and the pod's elements.
+
+    ADD makes them for every address of prevResult, whatever interface it is on. What is on another one
+    now a later plugin may have added.
+    """
     for ruleset in _plan_rulesets(settings):
         if chain := find_difference(site.host.nftables, ruleset):
             raise broken(
                 f"nft chain {ruleset.family} podwire {chain}: wanted the rules of firewall, found others"
             )
-    require(site, _plan_elements(settings, site, result), "firewall")
+    require(site, _plan_elements(settings, site, result.addresses_on(site.attachment.ifname)), "firewall")
 
 
 FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, ensure=ensure)

@@ -164,7 +164,8 @@ def _plan_elements(settings: Masquerade, site: Site, result: Result) -> list[Ele
 
     In mode `routed` only ADD knows it: prevResult has single addresses.
     """
-    networks = {ip.address.ip: ip.network or ip.address.cidr for ip in result.ips}
+    own = result.addresses_on(site.attachment.ifname)
+    networks = {ip.address.ip: ip.network or ip.address.cidr for ip in own}
     element = partial(Element, family="inet", comment=site.label)
     elements = []
     for address, network in networks.items():

@@ -104,11 +104,8 @@ def plan_host_ports(
 def _pick_addresses(result: Result, ifname: str) -> dict[int, IPAddress]:
     """Return the first address of each family that is the pod's interface's, or nobody's in particular."""
     picked: dict[int, IPAddress] = {}
-    for ip in result.ips:
-        known = ip.interface is not None and ip.interface < len(result.interfaces)
-        holder = result.interfaces[ip.interface or 0] if known else None
-        if holder is None or (holder.sandbox and holder.name == ifname):
-            picked.setdefault(ip.address.version, ip.address.ip)
+    for ip in result.addresses_on(ifname):
+        picked.setdefault(ip.address.version, ip.address.ip)
     return picked
 
 

@@ -81,18 +81,13 @@ def _plan_elements(settings: SpoofCheck, site: Site, result: Result) -> list[Ele
     mac = _find_mac(site, result.interfaces)
     if not mac:
         raise broken(f"prevResult: wanted the MAC of {site.attachment.ifname}, found none")
-    addresses = [ip.address.ip for ip in result.ips if _is_own(site, result, ip.interface)]
+    addresses = [ip.address.ip for ip in result.addresses_on(site.attachment.ifname)]
     return _render_elements(settings, site, mac, addresses)
 
 
 def _find_mac(site: Site, interfaces: Iterable[Interface]) -> str:
     own = (each.mac for each in interfaces if each.sandbox and each.name == site.attachment.ifname)
     return next(filter(valid_mac, own), "")
-
-
-def _is_own(site: Site, result: Result, interface: int | None) -> bool:
-    """Tell whether an address is on the attachment's interface, and not on one of another plugin."""
-    return interface is None or result.interfaces[interface].name == site.attachment.ifname
 
 
 def _render_elements(

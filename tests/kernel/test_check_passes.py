@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.chain import install_as
 from tests.kernel.networks import FAMILIES, dual_stack, host_end, network, routed
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def add_foreign_interfaces(result: dict[str, Any], pod: Pod) -> dict[str, Any]:
     merged["ips"] = [
         {"address": "127.0.0.1/8", "interface": 0},
         *merged["ips"],
-        {"address": "192.0.2.9/24", "interface": 6},
+        {"address": "192.0.2.9/24", "interface": len(merged["interfaces"]) - 1},
     ]
     return merged
 
@@ -99,6 +100,29 @@ def test_interfaces_of_other_plugins_in_prev_result_do_not_matter(node: Node) ->
     result = add_foreign_interfaces(node.add(config, pod), pod)
     answer = node.check(config, result, pod)
     assert answer.status == 0, answer.stdout
+
+
+FEATURES = {
+    "ipMasq": True,
+    "spoofCheck": "ip",
+    "capabilities": {"portMappings": True},
+    "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+}
+
+
+@pytest.mark.parametrize("mode", ["bridge", "routed"])
+@pytest.mark.parametrize("kind", ["podwire-ipam", "static"])
+def test_addresses_of_other_plugins_in_prev_result_are_no_features_matter(
+    node: Node, mode: str, kind: str
+) -> None:
+    environ: dict[str, str | None] = {"CNI_PATH": install_as(node, "static")}
+    config, pod = dual_stack(node, mode=mode, **FEATURES), node.pod()
+    config["ipam"] |= {"type": kind, "addresses": [{"address": "10.22.0.5/24"}, {"address": "fd00:22::5/64"}]}
+    result = add_foreign_interfaces(node.add(config, pod, environ=environ), pod)
+    answer = node.check(config, result, pod, environ=environ)
+    assert (answer.status, answer.stdout) == (0, "")
+    node.delete(config | {"prevResult": result}, pod, environ=environ)
+    assert pod.container_id not in node.run("nft", "list", "ruleset").stdout
 
 
 def test_add_keeps_what_earlier_plugins_of_the_chain_made(node: Node) -> None:

@@ -215,6 +215,14 @@ def test_check_names_what_is_gone(node: Node) -> None:
         assert_ok(chain.check(pod, result))
 
 
+def test_check_leaves_addresses_on_other_interfaces_to_whoever_added_them_later(node: Node) -> None:
+    chain, pod = chain_on(node), node.pod()
+    result = chain.add(pod)
+    result["interfaces"].append({"name": "net1", "sandbox": pod.path})
+    result["ips"].append({"address": "198.51.100.9/24", "interface": len(result["interfaces"]) - 1})
+    assert_ok(chain.check(pod, result))
+
+
 def test_gc_takes_the_elements_of_what_is_not_listed_and_no_others(node: Node) -> None:
     chain, gone, kept = chain_on(node), node.pod(), node.pod()
     for pod in (gone, kept):
