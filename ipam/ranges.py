@@ -31,6 +31,7 @@ _BAND_LEAST: Final = 16
 _BAND_MOST: Final = 256
 _BAND_SHARE: Final = 16
 _WIDTH: Final[dict[int, int]] = {4: 32, 6: 128}
+_LONGEST_SHOWN: Final = 60  # longer than any address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +214,7 @@ def _parse_network(text: str, what: str) -> IPNetwork:
     address, slash, length = text.partition("/")
     base, prefix = parse_address(address), _parse_prefix(length)
     if base is None or prefix is None or not slash:
-        raise InvalidRange(subject=what, wanted="an address block such as 10.1.0.0/16", found=repr(text))
+        raise InvalidRange(subject=what, wanted="an address block such as 10.1.0.0/16", found=_show(text))
     if prefix > _WIDTH[base.version]:  # a mapped ::ffff:10.1.0.0/112 too, as in the reference
         raise InvalidRange(subject=f"{what} {text}", wanted="a valid prefix length", found=f"/{length}")
     network = IPNetwork((int(base), prefix), version=base.version)
@@ -224,8 +225,13 @@ def _parse_network(text: str, what: str) -> IPNetwork:
 
 
 def _parse_prefix(text: str) -> int | None:
-    canonical = text.isascii() and text.isdigit() and text == str(int(text))
+    # Python makes no number of more than 4,300 digits.
+    canonical = text.isascii() and text.isdigit() and len(text) <= 3 and text == str(int(text))
     return int(text) if canonical else None
+
+
+def _show(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}...")
 
 
 def _default_bounds(network: IPNetwork) -> tuple[IPAddress, IPAddress]:
@@ -246,7 +252,7 @@ def _parse_bound(network: IPNetwork, what: str, text: str | None, default: IPAdd
     address = parse_address(text)
     subject = f"{what} of {network}"
     if address is None:
-        raise InvalidRange(subject=subject, wanted="an address", found=repr(text))
+        raise InvalidRange(subject=subject, wanted="an address", found=_show(text))
     if address.version != network.version:
         raise InvalidRange(subject=subject, wanted=f"an IPv{network.version} address", found=text)
     if not network.first <= int(address) <= network.last:
@@ -263,7 +269,7 @@ def _parse_gateway(network: IPNetwork, text: str | None) -> IPAddress | None:
     address = parse_address(text)
     if address is None:
         wanted = f'an address or "{NO_GATEWAY}"'
-        raise InvalidRange(subject=f"gateway of {network}", wanted=wanted, found=repr(text))
+        raise InvalidRange(subject=f"gateway of {network}", wanted=wanted, found=_show(text))
     return address
 
 

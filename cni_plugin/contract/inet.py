@@ -10,24 +10,32 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from cni_plugin.contract.errors import invalid_config
 
+_PREFIX_DIGITS = 3  # Python makes no number of more than 4,300
+_LONGEST_SHOWN = 60  # longer than any address
+
 
 def parse_ip(text: str, what: str) -> IPAddress:
     """Return the address in `text`; `what` names the key in the error (code 7)."""
     try:
         return collapse(IPAddress(text))
     except (AddrFormatError, ValueError) as error:
-        raise invalid_config(f'{what} must be an IP address, found "{text}"') from error
+        raise invalid_config(f'{what} must be an IP address, found "{_shorten(text)}"') from error
 
 
 def parse_cidr(text: str, what: str) -> IPNetwork:
     """Return address and prefix length of `text`, host bits kept; `what` names the key."""
     address, slash, prefix = text.partition("/")
     if not (slash and prefix.isascii() and prefix.isdigit()):
-        raise invalid_config(f'{what} must be an address with a prefix length, found "{text}"')
+        raise invalid_config(f'{what} must be an address with a prefix length, found "{_shorten(text)}"')
     ip = parse_ip(address, what)
-    if int(prefix) > width(ip):
-        raise invalid_config(f'{what} must have a prefix length up to {width(ip)}, found "{text}"')
-    return with_prefix(ip, int(prefix))
+    digits = prefix.lstrip("0") or "0"
+    if len(digits) > _PREFIX_DIGITS or int(digits) > width(ip):
+        raise invalid_config(f'{what} must have a prefix length up to {width(ip)}, found "{_shorten(text)}"')
+    return with_prefix(ip, int(digits))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def with_prefix(ip: IPAddress, prefixlen: int) -> IPNetwork:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 START_AFTER_END = {"subnet": "10.22.0.0/24", "rangeStart": "10.22.0.9", "rangeEnd": "10.22.0.8"}
 ONLY_THE_GATEWAY = {"subnet": "10.22.0.0/30", "rangeStart": "10.22.0.1", "rangeEnd": "10.22.0.1"}
+ENDLESS = f"10.22.0.0/{'1' * 5000}"
 RANGES = {
     "overlapping sets": ([V4, [{"subnet": "10.22.0.128/25"}]], ["overlap", "10.22.0.129-10.22.0.254"]),
     "overlapping ranges": ([[{"subnet": "fd00::/64"}, {"subnet": "fd00::/80"}]], ["overlap", "fd00::"]),
@@ -40,6 +41,24 @@ def test_ranges_that_cannot_be_are_code_7_with_what_was_wanted_and_found(node: N
     with unchanged(node):
         for ranges, words in RANGES.values():
             assert_refused(node.call("ADD", network(node, *ranges, isGateway=True), pod), 7, *words)
+    assert not node.data_dir.exists()
+
+
+def test_a_prefix_length_of_more_digits_than_a_number_has_is_code_7_and_shortened(node: Node) -> None:
+    cases = {
+        "subnet": {"ranges": [[{"subnet": ENDLESS}]]},
+        "excluded block": {"ranges": [[V4[0] | {"exclude": [ENDLESS]}]]},
+        "gateway": {"ranges": [[V4[0] | {"gateway": ENDLESS}]]},
+        '"ipam.routes[0].dst"': {"ranges": [V4], "routes": [{"dst": ENDLESS}]},
+        '"nonMasqueradeCIDRs"': {"ranges": [V4]},
+    }
+    for key, ipam in cases.items():
+        config = network(node, V4, ipMasq=True)
+        config["ipam"] |= ipam
+        config["nonMasqueradeCIDRs"] = [ENDLESS] if "CIDRs" in key else []
+        answer = node.call("ADD", config, node.pod())
+        assert_refused(answer, 7, key, "10.22.0.0/111")
+        assert len(answer.stdout) < 400
     assert not node.data_dir.exists()
 
 
