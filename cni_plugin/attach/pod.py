@@ -114,7 +114,7 @@ def plan_routes(index: int, outfit: Outfit) -> list[RouteSpec]:
 
 def _plan_route(index: int, route: Route, ips: tuple[IPConfig, ...]) -> RouteSpec:
     gw = route.gw
-    if gw is None and not _is_link_scope(route):
+    if gw is None and not is_link_scope(route):
         gw = first_gateway(ips, route.dst.version)
     return RouteSpec(
         dst=route.dst,
@@ -129,8 +129,9 @@ def _plan_route(index: int, route: Route, ips: tuple[IPConfig, ...]) -> RouteSpe
     )
 
 
-def _is_link_scope(route: Route) -> bool:
-    return route.scope is not None and route.scope >= 253  # RT_SCOPE_LINK, RT_SCOPE_HOST
+def is_link_scope(route: Route) -> bool:
+    """Tell whether a route says that its destination is on the link, where IPv4 has no gateway."""
+    return route.scope in {253, 254}  # RT_SCOPE_LINK, RT_SCOPE_HOST
 
 
 def first_gateway(ips: tuple[IPConfig, ...], version: int) -> IPAddress | None:

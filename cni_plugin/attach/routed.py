@@ -177,7 +177,8 @@ def configure(plan: RoutedPlan, wire: int, host: Namespace, pod: Namespace, addr
     inside = pod_side.require_link(pod, plan.attachment)
     outside = _require(host, plan.attachment.host_ifname)
     ignore_routers(host.netlink, outside.name)
-    outfit = pod_side.Outfit(ips=addresses.ips, routes=addresses.routes, dad=plan.dad, follows_routers=False)
+    routes = tuple(map(_over_next_hop, addresses.routes))
+    outfit = pod_side.Outfit(ips=addresses.ips, routes=routes, dad=plan.dad, follows_routers=False)
     pod_side.dress(pod, inside, outfit)
     versions = sorted({ip.address.version for ip in addresses.ips})
     hops = [Neighbour(address=NEXT_HOP[version], mac=outside.mac) for version in versions]
@@ -193,17 +194,28 @@ def configure(plan: RoutedPlan, wire: int, host: Namespace, pod: Namespace, addr
 
 
 def narrow(addresses: Result) -> Result:
-    """Return the delegate's result as a routed pod has it: single addresses behind one next hop."""
+    """Return the delegate's result as a routed pod has it: single addresses behind one next hop.
+
+    What is said to be on the link stays said so.
+    """
     ips = tuple(
         IPConfig(
             address=_single(ip.address.ip), gateway=NEXT_HOP[ip.address.version], network=ip.address.cidr
         )
         for ip in addresses.ips
     )
-    routes = tuple(replace(route, gw=NEXT_HOP[route.dst.version]) for route in addresses.routes)
+    routes = tuple(
+        route if pod_side.is_link_scope(route) else _over_next_hop(route) for route in addresses.routes
+    )
     versions = sorted({ip.address.version for ip in ips} - served_by_default(routes))
     routes += tuple(Route(dst=default_route(version), gw=NEXT_HOP[version]) for version in versions)
     return replace(addresses, ips=ips, routes=routes)
+
+
+def _over_next_hop(route: Route) -> Route:
+    """Return the route as the pod gets it: on its link there is nobody but the node, whatever its scope."""
+    scope = None if pod_side.is_link_scope(route) else route.scope
+    return replace(route, gw=NEXT_HOP[route.dst.version], scope=scope)
 
 
 def _single(address: IPAddress) -> IPNetwork:

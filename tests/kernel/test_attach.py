@@ -110,6 +110,21 @@ def test_route_priority_table_and_scope_are_installed(node: Node) -> None:
     assert (link["scope"], link.get("gateway")) == ("link", None)
 
 
+@pytest.mark.parametrize("scope", [253, 254])
+def test_what_is_on_the_link_of_a_routed_pod_is_behind_the_node(node: Node, scope: int) -> None:
+    pod = node.pod()
+    routes = [{"dst": "192.0.2.0/24", "scope": scope}, {"dst": "2001:db8::/32", "scope": scope}]
+    config = routed(node, *routes, mode="routed")
+    result = node.add(config, pod)
+    assert result["routes"][:2] == routes
+    answer = node.check(config, result, pod)
+    assert (answer.status, answer.stdout) == (0, "")
+    for family, address in ((4, "192.0.2.9"), (6, "2001:db8::9")):
+        node.run("ip", "addr", "add", address, "dev", "lo")
+        pod.run("ip", f"-{family}", "route", "del", "default")
+        assert pod.ping(address)
+
+
 def test_several_next_hops_of_one_prefix_stand_side_by_side(node: Node) -> None:
     pod = node.pod()
     hops = {
