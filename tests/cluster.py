@@ -72,6 +72,13 @@ class Cluster:
         node.run("ip", "route", "add", "default", "via", router[4])
         node.run("ip", "route", "add", "default", "via", router[6])
 
+    def await_carriers(self) -> None:
+        """Return when the kernel knows that every node's cable is plugged in, which takes it a moment."""
+        deadline = time.monotonic() + 10
+        while any(node.links()["u0"]["operstate"] != "UP" for node in self.nodes.values()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     @staticmethod
     def _join(space: Space, ifname: str, *addresses: str) -> None:
         space.run("sysctl", "-qw", f"net.ipv6.conf.{ifname}.accept_dad=0")
@@ -169,6 +176,7 @@ def make_cluster(
             (tmp / f"n{i}").mkdir()
             made.nodes[i] = make_node(tmp / f"n{i}", bin_dir)
             made.plug(i, mtu)
+        made.await_carriers()
     except BaseException:
         made.remove()
         raise
