@@ -21,7 +21,7 @@ from cni_plugin.attach.port import BridgeWire
 from cni_plugin.config import Elsewhere
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.result import Interface, Result
-from cni_plugin.kernel.bridge import BridgeSpec, ensure_bridge
+from cni_plugin.kernel.bridge import BridgeSpec, attainable_mtu, ensure_bridge
 from cni_plugin.kernel.link import Link, get_link, list_links, set_mtu
 from cni_plugin.kernel.vlan import vlans_can_be_filtered
 
@@ -57,8 +57,11 @@ def ensure_shared(plan: BridgePlan, host: Namespace) -> BridgeWire:
 
 
 def _automatic_mtu(plan: BridgePlan, host: Namespace) -> int:
-    uplink = automatic_mtu(host.netlink, plan.addressing.families)
-    return uplink - plan.mtu_overhead
+    return attainable_mtu(host.netlink, plan.bridge, _uplink_mtu(plan, host))
+
+
+def _uplink_mtu(plan: BridgePlan, host: Namespace) -> int:
+    return automatic_mtu(host.netlink, plan.addressing.families) - plan.mtu_overhead
 
 
 def elsewhere(plan: BridgePlan) -> Elsewhere:
@@ -80,8 +83,10 @@ def synchronize(plan: BridgePlan, host: Namespace) -> int:
 
 def explain_mtu(plan: BridgePlan, host: Namespace) -> list[str]:
     """Return the computation of the MTU, a step a line."""
+    mtu = _automatic_mtu(plan, host)
     if plan.mtu:
-        return [f"pods get {plan.mtu}, as configured", f"automatic would be {_automatic_mtu(plan, host)}"]
+        return [f"pods get {plan.mtu}, as configured", f"automatic would be {mtu}"]
+    reason = f"bridge {plan.bridge} carries {mtu}, and a port of somebody else makes it not ours to change"
     families = sorted(plan.addressing.families)
     uplinks = [automatic_mtu(host.netlink, frozenset({v})) for v in families]
     return [
@@ -90,7 +95,8 @@ def explain_mtu(plan: BridgePlan, host: Namespace) -> list[str]:
             for v, mtu in zip(families, uplinks, strict=True)
         ),
         f"mtuOverhead takes {plan.mtu_overhead}",
-        f"pods get {_automatic_mtu(plan, host)}",
+        *([reason] if mtu < _uplink_mtu(plan, host) else []),
+        f"pods get {mtu}",
     ]
 
 

@@ -1,7 +1,8 @@
 """The MTU of a pod: what the interface that carries the traffic can carry.
 
 Automatic (`mtu` 0 or absent) is the smallest MTU of the interfaces that hold the default
-routes of the families in use, 1500 without a default route.
+routes of the families in use, 1500 without a default route. A bridge that is not ours to change
+lowers it (kernel/bridge.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 `ip link add NAME address MAC type bridge; ip link set NAME mtu MTU up`. A bridge follows the lowest
 MAC and the lowest MTU of its ports unless its own were set, so ours are set from the start. A bridge is
 ours alone when every port is the end of a veth; one with another port (an uplink, a tap) belongs to
-somebody whose settings we must not change: a difference is then an error. Linux: net/bridge/br_if.c.
+somebody whose settings we must not change: a difference is then an error,
+but an automatic MTU gives way. Linux: net/bridge/br_if.c.
 """
 
 from __future__ import annotations
@@ -89,6 +90,13 @@ def ensure_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
     if found.alias != ALIAS and not _foreign_port(nl, found):
         _adopt(nl, found)
     return found
+
+
+def attainable_mtu(nl: Netlink, name: str, mtu: int) -> int:
+    """Return `mtu`, or the smaller one of a bridge that is not ours to change."""
+    found = get_link(nl, name)
+    settled = found is not None and found.mtu < mtu and _foreign_port(nl, found)
+    return found.mtu if found and settled else mtu
 
 
 def _adopt(nl: Netlink, found: Link) -> None:

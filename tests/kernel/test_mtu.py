@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cluster import sync
 from tests.kernel.networks import (
     V4,
     V6,
@@ -104,6 +105,50 @@ def test_automatic_mtu_of_pods_on_the_uplinks_own_bridge_is_that_bridges(node: N
     node.run("ip", "route", "add", "default", "dev", "cni0")
     node.add(network(node, V4), pod)
     assert pod.links()["eth0"]["mtu"] == 1400
+
+
+UPLINKS = {
+    "below the default route's": (9000, 1500, (V4,)),
+    "below 1500": (1500, 1450, (V4, V6)),
+    "below 1500, no addresses": (1450, 1450, ()),
+}
+
+
+def add_bridge_with_uplink(node: Node, *, default: int, port: int) -> None:
+    """Give the node default routes over one interface, and a bridge with another one in it."""
+    add_uplink(node, default)
+    node.run("ip", "link", "add", "cni0", "type", "bridge")
+    node.run("ip", "link", "set", "cni0", "up")
+    add_foreign_port(node, "cni0", mtu=port)
+
+
+@pytest.mark.parametrize(("default", "port", "ranges"), UPLINKS.values(), ids=UPLINKS)
+def test_automatic_mtu_is_at_most_that_of_a_bridge_that_is_not_ours_to_change(
+    node: Node, default: int, port: int, ranges: tuple[list[dict[str, str]], ...]
+) -> None:
+    pod, config = node.pod(), network(node, *ranges)
+    add_bridge_with_uplink(node, default=default, port=port)
+    result = node.add(config, pod)
+    assert mtus(node, pod, host_end(result)) == {port}
+    assert node.check(config, result, pod).status == 0
+    node.delete(config, pod)
+    assert node.links()["cni0"]["mtu"] == port
+
+
+def test_podwire_mtu_and_sync_know_of_a_bridge_that_is_not_ours_to_change(plain_node: Node) -> None:
+    add_bridge_with_uplink(plain_node, default=9000, port=1500)
+    config = network(plain_node, V4)
+    assert sync(plain_node, config).returncode == 0
+    assert sync(plain_node, config, "mtu").stdout.splitlines() == [
+        "network test:",
+        "  IPv4: the default route's interface carries 9000",
+        "  mtuOverhead takes 0",
+        "  bridge cni0 carries 1500, and a port of somebody else makes it not ours to change",
+        "  pods get 1500",
+    ]
+    explicit = sync(plain_node, config | {"mtu": 9000})
+    assert explicit.returncode == 1
+    assert "bridge cni0: wanted mtu 9000, found 1500" in explicit.stderr
 
 
 def test_ipv6_over_an_uplink_below_1280_is_refused_before_anything_is_made(node: Node) -> None:
