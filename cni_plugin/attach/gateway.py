@@ -96,7 +96,7 @@ def _ensure_gateway_address(plan: BridgePlan, holder: Link, wanted: IPNetwork, h
     present = list_addresses(host.netlink, holder.index)
     if wanted in present:
         return
-    for other in _conflicts(wanted, present):
+    for other in _conflicts(plan, wanted, present):
         if not plan.force_address:
             raise invalid_config(
                 f'"{holder.name}" already has an IP address different from {wanted}: {other}'
@@ -112,9 +112,8 @@ def find_stale(plan: BridgePlan, host: Namespace) -> list[Trouble]:
     if not plan.is_gateway or plan.force_address or holder is None:
         return []
     present = list_addresses(host.netlink, holder.index)
-    facts = [each for each in plan.addressing.ranges if each.gateway is not None]
-    wanted = [with_prefix(each.gateway, each.subnet.prefixlen) for each in facts if each.gateway]
-    stale = {other: each for each in wanted if each not in present for other in _conflicts(each, present)}
+    missing = [each for each in _own_gateways(plan) if each not in present]
+    stale = {other: each for each in missing for other in _conflicts(plan, each, present)}
     return [
         Trouble(
             object=holder.name,
@@ -136,12 +135,20 @@ def drop_other_subnets(holder: Link, subnets: Collection[IPNetwork], nl: Netlink
     return len(stale)
 
 
-def _conflicts(wanted: IPNetwork, present: list[IPNetwork]) -> list[IPNetwork]:
+def _own_gateways(plan: BridgePlan) -> list[IPNetwork]:
+    """Return the gateways of the network's ranges, each of which some pod may have."""
+    facts = [each for each in plan.addressing.ranges if each.gateway is not None]
+    return [with_prefix(each.gateway, each.subnet.prefixlen) for each in facts if each.gateway]
+
+
+def _conflicts(plan: BridgePlan, wanted: IPNetwork, present: list[IPNetwork]) -> list[IPNetwork]:
     """Return the addresses that cannot stand beside `wanted`.
 
-    As in the reference: of IPv4 a bridge has one address, of IPv6 one per network.
+    As in the reference: of IPv4 a bridge has one address, of IPv6 one per network. Only the gateways of
+    the network's own ranges stay beside each other: pods have the one or the other.
     """
-    family = [address for address in present if address.version == wanted.version]
+    own = _own_gateways(plan)
+    family = [address for address in present if address.version == wanted.version and address not in own]
     return [a for a in family if wanted.version == 4 or a.cidr in wanted.cidr or wanted.cidr in a.cidr]
 
 

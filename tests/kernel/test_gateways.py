@@ -1,0 +1,58 @@
+"""The node's gateway addresses: several of one network, and link-local ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cluster import write_conflist
+from tests.doctor.clinic import examine
+from tests.kernel.networks import network
+from tests.protocol.answers import assert_ok, assert_refused
+
+if TYPE_CHECKING:
+    from tests.node import Node
+
+TWO_SUBNETS = [
+    {"subnet": "10.22.0.0/24", "rangeStart": "10.22.0.2", "rangeEnd": "10.22.0.2"},
+    {"subnet": "10.23.0.0/24"},
+]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_gateways_of_all_subnets_of_a_range_set_stand_beside_each_other(node: Node, *, force: bool) -> None:
+    config = network(node, TWO_SUBNETS, isGateway=True, forceAddress=force)
+    pods = [node.pod(), node.pod()]
+    results = []
+    for pod in pods:
+        results.append(node.add(config, pod))
+        assert_ok(node.call("STATUS", config))
+    assert [ip["address"] for result in results for ip in result["ips"]] == ["10.22.0.2/24", "10.23.0.2/24"]
+    assert set(node.addresses("cni0")) == {"10.22.0.1/24", "10.23.0.1/24"}
+    for pod, result in zip(pods, results, strict=True):
+        assert_ok(node.check(config, result, pod))
+        assert pod.ping(result["ips"][0]["gateway"])
+
+
+def test_pod_with_addresses_of_two_subnets_of_a_family_reaches_both_gateways(node: Node) -> None:
+    pod = node.pod()
+    config = network(node, *([each] for each in TWO_SUBNETS), isGateway=True)
+    assert_ok(node.check(config, node.add(config, pod), pod))
+    assert pod.ping("10.22.0.1")
+    assert pod.ping("10.23.0.1")
+
+
+def test_foreign_address_beside_a_gateway_of_ours_still_keeps_the_other_away(node: Node) -> None:
+    config = network(node, TWO_SUBNETS, isGateway=True)
+    node.add(config, node.pod())
+    node.run("ip", "addr", "add", "10.99.0.1/24", "dev", "cni0")
+    assert_refused(node.call("STATUS", config), 50, "it has 10.99.0.1/24", "10.23.0.1/24 belongs")
+    assert_refused(node.call("ADD", config, node.pod()), 7, "different from 10.23.0.1/24: 10.99.0.1/24")
+
+
+def test_doctor_takes_no_gateway_of_the_network_for_a_stale_address(plain_node: Node) -> None:
+    config = network(plain_node, TWO_SUBNETS, isGateway=True)
+    write_conflist(plain_node, config)
+    plain_node.add(config, plain_node.pod())
+    assert examine(plain_node) == []
