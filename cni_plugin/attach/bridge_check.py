@@ -12,6 +12,7 @@ from cni_plugin.attach import pod as pod_side
 from cni_plugin.attach.gateway import address_on_node
 from cni_plugin.config import alias_prefix
 from cni_plugin.contract.errors import broken
+from cni_plugin.contract.inet import is_among
 from cni_plugin.kernel.addr import list_addresses
 from cni_plugin.kernel.link import IFF_UP, Link, get_link
 from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
@@ -131,7 +132,7 @@ def _check_gateway(plan: BridgePlan, host: Namespace, result: Result) -> None:
     present = list_addresses(host.netlink, holder.index)
     for ip in result.addresses_on(plan.attachment.ifname):
         wanted = address_on_node(ip)
-        if wanted not in present:
+        if not is_among(wanted, present):
             raise broken(
                 f"link {holder.name}: wanted gateway address {wanted}, found {sorted(map(str, present))}"
             )

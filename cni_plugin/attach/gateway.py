@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.attach.mode import Trouble
 from cni_plugin.attach.port import host_mac
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
-from cni_plugin.contract.inet import default_route, width, with_prefix
+from cni_plugin.contract.inet import default_route, is_among, width, with_prefix
 from cni_plugin.contract.result import Route
 from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses, wait_until_resolvable
 from cni_plugin.kernel.errors import KernelError
@@ -94,7 +94,7 @@ def address_on_node(ip: IPConfig) -> IPNetwork:
 
 def _ensure_gateway_address(plan: BridgePlan, holder: Link, wanted: IPNetwork, host: Namespace) -> None:
     present = list_addresses(host.netlink, holder.index)
-    if wanted in present:
+    if is_among(wanted, present):
         return
     for other in _conflicts(plan, wanted, present):
         if not plan.force_address:
@@ -112,8 +112,8 @@ def find_stale(plan: BridgePlan, host: Namespace) -> list[Trouble]:
     if not plan.is_gateway or plan.force_address or holder is None:
         return []
     present = list_addresses(host.netlink, holder.index)
-    missing = [each for each in _own_gateways(plan) if each not in present]
-    stale = {other: each for each in missing for other in _conflicts(plan, each, present)}
+    missing = [each for each in _own_gateways(plan) if not is_among(each, present)]
+    stale = {str(other): each for each in missing for other in _conflicts(plan, each, present)}
     return [
         Trouble(
             object=holder.name,
@@ -148,7 +148,7 @@ def _conflicts(plan: BridgePlan, wanted: IPNetwork, present: list[IPNetwork]) ->
     the network's own ranges stay beside each other: pods have the one or the other.
     """
     own = _own_gateways(plan)
-    family = [address for address in present if address.version == wanted.version and address not in own]
+    family = [a for a in present if a.version == wanted.version and not is_among(a, own)]
     return [a for a in family if wanted.version == 4 or a.cidr in wanted.cidr or wanted.cidr in a.cidr]
 
 

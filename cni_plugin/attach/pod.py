@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
-from cni_plugin.contract.inet import width
+from cni_plugin.contract.inet import is_among, width
 from cni_plugin.kernel.addr import add_address, list_addresses, list_unsettled, wait_until_resolvable
 from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_mac, set_up
 from cni_plugin.kernel.route import RouteSpec, add_route, list_routes
@@ -182,9 +182,9 @@ def check_addresses(pod: Namespace, link: Link, result: Result) -> None:
 
     An address counts when it has no interface index or one that leads to this interface.
     """
-    present = set(list_addresses(pod.netlink, link.index))
+    present = list_addresses(pod.netlink, link.index)
     for ip in result.addresses_on(link.name):
-        if ip.address not in present:
+        if not is_among(ip.address, present):
             found = sorted(map(str, present))
             raise broken(f"interface {link.name}: wanted address {ip.address}, found {found}")
 

@@ -6,9 +6,14 @@ and an address of a network always comes with its prefix length.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from cni_plugin.contract.errors import invalid_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _PREFIX_DIGITS = 3  # Python makes no number of more than 4,300
 _LONGEST_SHOWN = 60  # longer than any address
@@ -41,6 +46,11 @@ def _shorten(text: str) -> str:
 def with_prefix(ip: IPAddress, prefixlen: int) -> IPNetwork:
     """Return the address with the prefix length of its network, host bits kept."""
     return IPNetwork((int(ip), prefixlen), version=ip.version)
+
+
+def is_among(address: IPNetwork, others: Iterable[IPNetwork]) -> bool:
+    """Tell whether an address with its prefix length is among `others`; `==` ignores host bits."""
+    return any((address.ip, address.prefixlen) == (other.ip, other.prefixlen) for other in others)
 
 
 def parse_ip_or_cidr(text: str, what: str) -> IPAddress:

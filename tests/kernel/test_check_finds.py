@@ -48,6 +48,11 @@ def lose_address_file(at: Attached) -> None:
     (at.node.data_dir / "test" / "10.22.0.2").unlink()
 
 
+def replace_address(run: Callable[..., None], dev: str, wanted: str, found: str) -> None:
+    run("ip", "addr", "del", wanted, "dev", dev)
+    run("ip", "addr", "add", found, "dev", dev, "nodad")
+
+
 def bridge_with_another_mac(at: Attached) -> None:
     at.on_node("ip", "link", "set", "cni0", "address", "02:00:00:00:00:01")
 
@@ -118,6 +123,18 @@ BROKEN: dict[str, tuple[Callable[[Attached], None], tuple[str, ...]]] = {
     "default route": (
         lambda at: at.in_pod("ip", "-6", "route", "del", "default"),
         ("interface eth0", "wanted routes to ['::/0']", "found"),
+    ),
+    "another ipv4 address of the subnet": (
+        lambda at: replace_address(at.in_pod, "eth0", "10.22.0.2/24", "10.22.0.9/24"),
+        ("interface eth0", "wanted address 10.22.0.2/24", "found ['10.22.0.9/24', 'fd00:22::2/64']"),
+    ),
+    "another ipv6 address of the subnet": (
+        lambda at: replace_address(at.in_pod, "eth0", "fd00:22::2/64", "fd00:22::9/64"),
+        ("interface eth0", "wanted address fd00:22::2/64", "found ['10.22.0.2/24', 'fd00:22::9/64']"),
+    ),
+    "another gateway address of the subnet": (
+        lambda at: replace_address(at.on_node, "cni0", "10.22.0.1/24", "10.22.0.9/24"),
+        ("link cni0", "wanted gateway address 10.22.0.1/24", "found ['10.22.0.9/24', 'fd00:22::1/64']"),
     ),
     "ipv4 gateway address": (
         lambda at: at.on_node("ip", "addr", "del", "10.22.0.1/24", "dev", "cni0"),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.cluster import write_conflist
 from tests.doctor.clinic import examine
-from tests.kernel.networks import network
+from tests.kernel.networks import V4, V6, network
 from tests.protocol.answers import assert_ok, assert_refused
 
 if TYPE_CHECKING:
@@ -49,6 +49,23 @@ def test_foreign_address_beside_a_gateway_of_ours_still_keeps_the_other_away(nod
     node.run("ip", "addr", "add", "10.99.0.1/24", "dev", "cni0")
     assert_refused(node.call("STATUS", config), 50, "it has 10.99.0.1/24", "10.23.0.1/24 belongs")
     assert_refused(node.call("ADD", config, node.pod()), 7, "different from 10.23.0.1/24: 10.99.0.1/24")
+
+
+SAME_SUBNET = {"v4": (V4, "10.22.0.99/24", "10.22.0.1"), "v6": (V6, "fd00:22::99/64", "fd00:22::1")}
+
+
+@pytest.mark.parametrize(("ranges", "other", "gateway"), SAME_SUBNET.values(), ids=SAME_SUBNET)
+def test_another_address_of_the_gateways_subnet_is_not_taken_for_the_gateway(
+    node: Node, ranges: list[dict[str, str]], other: str, gateway: str
+) -> None:
+    node.run("ip", "link", "add", "cni0", "type", "bridge")
+    node.run("ip", "addr", "add", other, "dev", "cni0", "nodad")
+    config = network(node, ranges, isGateway=True)
+    assert_refused(node.call("STATUS", config), 50, f"it has {other}", f"gateway {gateway}/")
+    assert_refused(node.call("ADD", config, node.pod()), 7, f"different from {gateway}/", other)
+    pod = node.pod()
+    node.add(config | {"forceAddress": True}, pod)
+    assert pod.ping(gateway)
 
 
 def test_doctor_takes_no_gateway_of_the_network_for_a_stale_address(plain_node: Node) -> None:
