@@ -129,9 +129,9 @@ def _check_mtu(link: Link, configured: int, reported: Interface | None) -> None:
 
 def _check_gateway(plan: BridgePlan, host: Namespace, result: Result) -> None:
     holder = _require_link(host, plan.gateway_ifname)
-    present = list_addresses(host.netlink, holder.index)
     for ip in result.addresses_on(plan.attachment.ifname):
         wanted = address_on_node(ip)
+        present = list_addresses(host.netlink, holder.index, link_local=wanted.ip.is_link_local())
         if not is_among(wanted, present):
             raise broken(
                 f"link {holder.name}: wanted gateway address {wanted}, found {sorted(map(str, present))}"

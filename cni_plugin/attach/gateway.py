@@ -93,7 +93,7 @@ def address_on_node(ip: IPConfig) -> IPNetwork:
 
 
 def _ensure_gateway_address(plan: BridgePlan, holder: Link, wanted: IPNetwork, host: Namespace) -> None:
-    present = list_addresses(host.netlink, holder.index)
+    present = list_addresses(host.netlink, holder.index, link_local=True)
     if is_among(wanted, present):
         return
     for other in _conflicts(plan, wanted, present):
@@ -145,8 +145,11 @@ def _conflicts(plan: BridgePlan, wanted: IPNetwork, present: list[IPNetwork]) ->
     """Return the addresses that cannot stand beside `wanted`.
 
     As in the reference: of IPv4 a bridge has one address, of IPv6 one per network. Only the gateways of
-    the network's own ranges stay beside each other: pods have the one or the other.
+    the network's own ranges stay beside each other: pods have the one or the other. A link-local one stays
+    beside the link's own, which it has on every link.
     """
+    if wanted.version == 6 and wanted.ip.is_link_local():
+        return []
     own = _own_gateways(plan)
     family = [a for a in present if a.version == wanted.version and not is_among(a, own)]
     return [a for a in family if wanted.version == 4 or a.cidr in wanted.cidr or wanted.cidr in a.cidr]

@@ -103,10 +103,10 @@ class _Found(NamedTuple):
     scope: int
 
 
-def list_addresses(nl: Netlink, index: int = 0) -> list[IPNetwork]:
-    """Return the addresses of the link with this index (0 for all), link-local IPv6 left out."""
+def list_addresses(nl: Netlink, index: int = 0, *, link_local: bool = False) -> list[IPNetwork]:
+    """Return the addresses of the link with this index (0 for all), IPv6 link-local when asked for."""
     found = _list(nl, index)
-    return [a for a, _, scope in found if a.version == 4 or scope != _RT_SCOPE_LINK]
+    return [a for a, _, scope in found if link_local or a.version == 4 or scope != _RT_SCOPE_LINK]
 
 
 def list_unsettled(nl: Netlink, index: int) -> list[tuple[IPNetwork, bool]]:

@@ -73,3 +73,40 @@ def test_doctor_takes_no_gateway_of_the_network_for_a_stale_address(plain_node: 
     write_conflist(plain_node, config)
     plain_node.add(config, plain_node.pod())
     assert examine(plain_node) == []
+
+
+LINK_LOCAL = [{"subnet": "fd00:22::/64", "gateway": "fe80::1"}]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_link_local_gateway_stands_beside_the_links_own_address(node: Node, *, force: bool) -> None:
+    config = network(node, LINK_LOCAL, isDefaultGateway=True, forceAddress=force)
+    pods = [node.pod(), node.pod()]
+    for pod in pods:
+        result = node.add(config, pod)
+        assert_ok(node.call("STATUS", config))
+        assert_ok(node.check(config, result, pod))
+        assert pod.ping("fe80::1%eth0")
+    assert "fe80::1/64" in link_local(node)
+    assert len(link_local(node)) == 2
+    node.run("ip", "addr", "del", "fe80::1/64", "dev", "cni0")
+    assert_refused(
+        node.check(config, result, pods[1]), 100, "wanted gateway address fe80::1/64, found ['fe80:"
+    )
+    assert_ok(node.call("STATUS", config))
+    for pod in pods:
+        node.delete(config, pod)
+    assert node.held() == {}
+
+
+def test_link_local_gateway_leaves_other_networks_addresses(node: Node) -> None:
+    node.run("ip", "link", "add", "cni0", "type", "bridge")
+    node.run("ip", "addr", "add", "fd00:22::99/56", "dev", "cni0", "nodad")
+    node.add(network(node, LINK_LOCAL, isGateway=True, forceAddress=True), node.pod())
+    assert node.addresses("cni0") == ["fd00:22::99/56"]
+
+
+def link_local(node: Node) -> list[str]:
+    """Return the link-local addresses of the bridge."""
+    said = node.ip("-6", "addr", "show", "dev", "cni0", "scope", "link")
+    return [f"{a['local']}/{a['prefixlen']}" for a in said[0]["addr_info"]]
