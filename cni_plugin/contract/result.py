@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_MTU = 0xFFFFFFFF
 _U32 = 0xFFFFFFFF
+_I64 = -(1 << 63), (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ class Result:
         return [ip for ip in self.ips if self._is_on(ip, ifname)]
 
     def _is_on(self, ip: IPConfig, ifname: str) -> bool:
-        if ip.interface is None or ip.interface >= len(self.interfaces):
+        if ip.interface is None:
             return True
         owner = self.interfaces[ip.interface]
         return bool(owner.sandbox) and owner.name == ifname
@@ -198,9 +199,10 @@ def parse_result(fields: Fields, config_version: str) -> Result:
         return _parse_oldest(fields)
     # The text of 0.3.0 calls the list "ip"; everybody has always written "ips".
     ips = "ip" if version == "0.3.0" and fields.value("ips") is None else "ips"
+    interfaces = tuple(_parse_interface(member) for member in fields.objects("interfaces"))
     return Result(
-        interfaces=tuple(_parse_interface(member) for member in fields.objects("interfaces")),
-        ips=tuple(_parse_ip_config(member, "address") for member in fields.objects(ips)),
+        interfaces=interfaces,
+        ips=tuple(_parse_ip_config(member, "address", len(interfaces)) for member in fields.objects(ips)),
         routes=parse_routes(fields),
         dns=parse_dns(fields),
     )
@@ -215,7 +217,7 @@ def parse_prev_result(config: Fields, version: str) -> Result | None:
 def _parse_oldest(fields: Fields) -> Result:
     families = [member for member in (fields.section("ip4"), fields.section("ip6")) if member]
     return Result(
-        ips=tuple(_parse_ip_config(member, "ip") for member in families),
+        ips=tuple(_parse_ip_config(member, "ip", 0) for member in families),
         routes=tuple(route for member in families for route in parse_routes(member)),
         dns=parse_dns(fields),
     )
@@ -232,12 +234,17 @@ def _parse_interface(member: Fields) -> Interface:
     )
 
 
-def _parse_ip_config(member: Fields, key: str) -> IPConfig:
+def _parse_ip_config(member: Fields, key: str, interfaces: int) -> IPConfig:
+    """Return an address; an index that leads to none of so many interfaces is as if it were not there.
+
+    The specification knows no such index, and the Go plugins pass over it.
+    """
     gateway = member.string("gateway")
+    index = member.integer("interface", *_I64)
     return IPConfig(
         address=parse_cidr(member.string(key), f'"{member.name(key)}"'),
         gateway=parse_ip(gateway, f'"{member.name("gateway")}"') if gateway else None,
-        interface=member.integer("interface", 0, _U32),
+        interface=index if index in range(interfaces) else None,
     )
 
 

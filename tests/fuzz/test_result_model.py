@@ -16,6 +16,7 @@ from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.result import DNS, Interface, IPConfig, Result, Route, parse_result
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+INDEXES = st.none() | st.integers(0, 3) | st.integers(-(2**63), 2**63 - 1)
 U32 = st.none() | st.integers(0, 2**32 - 1)
 
 
@@ -30,7 +31,7 @@ def networks(version: int) -> st.SearchStrategy[IPNetwork]:
 
 def of_a_family(version: int) -> tuple[st.SearchStrategy[IPConfig], st.SearchStrategy[Route]]:
     gateways = st.none() | addresses(version)
-    ips = st.builds(IPConfig, address=networks(version), gateway=gateways, interface=U32)
+    ips = st.builds(IPConfig, address=networks(version), gateway=gateways, interface=INDEXES)
     metrics = dict.fromkeys(("mtu", "advmss", "priority", "table"), U32)
     scopes = st.none() | st.integers(0, 255)
     dsts = networks(version).map(lambda network: network.cidr)
@@ -65,6 +66,8 @@ def wanted(result: Result, version: str) -> Result:
             routes=tuple(Route(dst=route.dst, gw=route.gw) for route in routes),
             dns=result.dns,
         )
+    count = len(result.interfaces)
+    result = replace(result, ips=tuple(_with_index(ip, count) for ip in result.ips))
     if version == "1.1.0":
         # An MTU of 0 is none.
         return replace(
@@ -75,6 +78,11 @@ def wanted(result: Result, version: str) -> Result:
         interfaces=tuple(replace(each, mtu=None, socket_path="", pci_id="") for each in result.interfaces),
         routes=tuple(Route(dst=route.dst, gw=route.gw) for route in result.routes),
     )
+
+
+def _with_index(ip: IPConfig, count: int) -> IPConfig:
+    """Return an address without an index that leads to none of so many interfaces."""
+    return ip if ip.interface in range(count) else replace(ip, interface=None)
 
 
 @given(RESULTS, st.sampled_from(versions.SUPPORTED))
@@ -95,6 +103,6 @@ def test_behind_an_earlier_result_every_index_names_the_same_interface(first: Re
         first.routes + second.routes,
     )
     for before, after in zip(second.ips, both.ips[len(first.ips) :], strict=True):
-        if before.interface is not None and before.interface < len(second.interfaces):
+        if before.interface in range(len(second.interfaces)):
             assert both.interfaces[after.interface] == second.interfaces[before.interface]
     assert second.after(None) == second

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chain import install_as
+from tests.chain import Chain, install_as
 from tests.kernel.networks import FAMILIES, dual_stack, host_end, network, routed
+from tests.protocol.answers import assert_ok
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +124,31 @@ def test_addresses_of_other_plugins_in_prev_result_are_no_features_matter(
     assert (answer.status, answer.stdout) == (0, "")
     node.delete(config | {"prevResult": result}, pod, environ=environ)
     assert pod.container_id not in node.run("nft", "list", "ruleset").stdout
+
+
+PORT = {"hostPort": 80, "containerPort": 80, "protocol": "tcp"}
+
+
+@pytest.mark.parametrize("index", [-1, 9])
+def test_index_in_prev_result_that_leads_to_no_interface_fails_no_verb(node: Node, index: int) -> None:
+    later: list[dict[str, Any]] = [
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+        {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}, "dataDir": str(node.tmp / "tuning")},
+        {"type": "firewall"},
+        {"type": "bandwidth", "egressRate": 1_000_000, "egressBurst": 100_000},
+    ]
+    path = [install_as(node, *(plugin["type"] for plugin in later))]
+    chain = Chain(node=node, plugins=later, path=path, runtime={"portMappings": [PORT]}, version="1.1.0")
+    pod, config = node.pod(), dual_stack(node, spoofCheck="ip")
+    result = node.add(config, pod)
+    for ip in result["ips"]:
+        ip["interface"] = index
+    for plugin in later:
+        for verb in ("ADD", "CHECK", "DEL"):
+            answer = chain.call(verb, plugin, pod, result)
+            assert answer.status == 0, answer.stdout
+    assert_ok(node.check(config, result, pod))
+    node.delete(config | {"prevResult": result}, pod)
 
 
 def test_add_keeps_what_earlier_plugins_of_the_chain_made(node: Node) -> None:

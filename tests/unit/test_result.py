@@ -145,7 +145,7 @@ WRONG = [
     ({"ips": [{"address": "10.1.0.5/٣"}]}, "prevResult.ips[0].address"),
     ({"ips": [{}]}, "prevResult.ips[0].address"),
     ({"ips": [{"address": "10.1.0.5/16", "gateway": "x"}]}, "prevResult.ips[0].gateway"),
-    ({"ips": [{"address": "10.1.0.5/16", "interface": -1}]}, "prevResult.ips[0].interface"),
+    ({"ips": [{"address": "10.1.0.5/16", "interface": "0"}]}, "prevResult.ips[0].interface"),
     ({"interfaces": ["eth0"]}, "prevResult.interfaces[0]"),
     ({"routes": [{"dst": "10.0.0.0/8", "gw": "fd00::1"}]}, "prevResult.routes[0]"),
     ({"routes": [{"dst": "10.0.0.0/8", "scope": 256}]}, "prevResult.routes[0].scope"),
@@ -158,6 +158,12 @@ def test_a_result_that_cannot_be_read_is_code_7_that_names_the_place(raw: dict[s
     with pytest.raises(CNIError) as caught:
         parsed(raw)
     assert (caught.value.code, f'"{key}"' in caught.value.msg) == (7, True), caught.value.msg
+
+
+@pytest.mark.parametrize("index", [-1, 2, 2**32, -(2**63)])
+def test_an_index_that_leads_to_no_interface_is_as_if_it_were_not_there(index: int) -> None:
+    raw = NEWEST | {"ips": [{"address": "10.1.0.5/16", "interface": index}]}
+    assert parsed(raw).ips == (IPConfig(address=IPNetwork("10.1.0.5/16")),)
 
 
 def test_an_ipv4_mapped_address_is_ipv4() -> None:
