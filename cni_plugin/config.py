@@ -266,13 +266,21 @@ def _parse_mac(fields: Fields, args: dict[str, str]) -> str:
 
 def parse_mac(text: str, what: str) -> str:
     """Return a unicast MAC as the kernel writes it; CNIError 7 for anything else."""
-    octets = text.replace("-", ":").split(":")
+    octets = _split_mac(text)
     if len(octets) != 6 or not all(_is_octet(octet) for octet in octets):
         raise invalid_config(f'{what} must be a MAC like 02:00:5e:10:00:01, found "{text}"')
     values = [int(octet, 16) for octet in octets]
     if values[0] & 1 or not any(values):
         raise invalid_config(f'{what} must be the MAC of one interface, found "{text}"')
     return ":".join(f"{value:02x}" for value in values)
+
+
+def _split_mac(text: str) -> list[str]:
+    """Return the octets of 02:00:5e:10:00:01, 02-00-5e-10-00-01 or 0200.5e10.0001."""
+    groups = text.split(".")
+    if [len(group) for group in groups] == [4, 4, 4]:
+        return [group[i : i + 2] for group in groups for i in (0, 2)]
+    return text.replace("-", ":").split(":")
 
 
 def _is_octet(text: str) -> bool:

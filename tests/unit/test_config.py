@@ -41,8 +41,8 @@ def refused(*words: str) -> pytest.RaisesExc[CNIError]:
     return pytest.raises(CNIError, match=".*".join(words), check=lambda error: error.code == 7)
 
 
-@pytest.mark.parametrize("text", ["02:00:5e:10:00:aF", "02-00-5E-10-00-AF"])
-def test_a_mac_is_read_in_both_spellings_and_written_as_the_kernel_does(text: str) -> None:
+@pytest.mark.parametrize("text", ["02:00:5e:10:00:aF", "02-00-5E-10-00-AF", "0200.5e10.00aF"])
+def test_a_mac_is_read_in_every_spelling_of_go_and_written_as_the_kernel_does(text: str) -> None:
     assert parse_mac(text, "mac") == "02:00:5e:10:00:af"
 
 
@@ -54,7 +54,10 @@ def test_a_mac_is_read_in_both_spellings_and_written_as_the_kernel_does(text: st
         "02:00:5e:10:00:01:02",
         "2:0:5e:10:0:1",
         "02:00:5e:10:00:0g",
-        "0200.5e10.0001",
+        "0200.5e10.001",
+        "0200.5e10.00:01",
+        "0200.5e10.0001.0203",
+        "0200:5e10:0001",
         "01:00:5e:10:00:01",
         "ff:ff:ff:ff:ff:ff",
         "00:00:00:00:00:00",
