@@ -107,7 +107,12 @@ def allocate(request: Request, place: str = "") -> Result:
 
 
 def release(request: Request) -> None:
-    """Release every address of the attachment; none is fine."""
+    """Release every address of the attachment; none is fine, and a `dataDir` that no ADD takes has none."""
+    try:
+        data_dir(request.config)
+    except CNIError as error:
+        log.warning("%s; no address is released", error.msg)
+        return
     with _translated():
         ipam.release(open_store(request), _owner(request), _terms_if_readable(request))
 

@@ -39,6 +39,17 @@ def test_a_configuration_that_add_would_refuse_still_releases_everything(node: N
             assert list(pod.links()) == ["lo"]
 
 
+@pytest.mark.parametrize("directory", ["relative", 5, "/tmp/a\0b"])
+def test_a_directory_that_add_would_refuse_fails_no_del(node: Node, directory: object) -> None:
+    config, pod = dual_stack(node), node.pod()
+    node.add(config, pod)
+    refused = config | {"ipam": config["ipam"] | {"dataDir": directory}}
+    for program in ("podwire-ipam", "podwire"):
+        assert_ok(node.call("DEL", refused, pod, program=program))
+    assert list(pod.links()) == ["lo"]
+    node.delete(config, pod)
+
+
 @pytest.mark.parametrize(
     "where", ["there", "gone", "empty", "unset", "a plain file", "a directory", "another"]
 )
