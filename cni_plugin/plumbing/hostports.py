@@ -2,6 +2,7 @@
 
 An entry asks for one port or, with `hostPortEnd`, for a range of them; without `hostIP` in both
 families. Each becomes an element of a map, keyed by protocol and port and, with `hostIP`, by the address.
+Its comment says whose it is, and how many there are: `if17/2` is the host's end of his veth, and two ports.
 By hand: `nft add element inet podwire hostport4_SCOPE { tcp . 8080 : 10.1.0.5 . 80 }`.
 """
 
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.inet import parse_ip
 from cni_plugin.kernel.message import parse_address
+from cni_plugin.kernel.nfnetlink import MAX_COMMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,6 +29,7 @@ MOST = 1024
 """Ports of one attachment, which are as many elements per family."""
 _HIGHEST = 65535
 SERVICE_SIZE = 8  # bytes at the end of a key: protocol and port, each padded to a register's four
+_END = "if"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,36 @@ class HostPort:
         """Return the port as errors name it."""
         where = "" if self.address is None else f"{self.address} "
         return f"{where}{self.port}/{self.protocol} (IPv{self.version})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Whose a host port is, as far as the comment of its element says."""
+
+    end: int = 0
+    """The index of his veth's end on the host, 0 for unknown."""
+    ports: int = 0
+    """How many elements he asked for, 0 for unknown."""
+    who: str
+
+
+def render_holder(label: str, end: int, ports: int) -> str:
+    """Return the comment of an attachment's elements, see `Holder`."""
+    identity, network, rest = label.split(" ", 2)
+    return f"{identity} {network} {_END}{end}/{ports} {rest}".encode()[:MAX_COMMENT].decode(errors="ignore")
+
+
+def parse_holder(comment: str) -> Holder:
+    """Return what a comment says of the holder."""
+    words = comment.split(" ")
+    if len(words) < 4:  # made by hand, or cut in the word that matters
+        return Holder(who=comment or "an element without a comment")
+    end, _, ports = words[2].removeprefix(_END).partition("/")
+    return Holder(
+        end=int(end) if end.isdigit() else 0,
+        ports=int(ports) if ports.isdigit() else 0,
+        who=f"{' '.join(words[3:])} on network {words[1]}",
+    )
 
 
 def parse_key(set_name: str, key: bytes) -> HostPort:

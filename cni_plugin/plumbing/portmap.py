@@ -21,10 +21,10 @@ from cni_plugin.kernel.sysctl import get_sysctl
 from cni_plugin.plumbing.backend import is_own, require_nftables, warn_of_iptables
 from cni_plugin.plumbing.elements import claim, release, require
 from cni_plugin.plumbing.feature import Feature
-from cni_plugin.plumbing.hostports import parse_host_ports, parse_key, parse_target
+from cni_plugin.plumbing.hostports import parse_holder, parse_host_ports, parse_key, parse_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import ExitStack
 
     from cni_plugin.config import Addressing, Network
@@ -135,10 +135,13 @@ def _plan(settings: PortMap, site: Site, result: Result) -> Plan | None:
 
 def delete(traces: Traces, site: Site) -> None:
     """Let go of the attachment's host ports; what nobody tells is searched by its identity."""
-    keys = _trace_keys(traces)
-    removed = [e for prefix, known in keys.items() for e in release(site, "inet", prefix, known)]
-    if not keys and _may_have_ports(traces, site):
-        removed = release(site, "inet", "hostport")
+    removed = [e for kind, keys in _trace_ports(traces).items() for e in release(site, "inet", kind, keys)]
+    if _are_all(removed):
+        # The address comes last: while it is there, there may be ports.
+        for prefix, key in _place_pods(traces):
+            release(site, "inet", prefix, [key])
+    elif _may_have_ports(traces, site):
+        removed += release(site, "inet", "hostport")
     _forget_flows(site, (element for element in removed if element.data), operator.eq)
 
 
@@ -158,32 +161,38 @@ def _forget_flows(
         forget_udp(site.host, udp, is_stale)
 
 
-def _trace_keys(traces: Traces) -> dict[str, list[bytes]]:
-    """Return the keys of an ADD's elements by the beginning of their sets' names; none when not all are told.
+def _trace_ports(traces: Traces) -> dict[str, list[bytes]]:
+    """Return the keys of the ports that DEL was told of by how the names of their maps begin.
 
-    The address comes last: while it is there, there may be ports.
+    None without an address: where it was would not be known.
     """
     ports = None
     with suppress(CNIError):
         ports = parse_host_ports(traces.fields)
     keys: dict[str, list[bytes]] = {}
-    if not ports or traces.addresses is None:
-        return keys
-    for port in ports:
+    for port in ports or () if traces.addresses else ():
         keys.setdefault(port.kind, []).append(port.key)
-    for address in traces.addresses:
-        keys.setdefault(f"hostport_pods{address.version}_", []).append(address.packed * 2)
     return keys
+
+
+def _are_all(ports: Iterable[Element]) -> bool:
+    """Tell whether there are as many as each of them says: DEL may be told of others than ADD was."""
+    told = [parse_holder(port.comment).ports for port in ports]
+    return all(0 < number <= len(told) for number in told) and told != []
+
+
+def _place_pods(traces: Traces) -> Iterator[tuple[str, bytes]]:
+    """Yield how the name of the sets begins that know an address of the pod, and its key there."""
+    for address in traces.addresses or ():
+        yield f"hostport_pods{address.version}_", address.packed * 2
 
 
 def _may_have_ports(traces: Traces, site: Site) -> bool:
     """Tell whether a search can find anything: of a pod with ports there is an address, too."""
     if traces.addresses is None:
         return True
-    nftables = site.host.nftables
-    names = {v: nftables.list_sets("inet", f"hostport_pods{v}_") for v in (4, 6)}
-    known = ((name, a.packed * 2) for a in traces.addresses for name in names[a.version])
-    return any(nftables.get("inet", name, key) for name, key in known)
+    places = ((name, key) for prefix, key in _place_pods(traces) for name in site.sets("inet", prefix))
+    return any(site.host.nftables.get("inet", *place) for place in places)
 
 
 def check(settings: PortMap, site: Site, result: Result) -> None:

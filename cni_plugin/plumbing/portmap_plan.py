@@ -16,8 +16,7 @@ from cni_plugin.kernel.link import get_link, get_link_by_index, get_other_end
 from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.route import find_path
 from cni_plugin.kernel.sysctl import get_sysctl
-from cni_plugin.plumbing.hostports import pack_target
-from cni_plugin.plumbing.portmap_rivals import render_holder
+from cni_plugin.plumbing.hostports import pack_target, render_holder
 from cni_plugin.plumbing.portmap_rules import GUARD, Treatment, plan_ruleset
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def plan_host_ports(
     # A quote would end the name in the rule.
     segment = place.link if place.shared and '"' not in place.link else ""
     treatment = replace(treatment, segment=segment)
-    comment = render_holder(site, place.end.index if place.end else 0)
+    comment = render_holder(site.label, place.end.index if place.end else 0, len(asked))
     element = partial(Element, family="inet", comment=comment)
     return Plan(
         treatment=treatment,

@@ -2,8 +2,8 @@
 
 Two ports are rivals as two sockets would be: one protocol and number, and one address or all
 addresses on either side. A port is taken from its holder only when the host's end of his veth, whose index
-stands in the comment as a word of its own (`if17`), is gone from the node: then nothing reaches him any more.
-Of a holder without such a word nothing is known, and he keeps it.
+stands in the comment, is gone from the node: then nothing reaches him any more.
+Of a holder without an index nothing is known, and he keeps it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.link import get_link_by_index
-from cni_plugin.kernel.nfnetlink import MAX_COMMENT
 from cni_plugin.plumbing.elements import is_of
-from cni_plugin.plumbing.hostports import SERVICE_SIZE, parse_key
+from cni_plugin.plumbing.hostports import SERVICE_SIZE, parse_holder, parse_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -22,23 +21,6 @@ if TYPE_CHECKING:
     from cni_plugin.kernel.nfnetlink import Element, Nftables
     from cni_plugin.plumbing.feature import Site
     from cni_plugin.plumbing.hostports import HostPort
-
-_END = "if"
-
-
-def render_holder(site: Site, end: int) -> str:
-    """Return the comment of an attachment's elements; `end` is its veth's index on the host, 0 for none."""
-    identity, network, rest = site.label.split(" ", 2)
-    return f"{identity} {network} {_END}{end} {rest}".encode()[:MAX_COMMENT].decode(errors="ignore")
-
-
-def _parse_holder(comment: str) -> tuple[int, str]:
-    """Return the index of the holder's end on the host, 0 for unknown, and who he is."""
-    words = comment.split(" ")
-    if len(words) < 4:  # made by hand, or cut in the word that matters
-        return 0, comment or "an element without a comment"
-    end = words[2].removeprefix(_END)
-    return int(end) if end.isdigit() else 0, f"{' '.join(words[3:])} on network {words[1]}"
 
 
 def find_rivals(site: Site, ports: Collection[HostPort]) -> Iterator[Element]:
@@ -64,10 +46,10 @@ def _list_rivals(nftables: Nftables, version: int, ports: Collection[HostPort]) 
 
 
 def _require_dead(site: Site, rival: Element) -> None:
-    end, holder = _parse_holder(rival.comment)
-    if not end or get_link_by_index(site.host.netlink, end) is not None:
+    holder = parse_holder(rival.comment)
+    if not holder.end or get_link_by_index(site.host.netlink, holder.end) is not None:
         raise CNIError(
             Code.TRY_AGAIN_LATER,
             f"host port {parse_key(rival.set_name, rival.key)}: wanted it for {site.attachment}, "
-            f"found it held by {holder}",
+            f"found it held by {holder.who}",
         )

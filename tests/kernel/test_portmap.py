@@ -102,6 +102,30 @@ def test_nothing_is_left_whatever_is_missing_at_del(node: Node, lost: str) -> No
         node.delete(asked, pod)
 
 
+OTHER_LISTS = {
+    "one of two": [WEB],
+    "none of them": [{**WEB, "hostPort": 9090}],
+    "as many others": [{**WEB, "hostPort": 9090}, {**WEB, "hostPort": 9091}],
+    "more": [WEB, {**WEB, "hostPort": 8081}, {**WEB, "hostPort": 9090}],
+    "another family": [WEB | {"hostIP": "::"}, {**WEB, "hostPort": 8081, "hostIP": "::"}],
+}
+
+
+@pytest.mark.parametrize("case", OTHER_LISTS)
+@in_process
+def test_del_with_another_list_of_ports_than_add_leaves_none(node: Node, case: str) -> None:
+    """As a runtime has it whose configuration was changed in between."""
+    before = elements(node)
+    pod = node.pod()
+    plain = dual_stack(node, version="1.0.0")
+    result = node.add(plain, pod)
+    map_ports(node, chain(WEB, {**WEB, "hostPort": 8081}), result, pod)
+    asked = chain(*OTHER_LISTS[case]) | {"prevResult": result}
+    assert_ok(call_portmap(node, "DEL", asked, pod))
+    assert elements(node) == before
+    node.delete(plain | {"prevResult": result}, pod)
+
+
 def test_a_chained_del_needs_nothing_but_names(node: Node) -> None:
     pod = node.pod()
     result = node.add(dual_stack(node, version="1.0.0"), pod)
