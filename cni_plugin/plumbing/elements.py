@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cni_plugin.kernel.nfnetlink import Nftables
     from cni_plugin.plumbing.feature import Site
 
+    Settlement = tuple[Collection[Element], Collection[Element]]  # what is made, and what of others goes
+
 FAMILIES = ("inet", "bridge")
 _AT_ONCE = 32
 
@@ -31,22 +33,25 @@ def claim(
     site: Site,
     wanted: Sequence[Element],
     undo: ExitStack,
-    rivals: Callable[[], Iterable[Element]] = tuple,
-) -> None:
+    settle: Callable[[], Settlement] | None = None,
+) -> Collection[Element]:
     """Make the elements exist, all or none, and push their removal; one that exists is replaced.
 
-    `rivals` reads what others have that cannot stand beside them: it raises CNIError where that must
-    stay, and returns what goes.
+    `settle` reads what others have that cannot stand beside them, and raises CNIError where that must
+    stay. Returns what was made.
     """
     nftables = site.host.nftables
+    made: Collection[Element] = wanted
 
     def decide() -> list[Change]:
-        gone = dict.fromkeys(rivals())
-        changes = [change for element in wanted for change in _replace(nftables, element, gone)]
+        nonlocal made
+        made, gone = settle() if settle else (wanted, ())
+        changes = [change for element in made for change in _replace(nftables, element, gone)]
         return [Change(element, present=False) for element in gone] + changes
 
     undo.callback(release_exactly, site, wanted)  # first, as the answer may be lost
     nftables.update(decide)
+    return made
 
 
 def _replace(nftables: Nftables, wanted: Element, gone: Collection[Element]) -> Iterator[Change]:

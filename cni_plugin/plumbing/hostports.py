@@ -70,6 +70,7 @@ class Holder:
     """The index of his veth's end on the host, 0 for unknown."""
     ports: int = 0
     """How many elements he asked for, 0 for unknown."""
+    container_id: str = ""
     who: str
 
 
@@ -88,6 +89,7 @@ def parse_holder(comment: str) -> Holder:
     return Holder(
         end=int(end) if end.isdigit() else 0,
         ports=int(ports) if ports.isdigit() else 0,
+        container_id=words[3],
         who=f"{' '.join(words[3:])} on network {words[1]}",
     )
 

@@ -7,6 +7,7 @@ portmap_rivals; a DEL needs none of the three. UDP flows that began before are p
 
 from __future__ import annotations
 
+import logging
 import operator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from cni_plugin.plumbing.feature import Feature
 from cni_plugin.plumbing.hostports import parse_holder, parse_host_ports, parse_key, parse_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from contextlib import ExitStack
 
     from cni_plugin.config import Addressing, Network
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from cni_plugin.plumbing.hostports import HostPort
     from cni_plugin.plumbing.portmap_plan import Plan
     from cni_plugin.plumbing.portmap_rules import Treatment
+
+log = logging.getLogger("podwire")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,19 +113,29 @@ def add(settings: PortMap, site: Site, result: Result, undo: ExitStack) -> Resul
     if plan is None:
         return result
     from cni_plugin.kernel.netconf import ensure_route_localnet
-    from cni_plugin.plumbing.portmap_rivals import find_rivals
+    from cni_plugin.plumbing.portmap_rivals import settle
 
     for ruleset in plan.rulesets:
         ensure_ruleset(site.host.nftables, ruleset)
     if plan.local_link:
         with site.host.entered():
             ensure_route_localnet(site.host.netlink, plan.local_link)
-    claim(site, plan.elements, undo, partial(find_rivals, site, plan.ports))
+    made = claim(site, plan.elements, undo, partial(settle, site, plan))
+    _tell_of_others(site, plan, made)
     if plan.hairpin_port:
         site.host.netlink.change(set_hairpin(plan.hairpin_port))
     # After the elements: a flow that began in between would find the port as it was.
-    _forget_flows(site, plan.ports.values(), operator.ne)
+    _forget_flows(site, (each for each in plan.ports.values() if each in made), operator.ne)
     return result
+
+
+def _tell_of_others(site: Site, plan: Plan, made: Collection[Element]) -> None:
+    if left := [str(port) for port, element in plan.ports.items() if element not in made]:
+        log.warning(
+            "host ports %s: wanted for %s, found them held by another interface of the container",
+            ", ".join(left),
+            site.attachment,
+        )
 
 
 def _plan(settings: PortMap, site: Site, result: Result) -> Plan | None:
@@ -203,7 +216,9 @@ def check(settings: PortMap, site: Site, result: Result) -> None:
     for ruleset in plan.rulesets:
         if chain := find_difference(site.host.nftables, ruleset):
             raise broken(f"nft chain inet podwire {chain}: wanted the rules of portmap, found others")
-    require(site, plan.elements, "portmap")
+    from cni_plugin.plumbing.portmap_rivals import list_own
+
+    require(site, list_own(site, plan), "portmap")
     _require_switches(site, plan)
 
 

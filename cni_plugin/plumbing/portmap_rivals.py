@@ -3,11 +3,13 @@
 Two ports are rivals as two sockets would be: one protocol and number, and one address or all
 addresses on either side. A port is taken from its holder only when the host's end of his veth, whose index
 stands in the comment, is gone from the node: then nothing reaches him any more.
-Of a holder without an index nothing is known, and he keeps it.
+Of a holder without an index nothing is known, and he keeps it. Another interface of the same container is no
+rival: a runtime may ask for a container's ports on all its networks, and the first to come has them.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
@@ -16,21 +18,50 @@ from cni_plugin.plumbing.elements import is_of
 from cni_plugin.plumbing.hostports import SERVICE_SIZE, parse_holder, parse_key
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from cni_plugin.kernel.nfnetlink import Element, Nftables
+    from cni_plugin.plumbing.elements import Settlement
     from cni_plugin.plumbing.feature import Site
-    from cni_plugin.plumbing.hostports import HostPort
+    from cni_plugin.plumbing.hostports import Holder, HostPort
+    from cni_plugin.plumbing.portmap_plan import Plan
 
 
-def find_rivals(site: Site, ports: Collection[HostPort]) -> Iterator[Element]:
-    """Yield the elements of dead holders of these ports; CNIError 11 when a holder may live."""
-    for version in sorted({port.version for port in ports}):
-        mine = [port for port in ports if port.version == version]
-        for rival in _list_rivals(site.host.nftables, version, mine):
-            if not is_of(site, rival):
-                _require_dead(site, rival)
-                yield rival
+def settle(site: Site, plan: Plan) -> Settlement:
+    """Return the elements that are the attachment's to have, and those of dead holders in their way.
+
+    CNIError 11 when another container holds a port and may live.
+    """
+    rivals = _find_rivals(site, plan)
+    kin = [each for each in rivals if _is_kin(site, each)]
+    gone = [each for each in rivals if each not in kin]
+    for each in gone:
+        _require_dead(site, each)
+    return _leave_to(kin, plan), gone
+
+
+def list_own(site: Site, plan: Plan) -> list[Element]:
+    """Return the elements but for ports that another interface of the container has."""
+    return _leave_to([each for each in _find_rivals(site, plan) if _is_kin(site, each)], plan)
+
+
+def _find_rivals(site: Site, plan: Plan) -> dict[Element, None]:
+    versions = sorted({port.version for port in plan.ports})
+    asked = ((v, [port for port in plan.ports if port.version == v]) for v in versions)
+    found = (each for v, ports in asked for each in _list_rivals(site.host.nftables, v, ports))
+    return dict.fromkeys(each for each in found if not is_of(site, each))
+
+
+def _is_kin(site: Site, rival: Element) -> bool:
+    holder = parse_holder(rival.comment)
+    return holder.container_id == site.attachment.container_id and not _is_dead(site, holder)
+
+
+def _leave_to(kin: Iterable[Element], plan: Plan) -> list[Element]:
+    held = {parse_key(each.set_name, each.key) for each in kin}
+    # One of all addresses has a port of one address, too, but not the other way round.
+    left = [e for port, e in plan.ports.items() if held & {port, replace(port, address=None)}]
+    return [each for each in plan.elements if each not in left] if left else list(plan.elements)
 
 
 def _list_rivals(nftables: Nftables, version: int, ports: Collection[HostPort]) -> Iterator[Element]:
@@ -47,9 +78,13 @@ def _list_rivals(nftables: Nftables, version: int, ports: Collection[HostPort]) 
 
 def _require_dead(site: Site, rival: Element) -> None:
     holder = parse_holder(rival.comment)
-    if not holder.end or get_link_by_index(site.host.netlink, holder.end) is not None:
+    if not _is_dead(site, holder):
         raise CNIError(
             Code.TRY_AGAIN_LATER,
             f"host port {parse_key(rival.set_name, rival.key)}: wanted it for {site.attachment}, "
             f"found it held by {holder.who}",
         )
+
+
+def _is_dead(site: Site, holder: Holder) -> bool:
+    return holder.end != 0 and get_link_by_index(site.host.netlink, holder.end) is None

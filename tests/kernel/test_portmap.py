@@ -180,6 +180,65 @@ def test_what_two_sockets_could_have_two_pods_can(node: Node) -> None:
         attached(node, entry)
 
 
+AT = {"hostIP": "192.0.2.1"}
+SECOND: dict[str, str | None] = {"CNI_IFNAME": "eth1"}
+
+
+def attached_twice(
+    node: Node, first: dict[str, Any], second: dict[str, Any]
+) -> tuple[Pod, list[dict[str, Any]], str]:
+    """Attach a container to two networks, as a runtime that asks for its ports on both.
+
+    Return the configurations for the other verbs and what the second ADD said on stderr.
+    """
+    config, pod, result = attached(node, first)
+    other = network(node, [{"subnet": "10.23.0.0/24"}], name="other", bridge="cni1", isGateway=True)
+    other |= {"runtimeConfig": {"portMappings": [second]}}
+    answer = node.call("ADD", other, pod, environ=SECOND)
+    assert answer.status == 0, answer.stdout
+    return pod, [config | {"prevResult": result}, other | {"prevResult": answer.json}], answer.stderr
+
+
+@pytest.mark.parametrize(("first", "second"), [({}, {}), ({}, AT), (AT, AT)])
+@in_process
+def test_of_a_containers_networks_the_first_has_the_port_until_it_goes(
+    node: Node, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    pod, (one, two), said = attached_twice(node, WEB | first, WEB | second)
+    assert "8080/tcp" in said
+    ports = elements(node, ". 8080 comment")
+    assert {line in elements(node, f" {pod.container_id} eth0") for line in ports} == {True}
+    assert_ok(node.call("CHECK", one, pod))
+    assert_ok(node.call("CHECK", two, pod, environ=SECOND))
+    node.delete(two, pod, environ=SECOND)
+    assert elements(node, ". 8080 comment") == ports
+    assert elements(node, "eth1") == []
+    assert_ok(node.call("CHECK", one, pod))
+    node.delete(one, pod)
+    assert elements(node, pod.container_id) == []
+
+
+@in_process
+def test_when_the_first_of_a_containers_networks_goes_its_port_is_free(node: Node) -> None:
+    pod, (one, two), _ = attached_twice(node, WEB, WEB)
+    node.delete(one, pod)
+    assert elements(node, ". 8080 comment") == []
+    assert_refused(node.call("CHECK", two, pod, environ=SECOND), 100, "found none")
+    attached(node, WEB)
+    node.delete(two, pod, environ=SECOND)
+    assert len(elements(node, ". 8080 comment")) == 2
+    assert elements(node, pod.container_id) == []
+
+
+@in_process
+def test_a_port_of_one_address_leaves_those_of_others_to_the_next_network(node: Node) -> None:
+    pod, (one, two), said = attached_twice(node, WEB | AT, WEB)
+    assert said == ""
+    assert len(elements(node, ". 8080 comment")) == 2
+    assert_ok(node.call("CHECK", one, pod))
+    assert_ok(node.call("CHECK", two, pod, environ=SECOND))
+
+
 def test_a_port_whose_holder_has_no_link_any_more_is_taken_over(node: Node) -> None:
     """As a namespace leaves it behind that went without a DEL; treated as another, too."""
     config, dead, result = attached(node, WEB, snat=False)
