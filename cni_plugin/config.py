@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import invalid_config
-from cni_plugin.contract.request import parse_args
+from cni_plugin.contract.request import parse_args, read_args
 from cni_plugin.contract.result import DNS, Result, parse_dns, parse_prev_result
 
 if TYPE_CHECKING:
@@ -201,11 +201,14 @@ class Addressing:
         return self.stated_families or frozenset(() if self.layer2 else (4, 6))
 
 
-def parse_network(request: Request) -> Network:
-    """Return the configuration of an ADD, CHECK or STATUS, or raise CNIError 4 or 7."""
+def parse_network(request: Request, *, takes_args: bool = True) -> Network:
+    """Return the configuration of an ADD, CHECK or STATUS, or raise CNIError 4 or 7.
+
+    To a plugin that does not take them CNI_ARGS are no reason to fail, and no MAC.
+    """
     fields = request.config
     _refuse_long_name(request.network)
-    args = parse_args(request, KNOWN_ARGS)
+    args = parse_args(request, KNOWN_ARGS) if takes_args else read_args(request)
     return Network(
         attachment=parse_attachment(request),
         cni_version=request.cni_version,
@@ -213,7 +216,7 @@ def parse_network(request: Request) -> Network:
         fields=fields,
         mtu=_parse_mtu(fields),
         mtu_overhead=fields.integer("mtuOverhead", 0, 1000) or 0,
-        mac=_parse_mac(fields, args),
+        mac=_parse_mac(fields, args) if takes_args else "",
         pod="/".join(filter(None, (args.get("K8S_POD_NAMESPACE"), args.get("K8S_POD_NAME")))),
         state_dir=f"{data_dir(fields)}/.podwire",
         ipam_type=ipam_type(fields),

@@ -195,6 +195,12 @@ def parse_args(request: Request, known: frozenset[str]) -> dict[str, str]:
     return pairs
 
 
+def read_args(request: Request) -> dict[str, str]:
+    """Return what can be read of CNI_ARGS, for a plugin that takes nothing from there but names."""
+    pairs = (pair.partition("=") for pair in request.args.split(";"))
+    return {key: value for key, sign, value in pairs if sign}
+
+
 def _split_pair(pair: str) -> tuple[str, str]:
     if pair.count("=") != 1:
         raise CNIError(

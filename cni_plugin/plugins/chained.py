@@ -43,7 +43,7 @@ def chained(feature: Feature) -> Plugin:
 
 
 def _add(feature: Feature, request: Request) -> Result:
-    network, previous = _parse(request)
+    network, previous = _parse(feature, request)
     settings = feature.parse(network, Addressing())
     with open_host() as host, open_pod_of(network.attachment) as pod, Undo() as undo:
         if settings is not None:
@@ -53,8 +53,8 @@ def _add(feature: Feature, request: Request) -> Result:
     return previous
 
 
-def _parse(request: Request) -> tuple[Network, Result]:
-    network = parse_network(request)
+def _parse(feature: Feature, request: Request) -> tuple[Network, Result]:
+    network = parse_network(request, takes_args=feature.takes_args)
     if network.prev_result is None:
         raise invalid_config('"prevResult": wanted the result of the plugins before this one, found none')
     return network, network.prev_result
@@ -70,7 +70,7 @@ def _delete(feature: Feature, request: Request) -> None:
 
 
 def _check(feature: Feature, request: Request) -> None:
-    network, previous = _parse(request)
+    network, previous = _parse(feature, request)
     settings = feature.parse(network, Addressing())
     with open_host() as host, open_pod_of(network.attachment) as pod:
         if settings is not None:
@@ -89,7 +89,7 @@ def _gc(feature: Feature, request: Request) -> None:
 
 
 def _status(feature: Feature, request: Request) -> None:
-    settings = feature.parse(parse_network(request), Addressing())
+    settings = feature.parse(parse_network(request, takes_args=feature.takes_args), Addressing())
     if settings is not None:
         with open_host() as host:
             feature.ready(settings, host)

@@ -96,6 +96,8 @@ class Feature:
     """After `ensure`: make what is the pod's and push its undoing; the result as it is now."""
     delete: Callable[[Traces, Site], object]
     """Remove what an ADD made, and nothing of anybody else's; absence is fine."""
+    takes_args: bool = False
+    """As a plugin of its own it takes what is in CNI_ARGS; the others do not fail for what is there."""
     links: Callable[[Attachment], tuple[str, ...]] = _no_links
     """Names of links on the node that are all `delete` removes: built in, they go with the veth."""
     check: Callable[[Settings, Site, Result], None]

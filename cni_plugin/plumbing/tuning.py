@@ -237,7 +237,14 @@ def find_sysctls(network: str, site: Site) -> Iterator[Belonging]:
         yield from find_values(_own_directory(site.state_dir), network)
 
 
-FEATURE = Feature(parse=parse_all, add=add_all, delete=delete_all, check=check, belongings=find_all)
+FEATURE = Feature(
+    parse=parse_all,
+    add=add_all,
+    delete=delete_all,
+    takes_args=True,
+    check=check,
+    belongings=find_all,
+)
 SYSCTLS = Feature(
     parse=parse_sysctls_alone,
     prepare=prepare,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.chain import install_as
+from tests.conftest import in_process
 from tests.kernel.networks import V4, dual_stack, network
 from tests.protocol.answers import VERSIONS, assert_ok, assert_refused, unchanged, warm
 
@@ -106,6 +108,28 @@ def test_cni_args_that_cannot_be_read_are_refused_by_add_but_hold_no_del_up(
     with unchanged(node):
         assert_refused(node.call("ADD", config, pod, environ=environ), 4, *words)
         assert_ok(node.call("DEL", config, pod, environ=environ))
+
+
+@pytest.mark.parametrize("args", ["FOO=bar", "IgnoreUnknown=perhaps", "a=b=c", "K8S_POD_NAME=a;", "MAC=x"])
+@in_process
+def test_cni_args_are_nothing_to_a_plugin_that_takes_none(node: Node, args: str) -> None:
+    pod, config = node.pod(), dual_stack(node, version="1.0.0")
+    result = node.add(config, pod)
+    kinds: dict[str, dict[str, Any]] = {
+        "portmap": {"runtimeConfig": {"portMappings": [{"hostPort": 80, "containerPort": 80}]}},
+        "firewall": {},
+        "bandwidth": {"ingressRate": 10**6, "ingressBurst": 10**6},
+        "tuning": {},
+    }
+    directory = install_as(node, *kinds)
+    for kind, keys in kinds.items():
+        asked = {"cniVersion": "1.0.0", "name": "test", "type": kind, **keys, "prevResult": result}
+        for verb in ("ADD", "CHECK"):
+            answer = node.call(verb, asked, pod, program=f"{directory}/{kind}", environ={"CNI_ARGS": args})
+            if kind == "tuning":  # which takes the MAC from there
+                assert answer.json["code"] in {4, 7}
+            else:
+                assert answer.status == 0, answer.stdout
 
 
 def test_ignore_unknown_counts_wherever_it_stands(node: Node) -> None:
