@@ -1,14 +1,12 @@
-"""iptables of others: what the Go reference `bridge` left there, and what the old one forwards.
+"""iptables of others: what the Go reference plugins left there, and what the old one forwards.
 
-Nothing here adds a rule. With ipMasq the Go `bridge` keeps one chain per container in the nat
-table, named by a hash, and one jump to it per address in POSTROUTING.
+Nothing here adds a rule, and no program is started for a chain that the kernel does not have.
 `iptables -t nat -D POSTROUTING ... -j CNI-HASH; -F; -X`.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import shlex
 import shutil
@@ -21,8 +19,9 @@ from cni_plugin.kernel.errors import KernelError
 from seam import step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Collection, Iterator
 
+    from cni_plugin.kernel.netns import Namespace
     from cni_plugin.kernel.walk import Rules
 
 log = logging.getLogger("podwire")
@@ -32,38 +31,46 @@ _INTERFACES = {"-i": "iifname", "-o": "oifname"}
 _LOCK_WAIT = "5"  # seconds for the xtables lock
 
 
-def reference_chain(network: str, container_id: str) -> str:
-    """Return the name of the chain of the reference's ipMasq."""
-    return "CNI-" + hashlib.sha512((network + container_id).encode()).hexdigest()[:24]
+def delete_chain(host: Namespace, chain: str, entry: str) -> None:
+    """Remove a chain of both families' nat tables, and the jumps to it that are in another."""
+    for program in _list_programs(host, "nat", chain):
+        _delete_rules(program, "nat", entry, lambda words: words[-2:] == ["-j", chain])
+        _change(program, "nat", "-F", chain)
+        _change(program, "nat", "-X", chain)
 
 
-def delete_reference_chains(network: str, container_id: str) -> None:
-    """Remove the container's masquerade chains of both families, where iptables is installed."""
-    chain = reference_chain(network, container_id)
-    for program in filter(None, map(shutil.which, _PROGRAMS)):
-        if _run(program, "-n", "-L", chain).returncode == 0:
-            _delete_chain(program, chain)
+def delete_rules(host: Namespace, chain: str, rules: Collection[list[str]]) -> None:
+    """Remove rules, as `-S` lists them behind the chain's name, of both families' filter tables."""
+    for program in _list_programs(host, "filter", chain):
+        _delete_rules(program, "filter", chain, lambda words: words in rules)
 
 
-def _delete_chain(program: str, chain: str) -> None:
-    listing = _run(program, "-S", "POSTROUTING").stdout
-    jumps = [words for words in map(shlex.split, listing.splitlines()) if words[-2:] == ["-j", chain]]
-    for words in jumps:
-        _change(program, "-D", *words[1:])
-    _change(program, "-F", chain)
-    _change(program, "-X", chain)
+def _list_programs(host: Namespace, table: str, chain: str) -> Iterator[str]:
+    """Yield the programs of the families that have a chain."""
+    for program in filter(shutil.which, _PROGRAMS):
+        family = program.removesuffix("tables")
+        known = host.nftables.get_chain(family, table, chain) or table in _list_legacy_tables(program)
+        if known and _run(program, table, "-n", "-L", chain).returncode == 0:
+            yield program
 
 
-def _change(program: str, *arguments: str) -> None:
-    log.debug("%s -t nat %s", program, shlex.join(arguments))
-    done = _run(program, *arguments)
+def _delete_rules(program: str, table: str, chain: str, may_go: Callable[[list[str]], bool]) -> None:
+    listing = _run(program, table, "-S", chain).stdout
+    for command, _, *words in map(shlex.split, listing.splitlines()):
+        if command == "-A" and may_go(words):
+            _change(program, table, "-D", chain, *words)
+
+
+def _change(program: str, table: str, *arguments: str) -> None:
+    command = f"{program} -t {table} {shlex.join(arguments)}"
+    log.debug("%s", command)
+    done = _run(program, table, *arguments)
     if done.returncode != 0:
-        raise KernelError(f"{program} -t nat {shlex.join(arguments)}", errno.EIO, done.stderr.strip())
+        raise KernelError(command, errno.EIO, done.stderr.strip())
 
 
-def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    argv = [program, "-w", _LOCK_WAIT, "-t", "nat", *arguments]
-    return _start(argv)
+def _run(program: str, table: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return _start([program, "-w", _LOCK_WAIT, "-t", table, *arguments])
 
 
 def _start(argv: list[str]) -> subprocess.CompletedProcess[str]:
@@ -76,12 +83,15 @@ def _start(argv: list[str]) -> subprocess.CompletedProcess[str]:
 
 def legacy_in_use(program: str) -> bool:
     """Tell whether the old `iptables` (or `ip6tables`) has a filter table that we can read."""
+    return "filter" in _list_legacy_tables(program) and shutil.which(f"{program}-legacy") is not None
+
+
+def _list_legacy_tables(program: str) -> list[str]:
     family = program.removesuffix("tables")
     try:
-        names = Path(f"/proc/thread-self/net/{family}_tables_names").read_text().split()
+        return Path(f"/proc/thread-self/net/{family}_tables_names").read_text().split()
     except OSError:
-        return False
-    return "filter" in names and shutil.which(f"{program}-legacy") is not None
+        return []
 
 
 def list_legacy_rules(program: str) -> tuple[Rules, str]:

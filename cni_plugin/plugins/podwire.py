@@ -28,6 +28,7 @@ from cni_plugin.delegate import find_delegate
 from cni_plugin.kernel.link import delete_link, delete_listed, get_link, list_links
 from cni_plugin.kernel.netns import find_pod, open_host
 from cni_plugin.plumbing.pods import (
+    bare_site,
     collect_features,
     delete_features,
     list_pod_links,
@@ -35,6 +36,7 @@ from cni_plugin.plumbing.pods import (
     parse_kept,
     plan_features,
     site_of,
+    trace,
 )
 from seam.undo import Undo
 
@@ -130,21 +132,22 @@ def delete(request: Request) -> None:
                 opened.enter_context(pod)
             run_all(
                 *delete_features(request, host, pod),
-                lambda: _disconnect(attachment, host, pod),
+                lambda: _disconnect(request, host, pod),
                 lambda: find_delegate(request).release(),
             )
 
 
-def _disconnect(attachment: Attachment, host: Namespace, pod: Namespace | None) -> None:
+def _disconnect(request: Request, host: Namespace, pod: Namespace | None) -> None:
+    attachment = parse_attachment(request)
     if delete_port(attachment, host, list_pod_links(attachment)):
         return
     # Not ours, or gone already: the Go plugins made it before the switch to podwire.
     link = get_link(pod.netlink, attachment.ifname) if pod is not None else None
     if pod is not None and link is not None and link.kind == "veth":
         delete_link(pod.netlink, link.name)
-    from cni_plugin.kernel.iptables import delete_reference_chains
+    from cni_plugin.plumbing.reference import delete_reference
 
-    delete_reference_chains(attachment.network, attachment.container_id)
+    delete_reference(trace(request), bare_site(request, host, pod))
 
 
 def check(request: Request) -> None:

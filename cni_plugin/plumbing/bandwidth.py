@@ -38,6 +38,7 @@ _LATENCY = 25  # milliseconds, the reference's
 _NO_WORD = frozenset({2**31 - 1, 2**32 - 1})
 _OWN_BURST_TIME = 100  # a hundredth of a second, what a busy node may oversleep
 _LEAST_OWN_BURST = 64 * 1024  # bytes; one packet that segmentation offload made
+_LONGEST_NAME = 15  # bytes, IFNAMSIZ less the terminating zero
 _FRAME = 18  # bytes that a frame has beside its MTU, a VLAN tag included
 
 
@@ -152,9 +153,18 @@ def delete(traces: Traces, site: Site) -> None:
     """Remove the device; what is on the veth goes with the veth."""
     del traces
     link = get_link(site.host.netlink, ifb_name(site.attachment))
-    if link is not None and link.alias.startswith(MARK):
+    if link is None:
+        delete_reference_device(site)
+    elif link.alias.startswith(MARK):
         delete_links(site.host, link)  # which lets it go together with other pods' links
-    elif link is not None:
+    else:
+        delete_link(site.host.netlink, link.name)
+
+
+def delete_reference_device(site: Site) -> None:
+    """Remove the device that the Go `bandwidth` made."""
+    link = get_link(site.host.netlink, site.attachment.reference_name("bwp", _LONGEST_NAME))
+    if link is not None and link.kind == "ifb":
         delete_link(site.host.netlink, link.name)
 
 

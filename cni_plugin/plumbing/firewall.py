@@ -185,11 +185,15 @@ def _plan_elements(settings: Firewall, site: Site, ips: Iterable[IPConfig]) -> l
 
 def delete(traces: Traces, site: Site) -> None:
     """Forget the pod's addresses, whatever the configuration says by now."""
-    known = traces.addresses
+    known, removed = traces.addresses, []
     for family in ("inet", "bridge"):
         for version in (4, 6):
             keys = None if known is None else [a.packed for a in known if a.version == version]
-            release(site, family, f"firewall{version}_", keys)
+            removed += release(site, family, f"firewall{version}_", keys)
+    if known and not removed:
+        from cni_plugin.plumbing.reference import delete_accepts
+
+        delete_accepts(site, known)
 
 
 def check(settings: Firewall, site: Site, result: Result) -> None:

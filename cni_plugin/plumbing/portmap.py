@@ -148,13 +148,18 @@ def _plan(settings: PortMap, site: Site, result: Result) -> Plan | None:
 
 def delete(traces: Traces, site: Site) -> None:
     """Let go of the attachment's host ports; what nobody tells is searched by its identity."""
-    removed = [e for kind, keys in _trace_ports(traces).items() for e in release(site, "inet", kind, keys)]
-    if _are_all(removed):
+    told = _trace_ports(traces)
+    removed = [e for kind, keys in told.items() for e in release(site, "inet", kind, keys)]
+    if traces.addresses and _are_all(removed):
         # The address comes last: while it is there, there may be ports.
         for prefix, key in _place_pods(traces):
             release(site, "inet", prefix, [key])
     elif _may_have_ports(traces, site):
         removed += release(site, "inet", "hostport")
+    if told and not removed:
+        from cni_plugin.plumbing.reference import delete_host_ports
+
+        delete_host_ports(site)
     _forget_flows(site, (element for element in removed if element.data), operator.eq)
 
 
@@ -175,15 +180,12 @@ def _forget_flows(
 
 
 def _trace_ports(traces: Traces) -> dict[str, list[bytes]]:
-    """Return the keys of the ports that DEL was told of by how the names of their maps begin.
-
-    None without an address: where it was would not be known.
-    """
+    """Return the keys of the ports that DEL was told of by how the names of their maps begin."""
     ports = None
     with suppress(CNIError):
         ports = parse_host_ports(traces.fields)
     keys: dict[str, list[bytes]] = {}
-    for port in ports or () if traces.addresses else ():
+    for port in ports or ():
         keys.setdefault(port.kind, []).append(port.key)
     return keys
 
