@@ -137,12 +137,13 @@ def _refuse_forbidden(key: str) -> None:
 
 def prepare(settings: Tuning, site: Site, undo: ExitStack) -> None:
     """Keep the values that are there and set those that are wanted."""
-    from cni_plugin.plumbing.values import apply_values, keep_values, read_values, restore_values
+    from cni_plugin.plumbing.values import apply_values, keep_values, read_values, take_back
 
     path = _path(settings.directory, site.attachment)
-    undo.callback(restore_values, path, site)
     staged = _staged_path(settings.directory, site.attachment)
-    keep_values(path, staged, read_values(settings.values, site), site.attachment)
+    before = read_values(settings.values, site)
+    undo.callback(take_back, path, before, site)
+    keep_values(path, staged, before, site.attachment)
     apply_values(settings.values, site)
 
 

@@ -165,8 +165,10 @@ def check_values(wanted: Values, site: Site) -> None:
 def keep_values(path: str, staged: str, values: Values, attachment: Attachment) -> None:
     """Write what was there before to a file, whole or not at all; CNIError 5 when it cannot be.
 
-    `staged` is what it is called while it is written.
+    `staged` is what it is called while it is written. Of a sysctl that another attachment of the container
+    has set already that is what was there before both: whichever of them is the last sets that back.
     """
+    others = _read_others(path, attachment) if values.sysctls else {}
     document = {
         "network": attachment.network,
         "identity": attachment.identity,
@@ -176,7 +178,7 @@ def keep_values(path: str, staged: str, values: Values, attachment: Attachment) 
         "promisc": values.promisc,
         "allmulti": values.allmulti,
         "txQLen": values.tx_queue_length,
-        "sysctl": dict(values.sysctls) or None,
+        "sysctl": {key: others.get(key, value) for key, value in values.sysctls.items()} or None,
     }
     kept = {key: value for key, value in document.items() if value is not None}
     try:
@@ -189,14 +191,24 @@ def keep_values(path: str, staged: str, values: Values, attachment: Attachment) 
 def restore_values(path: str, site: Site) -> None:
     """Set back what the file keeps as far as that is possible, and remove the file; none is fine.
 
+    A sysctl that another attachment of the container has set too stays. CNIError 11 as `take_back`.
+    """
+    values = _read_values(path)
+    if values is None:
+        return
+    others = _read_others(path, site.attachment) if values.sysctls else {}
+    last = {key: value for key, value in values.sysctls.items() if key not in others}
+    take_back(path, replace(values, sysctls=last), site)
+
+
+def take_back(path: str, values: Values, site: Site) -> None:
+    """Set the values as far as that is possible, and remove the file that keeps them; none is fine.
+
     Raises CNIError 11 with the file kept when a retry may do better.
     """
-    fields = _read_file(path)
-    if fields is None:
-        return
     try:
         if site.pod is not None:
-            run_all(*_plan_steps(_narrow(_parse_values(fields), site.pod, site.attachment.ifname), site))
+            run_all(*_plan_steps(_narrow(values, site.pod, site.attachment.ifname), site))
     except CNIError as error:
         if error.code == Code.TRY_AGAIN_LATER:
             raise
@@ -219,6 +231,38 @@ def _narrow(values: Values, pod: Namespace, ifname: str) -> Values:
     with pod.entered():
         sysctls = {key: value for key, value in values.sysctls.items() if has_sysctl(key)}
     return replace(values, sysctls=sysctls) if get_link(pod.netlink, ifname) else Values(sysctls=sysctls)
+
+
+def _read_values(path: str) -> Values | None:
+    """Return what the file keeps, nothing when it is garbage, None when there is no file."""
+    fields = _read_file(path)
+    try:
+        return None if fields is None else _parse_values(fields)
+    except CNIError as error:
+        log.warning("%s: not all is as it was: %s", path, error)
+        return Values()
+
+
+def _read_others(path: str, attachment: Attachment) -> Mapping[str, str]:
+    """Return the sysctls that the files of the container's other attachments keep beside this one."""
+    directory, own = os.path.split(path)
+    begin, end = f"{attachment.container_id}_", ".json"
+    kept: dict[str, str] = {}
+    for name in _list_names(directory):
+        if name == own or not name.startswith(begin) or not name.endswith(end):
+            continue
+        other = replace(attachment, ifname=name.removeprefix(begin).removesuffix(end))
+        fields = _read_file(f"{directory}/{name}")
+        # A container's name may begin with another's, and the reference keeps no sysctls.
+        if fields and fields.raw.get("identity") == other.identity:
+            kept |= _parse_values(fields).sysctls
+    return kept
+
+
+def _list_names(directory: str) -> list[str]:
+    with suppress(FileNotFoundError):
+        return os.listdir(directory)
+    return []
 
 
 def _read_file(path: str) -> Fields | None:
@@ -250,10 +294,7 @@ def _parse_values(fields: Fields) -> Values:
 
 def find_values(directory: str, network: str) -> Iterator[Belonging]:
     """Yield the files of a network's attachments, and nobody else's."""
-    names: list[str] = []
-    with suppress(FileNotFoundError):
-        names = os.listdir(directory)
-    for name in names:
+    for name in _list_names(directory):
         path = os.path.join(directory, name)
         if whose := _read_owner(path, network):
             yield Belonging(whose=whose, what=f"file {path}", remove=partial(discard, path))

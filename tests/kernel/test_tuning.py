@@ -9,7 +9,7 @@ import pytest
 
 from tests.chain import REFERENCE, Chain, install_as
 from tests.conftest import in_process
-from tests.kernel.networks import dual_stack, reference
+from tests.kernel.networks import dual_stack, reference, routed
 from tests.protocol.answers import assert_ok, assert_refused, unchanged, warm
 
 if TYPE_CHECKING:
@@ -139,6 +139,49 @@ def test_nothing_is_left_whatever_is_missing_at_del(node: Node, form: str, lost:
         assert kept(node) == []
         if lost != "namespace":
             assert sysctl(pod, "net.core.somaxconn") == before
+
+
+def formed(node: Node, form: str, **keys: Any) -> Chain:
+    """Return a network whose pods get the keys by `tuning` in a chain, or by the main plugin."""
+    if form == "chained":
+        return tuned(node, **keys)
+    path = [install_as(node, "podwire"), str(node.bin_dir)]
+    return Chain(node=node, plugins=[routed(node, **keys)], path=path)
+
+
+FORMS = pytest.mark.parametrize("form", ["built in", "chained"])
+
+
+@in_process
+@FORMS
+@pytest.mark.parametrize("leaves", ["eth0", "net1"])
+def test_a_sysctl_of_two_attachments_is_set_back_when_the_last_one_leaves(
+    node: Node, form: str, leaves: str
+) -> None:
+    chain, pod = formed(node, form, sysctl=SYSCTLS), node.pod()
+    before = sysctl(pod, "net.core.somaxconn")
+    results: dict[str, Any] = {}
+    for name in ("eth0", "net1"):
+        chain.environ = {"CNI_IFNAME": name}
+        results[name] = chain.add(pod)
+    for name in (leaves, *(results.keys() - {leaves})):
+        chain.environ = {"CNI_IFNAME": name}
+        assert_ok(chain.check(pod, results[name]))
+        chain.delete(pod, results[name])
+    assert (sysctl(pod, "net.core.somaxconn"), kept(node)) == (before, [])
+
+
+@in_process
+@FORMS
+def test_a_failed_attachment_takes_back_what_it_set_beside_another(node: Node, form: str) -> None:
+    chain, pod = formed(node, form, sysctl={"net.core.somaxconn": "555"}), node.pod()
+    before, result = sysctl(pod, "net.core.somaxconn"), chain.add(pod)
+    wrong = formed(node, form, sysctl={"net.core.somaxconn": "666", "net.ipv4.ip_forward": "much"})
+    wrong.environ = {"CNI_IFNAME": "net1"}
+    assert_refused(wrong.try_add(pod), 999, "net/ipv4/ip_forward")
+    assert_ok(chain.check(pod, result))
+    chain.delete(pod, result)
+    assert (sysctl(pod, "net.core.somaxconn"), kept(node)) == (before, [])
 
 
 @pytest.mark.parametrize("ours_adds", [True, False], ids=["ours-adds", "reference-adds"])

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni_plugin.plumbing.values import _read_file, find_values
+from cni_plugin.config import Attachment
+from cni_plugin.plumbing.values import Values, _read_file, find_values, keep_values
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,3 +31,15 @@ def test_an_identity_that_is_none_is_not_to_be_kept(tmp_path: Path) -> None:
         assert each.identity != "0123456789abcdef"
         each.remove()
     assert [path.name for path in tmp_path.iterdir()] == ["theirs.json"]
+
+
+def test_what_was_before_is_what_the_first_attachment_of_the_same_container_found(tmp_path: Path) -> None:
+    found = [("a", "eth0", "1"), ("a_b", "eth0", "2"), ("a", "net1", "3"), ("a_b", "net1", "4")]
+    (tmp_path / "a_eth9.json").write_text(json.dumps({"sysctl": {"key": "9"}}))
+    kept = {}
+    for container_id, ifname, value in found:
+        path = tmp_path / f"{container_id}_{ifname}.json"
+        attachment = Attachment(network="net", container_id=container_id, ifname=ifname, netns="")
+        keep_values(str(path), f"{path}.new", Values(sysctls={"key": value}), attachment)
+        kept[container_id, ifname] = json.loads(path.read_text())["sysctl"]["key"]
+    assert list(kept.values()) == ["1", "2", "1", "2"]
