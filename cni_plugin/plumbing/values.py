@@ -7,6 +7,7 @@ By hand: `ip link set IFNAME address MAC mtu N promisc on allmulticast on txqueu
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -15,9 +16,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from netaddr import IPAddress, valid_ipv6
+
 from cni_plugin.contract.errors import CNIError, Code, broken, run_all
 from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.result import MAX_MTU
+from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import (
     Link,
     get_link,
@@ -33,7 +37,7 @@ from cni_plugin.plumbing.feature import Belonging
 from seam.files import make_directories, remove_file, replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from cni_plugin.config import Attachment
     from cni_plugin.kernel.netlink import Change
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("podwire")
 
 MAX_TX_QUEUE_LENGTH = 2**31 - 1  # packets
+_UNREADABLE = frozenset({errno.EACCES, errno.EIO})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +72,9 @@ class Values:
 
 
 def read_values(wanted: Values, site: Site) -> Values:
-    """Return what is there of what is wanted; CNIError 100 when there is no such interface."""
+    """Return what can be read of what is wanted; CNIError 100 when there is no such interface."""
     pod = _require_pod(site)
-    sysctls = {key: _get_sysctl(pod, key) for key in wanted.sysctls}
+    sysctls = _read_sysctls(pod, wanted.sysctls)
     if not wanted.of_link:
         return Values(sysctls=sysctls)
     link = _require_link(pod, site)
@@ -99,9 +104,28 @@ def _require_link(pod: Namespace, site: Site) -> Link:
     return link
 
 
-def _get_sysctl(pod: Namespace, key: str) -> str:
+def _read_sysctls(pod: Namespace, keys: Iterable[str]) -> dict[str, str]:
+    """Return the values of the keys that can be read."""
     with pod.entered():
+        found = {key: _read_sysctl(key) for key in keys}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _read_sysctl(key: str) -> str | None:
+    """Return the value, its words apart by a space; None for a trigger and for a secret that is not set."""
+    try:
         return " ".join(get_sysctl(key).split())
+    except KernelError as error:
+        if error.errno in _UNREADABLE:
+            return None
+        raise
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Compare by words; the kernel writes out an address (stable_secret) in full."""
+    if valid_ipv6(one) and valid_ipv6(other):
+        return IPAddress(one) == IPAddress(other)
+    return one.split() == other.split()
 
 
 def apply_values(values: Values, site: Site) -> None:
@@ -139,12 +163,13 @@ def _plan_changes(values: Values, ifname: str) -> Iterator[Change]:
 
 def _ensure_sysctl(pod: Namespace, key: str, value: str) -> None:
     with pod.entered():
-        if get_sysctl(key).split() != value.split():
+        found = _read_sysctl(key)
+        if found is None or not _is_same(found, value):
             set_sysctl(key, value)
 
 
 def check_values(wanted: Values, site: Site) -> None:
-    """Raise CNIError 100 for the first value that is another."""
+    """Raise CNIError 100 for the first value that is another; what cannot be read is taken for right."""
     found = read_values(wanted, site)
     pairs = {
         "MAC": (wanted.mac, found.mac),
@@ -157,9 +182,9 @@ def check_values(wanted: Values, site: Site) -> None:
     for what, (want, have) in pairs.items():
         if want != have:
             raise broken(f"interface {site.attachment.ifname}: wanted {what} {want}, found {have}")
-    for key, value in wanted.sysctls.items():
-        if value.split() != found.sysctls[key].split():
-            raise broken(f'sysctl {key}: wanted "{value}", found "{found.sysctls[key]}"')
+    for key, value in found.sysctls.items():
+        if not _is_same(value, wanted.sysctls[key]):
+            raise broken(f'sysctl {key}: wanted "{wanted.sysctls[key]}", found "{value}"')
 
 
 def keep_values(path: str, staged: str, values: Values, attachment: Attachment) -> None:

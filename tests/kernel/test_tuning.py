@@ -184,6 +184,24 @@ def test_a_failed_attachment_takes_back_what_it_set_beside_another(node: Node, f
     assert (sysctl(pod, "net.core.somaxconn"), kept(node)) == (before, [])
 
 
+@in_process
+@FORMS
+def test_a_sysctl_that_cannot_be_read_is_written_and_compared_as_far_as_it_can_be(
+    node: Node, form: str
+) -> None:
+    """A secret that nobody has set yet is an error of reading, and a trigger is never read."""
+    secret = "net/ipv6/conf/eth0/stable_secret"
+    asked = {"net.ipv6.conf.IFNAME.stable_secret": "2001:DB8::1", "net.ipv4.route.flush": "1"}
+    chain, pod = formed(node, form, sysctl=asked), node.pod()
+    result = chain.add(pod)
+    assert sysctl(pod, secret) == "2001:0db8:0000:0000:0000:0000:0000:0001"
+    assert_ok(chain.check(pod, result))
+    pod.run("sysctl", "-qw", f"{secret}=2001:db8::2")
+    assert_refused(chain.call("CHECK", chain.plugins[-1], pod, result), 100, "stable_secret", "2001:DB8::1")
+    chain.delete(pod, result)
+    assert kept(node) == []
+
+
 @pytest.mark.parametrize("ours_adds", [True, False], ids=["ours-adds", "reference-adds"])
 def test_ours_and_the_references_set_back_what_the_other_set(node: Node, ours_adds: bool) -> None:
     # Debian's 1.1.1 knows no txQLen, sets no MTU of the host's end, and sets no sysctl back.
