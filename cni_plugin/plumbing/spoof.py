@@ -113,18 +113,26 @@ def link_local(mac: str) -> IPAddress:
 
 
 def delete(traces: Traces, site: Site) -> None:
-    """Forget the pod's MAC and addresses. Its host end is in every key, so no other pod has them."""
-    mac = _find_mac(site, traces.interfaces)
+    """Forget the pod's MAC and addresses. Its host end is in every key, so no other pod has them.
+
+    It searches where no address is told, and where a later plugin may have set another MAC than ADD told.
+    """
+    mac = _find_mac(site, traces.interfaces) or "00:00:00:00:00:00"
     for family in FAMILIES:
-        settings = SpoofCheck(family=family, addresses=bool(mac))
-        known = _render_elements(settings, site, mac or "00:00:00:00:00:00", traces.addresses or ())
-        there = [element for element in known[:2] if element.set_name in site.sets(family)]
-        if not any(site.host.nftables.get(e.family, e.set_name, e.key) for e in there):
-            continue
-        if mac:
+        settings = SpoofCheck(family=family, addresses=True)
+        known = _render_elements(settings, site, mac, traces.addresses or ())
+        port, ether, addressed = known[:3]
+        if _is_there(site, ether) and (traces.addresses is not None or not _is_there(site, addressed)):
             release_exactly(site, known)
-        else:
+        elif _is_there(site, port):
             release(site, family, "spoof_")
+
+
+def _is_there(site: Site, element: Element) -> bool:
+    nftables = site.host.nftables
+    if element.set_name not in site.sets(element.family):
+        return False
+    return nftables.get(element.family, element.set_name, element.key) is not None
 
 
 def check(settings: SpoofCheck, site: Site, result: Result) -> None:

@@ -287,7 +287,10 @@ def test_a_pod_has_a_constant_number_of_elements_that_name_it(
     assert plain_node.run("nft", "list", "chains").stdout == chains
 
 
-@pytest.mark.parametrize("lost", ["nothing", "prevResult", "namespace", "link", "configuration", "MAC"])
+LOST = ["nothing", "prevResult", "namespace", "link", "configuration", "MAC", "MAC of ADD", "addresses"]
+
+
+@pytest.mark.parametrize("lost", LOST)
 @pytest.mark.parametrize("mode", ["bridge", "routed"])
 def test_nothing_is_left_whatever_is_missing_at_del(node: Node, mode: str, lost: str) -> None:
     config, pod = dual_stack(node, mode=mode, spoofCheck="ip"), node.pod()
@@ -302,6 +305,10 @@ def test_nothing_is_left_whatever_is_missing_at_del(node: Node, mode: str, lost:
             asked = config
         if lost == "MAC":
             asked["prevResult"]["interfaces"][-1]["mac"] = "none"
+        if lost == "MAC of ADD":
+            asked["prevResult"]["interfaces"][-1]["mac"] = OTHER_MAC
+        if lost == "addresses":
+            del asked["prevResult"]["ips"]
         if lost == "configuration":
             asked = {**dual_stack(node), "spoofCheck": 7, "mode": "wormhole"}
         if lost == "link":
