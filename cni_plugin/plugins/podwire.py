@@ -78,7 +78,7 @@ def add(request: Request) -> Result:
         result = mode.configure(plan, wire, host, pod, addresses)
         for feature, settings in features:
             result = feature.add(settings, site_of(network, host, pod), result, undo)
-        _require_present(pod, attachment)
+        _require_present(host, pod, attachment)
         warn_of_drops(host, mode.forwarded_by(plan), result)
         undo.pop_all()
     return result.after(network.prev_result)
@@ -113,11 +113,17 @@ def _plan(network: Network, mode: Mode, delegate: Delegate) -> tuple[Plan, list[
     return plan, plan_features(network, replace(addressing, elsewhere=mode.elsewhere(plan)))
 
 
-def _require_present(pod: Namespace, attachment: Attachment) -> None:
+def _require_present(host: Namespace, pod: Namespace, attachment: Attachment) -> None:
+    """Raise CNIError when the pod's namespace is gone, or a DEL that did not wait has taken the link."""
     if pod.has_vanished():
         raise CNIError(
             Code.INVALID_ENVIRONMENT,
             f"CNI_NETNS {attachment.netns}: it vanished while the pod was being attached",
+        )
+    if get_link(host.netlink, attachment.host_ifname) is None:
+        raise CNIError(
+            Code.TRY_AGAIN_LATER,
+            f"link {attachment.host_ifname}: wanted it, found it removed while the pod was attached",
         )
 
 

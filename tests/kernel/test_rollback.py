@@ -8,13 +8,16 @@ import os
 import signal
 import subprocess
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import seam
 from cni_plugin.contract.dispatch import answer
-from cni_plugin.kernel import sysctl
+from cni_plugin.kernel import nfnetlink, sysctl
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.netlink import Netlink
 from cni_plugin.plugins import PLUGINS
@@ -142,6 +145,21 @@ class Faults:
             self.fired, self.left = self.left <= 0, -1
 
 
+@dataclass
+class Comes:
+    """A hook of the seam: does something once, before the step to kernel whose number is `left`."""
+
+    do: Callable[[], object]
+    left: int
+
+    def __call__(self, kind: str, made: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        if kind in {"netlink", "nftables", "sysctl"}:  # none of these is made with the store locked
+            self.left -= 1
+            if self.left == -1:
+                self.do()
+        return made(*arguments)
+
+
 def call(node: Node, command: str, config: dict[str, Any], pod: Pod) -> dict[str, Any] | None:
     """Run the verb in this process, where faults can be injected; return the error or None."""
     with inside(node):
@@ -181,6 +199,37 @@ def test_add_that_fails_at_any_step_leaves_nothing(
         pod.remove()
     assert error is None
     assert step > 10
+
+
+@in_process
+@pytest.mark.parametrize("mode", ["bridge", "routed"])
+def test_an_add_that_a_delete_comes_into_at_any_step_is_whole_or_leaves_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """A runtime that gives an ADD up sends its DEL meanwhile; without an agent nothing keeps them apart."""
+    shared = {"isDefaultGateway": True} if mode == "bridge" else {"mode": mode}
+    mapping = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}
+    elements = {"ipMasq": True, "spoofCheck": "ip", "runtimeConfig": {"portMappings": [mapping]}}
+    config = network(node, V4, V6, **shared, **FEATURES, **elements)
+    # What a process keeps is of the namespace that it began in, and this one was in another.
+    monkeypatch.setattr(nfnetlink, "_is_own", lambda _: False)
+    before, errors = warm(node, config), []
+    for step in range(100):
+        pod = node.pod()
+        comes = Comes(partial(node.delete, config, pod), step)
+        monkeypatch.setattr(seam, "hook", comes)
+        error = call(node, "ADD", config, pod)
+        monkeypatch.setattr(seam, "hook", None)
+        assert ("eth0" in pod.links()) == (error is None), step
+        if error is None:
+            node.delete(config, pod)
+        assert eventually(lambda: calm(node), before) == before, step
+        pod.remove()
+        errors.append(error)
+        if comes.left >= 0:
+            break
+    assert len(errors) > 15
+    assert 11 in {error["code"] for error in errors if error}
 
 
 def test_delete_that_fails_at_any_step_is_completed_by_the_next(
