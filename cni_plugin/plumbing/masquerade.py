@@ -32,7 +32,7 @@ from cni_plugin.plumbing.elements import claim, release, require
 from cni_plugin.plumbing.feature import Feature
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from contextlib import ExitStack
 
     from cni_plugin.config import Addressing, Elsewhere, Network
@@ -99,17 +99,18 @@ def _parse_exception(text: str) -> IPNetwork:
 def add(settings: Masquerade, site: Site, result: Result, undo: ExitStack) -> Result:
     """Let the pod's addresses be translated."""
     wanted = _plan_elements(settings, site, result)
-    claim(site, wanted, undo, partial(_find_stale, site, wanted))
+    claim(site, wanted, undo, partial(_settle, site, wanted))
     return result
 
 
-def _find_stale(site: Site, wanted: Sequence[Element]) -> Iterator[Element]:
-    """Yield other networks of the addresses: of several that hold one a DEL would find any."""
-    for element in wanted:
-        address = element.key[: len(element.key) // 2]
-        found = site.host.nftables.get(element.family, element.set_name, address * 2) if element.end else None
-        if found and found not in wanted:
-            yield found
+def _settle(site: Site, wanted: Sequence[Element]) -> tuple[Sequence[Element], list[Element]]:
+    """Return what is made, and other networks of the addresses: of several that hold one a DEL finds any."""
+    there = [
+        site.host.nftables.get(each.family, each.set_name, each.key[: len(each.key) // 2] * 2)
+        for each in wanted
+        if each.end
+    ]
+    return wanted, [each for each in there if each and each not in wanted]
 
 
 def ensure(settings: Masquerade, host: Namespace) -> int:
