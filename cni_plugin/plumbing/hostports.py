@@ -8,6 +8,7 @@ By hand: `nft add element inet podwire hostport4_SCOPE { tcp . 8080 : 10.1.0.5 .
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ MOST = 1024
 _HIGHEST = 65535
 SERVICE_SIZE = 8  # bytes at the end of a key: protocol and port, each padded to a register's four
 _END = "if"
+_END_WORD = re.compile(rf"{_END}\d+/\d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,12 @@ def render_holder(label: str, end: int, ports: int) -> str:
     """Return the comment of an attachment's elements, see `Holder`."""
     identity, network, rest = label.split(" ", 2)
     return f"{identity} {network} {_END}{end}/{ports} {rest}".encode()[:MAX_COMMENT].decode(errors="ignore")
+
+
+def label_of(comment: str) -> str:
+    """Return the comment as those of all other elements are: without the word about the veth."""
+    words = comment.split(" ")
+    return " ".join(word for n, word in enumerate(words) if n != 2 or not _END_WORD.fullmatch(word))
 
 
 def parse_holder(comment: str) -> Holder:

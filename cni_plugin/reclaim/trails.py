@@ -15,6 +15,7 @@ from cni_plugin.config import MARK, Attachment
 from cni_plugin.kernel.link import list_links
 from cni_plugin.plumbing import CHAINED, FEATURES
 from cni_plugin.plumbing.elements import list_of
+from cni_plugin.plumbing.hostports import label_of
 from cni_plugin.plumbing.pods import bare_site
 from ipam.boots import find_dead
 from ipam.places import list_reservations
@@ -86,7 +87,7 @@ def _find_clues(network: Network, host: Namespace) -> Iterator[_Clue]:
             yield _Clue(whose, f"address {each}", each.place == host.place(), each, each.address in dead)
     for element in list_of(host.nftables, network.name):
         proof = element.set_name.startswith(_MAIN_SETS)
-        yield _Clue(_parse_whose(element.comment), f"nft {element.command}", proof)
+        yield _Clue(_parse_whose(label_of(element.comment)), f"nft {element.command}", proof)
     for belonging in _list_belongings(network, host):
         yield _Clue(_parse_whose(belonging.whose), belonging.what, proof=False)
 

@@ -360,6 +360,23 @@ def test_without_an_address_the_masquerade_of_a_dead_pod_still_shows_whose_it_wa
 
 
 @in_process
+def test_host_ports_alone_name_their_pod_to_the_runtime(node: Node, runtime: Listing) -> None:
+    config, pod = dual_stack(node, runtimeConfig={"portMappings": [WEB, DNS]}), node.pod()
+    configure(node, config)
+    node.add(config, pod)
+    kill(node, pod)
+    shutil.rmtree(node.data_dir / "test")
+    report = gc(node)
+    assert counts(report) == (0, 0, 1)
+    assert report["items"][0]["container_id"] == pod.container_id
+    runtime.sandboxes = {pod.container_id}
+    assert gc(node, "--runtime-endpoint", runtime.endpoint)["items"] == []
+    runtime.sandboxes = set()
+    assert counts(gc(node, "--runtime-endpoint", runtime.endpoint)) == (1, 1, 0)
+    assert pod.container_id not in node.run("nft", "list", "ruleset").stdout
+
+
+@in_process
 def test_a_network_that_is_no_longer_configured_is_looked_at_too(node: Node) -> None:
     gone, kept, pod = dual_stack(node, name="gone", ipMasq=True), dual_stack(node), node.pod()
     node.add(gone, pod)
