@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import glob
 import json
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from cni_plugin import report
@@ -92,7 +93,11 @@ def _anew(attachment: AttachmentReport) -> str:
 
 
 def _ask_check(site: Site, attachment: AttachmentReport) -> str:
-    """Return what CHECK finds wrong; nothing where libcni keeps no result to compare with."""
+    """Return what CHECK finds wrong; nothing where it cannot look.
+
+    libcni may keep no result to compare with, and the path of the pod's namespace may lead nowhere from here,
+    as in the agent's container: the namespace is alive all the same, for it has the veth's other end.
+    """
     pattern = f"{attachment.network}-{attachment.container_id}-{attachment.ifname}"
     for path in glob.glob(f"{glob.escape(site.cache_dir)}/{glob.escape(pattern)}"):
         kept = read_json(path)
@@ -116,6 +121,8 @@ def _requests(site: Site, attachment: AttachmentReport, kept: dict[str, Any]) ->
     for plugin in config.get("plugins") or [config]:
         if plugin.get("type") in report.MAIN_TYPES:
             netns = next((i["sandbox"] for i in result.get("interfaces", []) if i.get("sandbox")), "")
+            if not os.path.exists(netns):
+                return
             # The runtime may have chosen among the configuration's versions; the result has its choice.
             document = {
                 **plugin,

@@ -32,7 +32,7 @@ def test_nodes_become_ready_by_applying_the_manifests(
 
 
 def test_the_agent_has_no_more_rights_than_the_manifest_says(cluster: Kubernetes) -> None:
-    net_admin, sys_admin = 1 << 12, 1 << 21
+    net_admin, net_raw, sys_admin = 1 << 12, 1 << 13, 1 << 21
     for worker in cluster.workers.values():
         found = podwire.processes(worker)
         assert set(found) == {"agent", "cluster"}
@@ -42,7 +42,7 @@ def test_the_agent_has_no_more_rights_than_the_manifest_says(cluster: Kubernetes
                 line.split(":\t") for line in status.splitlines() if line.startswith(("Cap", "NoNew", "Secc"))
             )
             assert {int(rights[f"Cap{name}"], 16) for name in ("Prm", "Eff", "Bnd")} == {
-                net_admin | sys_admin
+                net_admin | net_raw | sys_admin
             }
             assert (rights["NoNewPrivs"], rights["Seccomp"]) == ("1", "2")
     account = "--as=system:serviceaccount:kube-system:podwire"
@@ -55,6 +55,17 @@ def test_the_agent_has_no_more_rights_than_the_manifest_says(cluster: Kubernetes
         if cluster.kubectl("auth", "can-i", verb, *resource, account, check=False).stdout == "yes\n"
     }
     assert allowed == {("list", "nodes"), ("watch", "nodes"), ("patch", "nodes", "--subresource=status")}
+
+
+def test_the_doctor_finds_nothing_where_the_agent_runs(cluster: Kubernetes) -> None:
+    cluster.apply(pods.deployment("web", 4))
+    names = {pod.node: pod.name for pod in cluster.await_pods("web", 4)}
+    for agent in podwire.agents(cluster):
+        inside = ("exec", podwire.NAMESPACE, agent["metadata"]["name"], "--", "podwire")
+        web = names[agent["spec"]["nodeName"]]
+        for words in (("doctor",), ("doctor", "--pod", f"default/{web}"), ("status",), ("ipam", "check")):
+            done = cluster.kubectl(*inside, *words, check=False)
+            assert done.returncode == 0, (words, done.stdout, done.stderr)
 
 
 def test_pods_reach_each_other_and_every_node_with_their_own_addresses(cluster: Kubernetes) -> None:
