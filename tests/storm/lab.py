@@ -263,9 +263,8 @@ NOISE = re.compile(
 def describe_space() -> str:
     """Return the state of the namespace that this process is in, sorted where order says nothing."""
     lines: list[str] = []
-    text = run("ip", "-o", "-d", "-batch", "-", stdin="link show\naddr show\nneigh show nud permanent\n")
-    text += run("ip", "-o", "-4", "route", "show", "table", "all")
-    text += run("ip", "-o", "-6", "route", "show", "table", "all")
+    objects = ("link show", "addr show", "neigh show nud permanent", "route show table all", "")
+    text = run("ip", "-o", "-d", "-batch", "-", stdin="\n".join(objects))
     flags = re.compile(r"<([^>]*)>")
     for line in text.splitlines():
         # An address of the kernel's own making comes late, and a multicast route with it.

@@ -92,7 +92,7 @@ class Sweep:
         # Just after a step is just before the next one: a short run dies once between two.
         deaths = DEATHS if self.long else self.random.sample(DEATHS, 1) if self.thorough else ()
         for at, step in enumerate(steps):
-            if not (every or self.thorough or self.random.random() < 0.25):
+            if not (every or self.thorough or self.random.random() < 0.15):
                 continue
             ways = FAILURES if every else self.random.sample(FAILURES, 1)
             for how in (*ways, *deaths):
