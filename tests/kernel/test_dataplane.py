@@ -72,9 +72,11 @@ def walk(cluster: Cluster, spaces: dict[str, Space], command: str) -> str:
         assert spaces["pod1"].ping(target)
     frames = "\n".join(seen.frames("src host 192.0.2.1 or src host 10.244.1.2"))
     packets = re.findall(r"192\.0\.2\.1\.\d+ > .*: VXLAN.*|10\.244\S+ > \S+: ICMP echo request.*", frames)
-    # A tunnel packet behind the ping's is discovery that happened to cross meanwhile.
-    while packets and "VXLAN" in packets[-1]:
-        packets.pop()
+    # A tunnel packet without a ping in it is discovery that happened to cross meanwhile.
+    contents = [*packets[1:], "VXLAN"]
+    packets = [
+        p for p, inner in zip(packets, contents, strict=True) if "VXLAN" not in p or "VXLAN" not in inner
+    ]
     # The same again on its way out of the underlay's bridge is left out.
     return normal(spaces["node1"], "\n".join(dict.fromkeys(packets)) + "\n")
 

@@ -357,7 +357,7 @@ def run_cold(directory: Path, network: list[dict[str, object]], case: Case | Non
 
 
 # The kernel's choice: MAC addresses, and the index of a pod's link in the comment of its elements.
-_CHOSEN = re.compile(r"\b[0-9a-f]{1,2}(:[0-9a-f]{1,2}){5}\b|(?<= test if)\d+(?= )")
+_CHOSEN = re.compile(r"\b[0-9a-f]{1,2}(:[0-9a-f]{1,2}){5}\b|(?<= test if)\d+(?=[ /])")
 
 
 def _differences(before: str, after: str) -> list[str]:
