@@ -101,9 +101,11 @@ class Steps:
 
     @staticmethod
     def _die(fault: Fault, call: Callable[[], Any]) -> None:
-        if fault.how == "kill after":
-            call()
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            if fault.how == "kill after":
+                call()
+        finally:  # what an earlier death has left may be what is refused
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _lose(kind: str, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
