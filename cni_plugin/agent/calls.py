@@ -20,6 +20,7 @@ from cni_plugin.agent import metrics, wire
 from cni_plugin.agent.journal import own, render_pairs
 from cni_plugin.contract.dispatch import answer, failure, render_about
 from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.delegate import SOURCES
 from cni_plugin.kernel.netns import inside, open_caller
 from cni_plugin.plugins import PLUGINS, type_of
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 _REQUEST_TIMEOUT = 10.0  # seconds until a request must be whole
 _REPLY_TIMEOUT = 10.0  # seconds until a reply must be taken
-# What others wait for while they hold a place, and what waits for nobody.
-_MANAGERS = frozenset({"podwire-ipam", "host-local", "static"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +146,7 @@ class Calls:
         return self._turns.taken((type_of(call.program), container_id, call.environ.get("CNI_IFNAME")))
 
     def _slot(self, call: Call) -> threading.Semaphore:
-        if type_of(call.program) in _MANAGERS:
+        if type_of(call.program) in SOURCES:  # others wait for these while they hold a place
             return self._managers
         return self._deletions if call.environ.get("CNI_COMMAND") == "DEL" else self._workers
 
