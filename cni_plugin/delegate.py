@@ -20,7 +20,7 @@ from cni_plugin.config import DEFAULT_DELEGATE_TIMEOUT, Addressing, ipam_type, p
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.result import Result, parse_result
-from seam import step
+from seam import step, waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -249,9 +249,10 @@ class Foreign:
         timeout = self._timeout()
         environ = dict(self.request.environ) | {"CNI_COMMAND": command}
         try:
-            status, stdout, stderr = step(
-                "program", _execute, [self.path], environ, self.request.stdin, timeout
-            )
+            with waits.waiting():
+                status, stdout, stderr = step(
+                    "program", _execute, [self.path], environ, self.request.stdin, timeout
+                )
         except subprocess.TimeoutExpired as error:
             raise CNIError(
                 Code.TRY_AGAIN_LATER,

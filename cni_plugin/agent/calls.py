@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 from cni_plugin import __version__
 from cni_plugin.agent import metrics, wire
+from cni_plugin.agent.baton import Baton
 from cni_plugin.agent.journal import own, render_pairs
 from cni_plugin.contract.dispatch import answer, failure, render_about
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.delegate import SOURCES
 from cni_plugin.kernel.netns import inside, open_caller
 from cni_plugin.plugins import PLUGINS, type_of
+from seam import waits
 
 if TYPE_CHECKING:
     import socket
@@ -94,6 +96,8 @@ class Calls:
         """Start with nothing running."""
         self._journal = journal
         self._turns = Turns()
+        self._baton = Baton()
+        waits.let_others = self._baton.aside
         self._workers = threading.BoundedSemaphore(workers)
         self._deletions = threading.BoundedSemaphore(workers)
         self._managers = threading.BoundedSemaphore(workers)
@@ -116,7 +120,7 @@ class Calls:
         metrics.begin_call()
         outcome = _FAILED
         try:
-            with self._turn(call), self._slot(call):
+            with self._turn(call), self._slot(call), self._baton.held():
                 reply, outcome = self._run_for_somebody(connection, call)
         finally:
             if call.netns_fd >= 0:

@@ -24,6 +24,7 @@ from cni_plugin.contract.result import Interface, Result
 from cni_plugin.kernel.bridge import BridgeSpec, attainable_mtu, ensure_bridge
 from cni_plugin.kernel.link import Link, get_link, list_links, set_mtu
 from cni_plugin.kernel.vlan import vlans_can_be_filtered
+from seam import waits
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -153,7 +154,7 @@ def _wait_until_forwarding(plan: BridgePlan, wire: BridgeWire, host: Namespace) 
                 f"bridge {plan.bridge}: wanted port {port.name} forwarding "
                 f"in {_FORWARDING_TIMEOUT} s, found {port.port}",
             )
-        time.sleep(_FORWARDING_POLL)
+        waits.sleep(_FORWARDING_POLL)
 
 
 def _passes_packets(bridge: Link, port: Link) -> bool:

@@ -16,6 +16,7 @@ from cni_plugin.kernel.addr import add_address, list_addresses, list_unsettled, 
 from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_mac, set_up
 from cni_plugin.kernel.route import RouteSpec, add_route, list_routes
 from cni_plugin.kernel.sysctl import ensure_sysctl, has_sysctl
+from seam import waits
 
 if TYPE_CHECKING:
     from netaddr import IPAddress, IPNetwork
@@ -160,7 +161,7 @@ def _wait_until_settled(pod: Namespace, link: Link) -> None:
                 Code.TRY_AGAIN_LATER,
                 f"{link.name}: wanted {waiting} settled in {_SETTLE_TIMEOUT} s, found tentative (enabledad)",
             )
-        time.sleep(_SETTLE_POLL)
+        waits.sleep(_SETTLE_POLL)
 
 
 def announce_addresses(pod: Namespace, link: Link, ips: tuple[IPConfig, ...]) -> None:

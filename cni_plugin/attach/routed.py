@@ -43,6 +43,7 @@ from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
 from cni_plugin.kernel.netconf import ensure_forwarding, ignore_routers
 from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, find_path, list_routes, set_route
 from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
+from seam import waits
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -246,7 +247,7 @@ def _wait_for_carrier(plan: RoutedPlan, host: Namespace) -> None:
                 Code.TRY_AGAIN_LATER,
                 f"link {plan.attachment.host_ifname}: wanted a carrier in {_CARRIER_TIMEOUT} s, found none",
             )
-        time.sleep(_CARRIER_POLL)
+        waits.sleep(_CARRIER_POLL)
 
 
 def _result(plan: RoutedPlan, outside: Link, inside: Link, addresses: Result) -> Result:

@@ -25,6 +25,7 @@ from cni_plugin.kernel.message import (
     u32,
 )
 from cni_plugin.kernel.netlink import HEADER, Change, Query
+from seam import waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -155,7 +156,7 @@ def wait_until_resolvable(nl: Netlink, index: int, addresses: Iterable[IPAddress
                 f"link index {index}: wanted {sorted(str(parse_address(group)) for group in missing)} "
                 f"joined in {_JOIN_TIMEOUT} s, found other groups only",
             )
-        time.sleep(pause)
+        waits.sleep(pause)
         pause = min(pause * 2, longest)
 
 

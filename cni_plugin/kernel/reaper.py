@@ -21,6 +21,7 @@ from cni_plugin.kernel.link import ABSENT, IFLA_GROUP, IFLA_MTU, deletion, get_l
 from cni_plugin.kernel.message import u32
 from cni_plugin.kernel.netlink import Change
 from cni_plugin.kernel.removal import remove_links
+from seam import waits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,7 +95,8 @@ def delete_links(host: Namespace, *links: Link) -> bool:
     """
     # A namespace's inode number may come again after its end; by then nobody waits in its line.
     line = _lines.setdefault(os.fstat(host.fd).st_ino, _Line())
-    return line.delete(host, *links)
+    with waits.waiting():
+        return line.delete(host, *links)
 
 
 def _commit(host: Namespace, batch: list[_Deletion]) -> None:
