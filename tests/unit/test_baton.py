@@ -26,7 +26,19 @@ def test_there_is_one_holder_at_a_time_and_everybody_has_a_turn() -> None:
     assert most == [1]
 
 
-def test_who_waits_for_something_else_loses_it_and_takes_it_from_nobody_afterwards() -> None:
+def can_be_taken(baton: Baton, within: float = 10) -> bool:
+    """Tell whether somebody else gets it in time."""
+    taken = threading.Event()
+
+    def call() -> None:
+        with baton.held():
+            taken.set()
+
+    threading.Thread(target=call, daemon=True).start()
+    return taken.wait(within)
+
+
+def test_who_holds_it_for_too_long_loses_it_and_takes_it_from_nobody_afterwards() -> None:
     baton, stuck, away = Baton(patience=0.01), threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -40,12 +52,26 @@ def test_who_waits_for_something_else_loses_it_and_takes_it_from_nobody_afterwar
     with baton.held():
         away.set()
         slow.join()
-        assert baton._holder is not None
+        assert baton._holder == threading.get_ident()
+
+
+def test_who_waits_lets_others_have_it_and_is_the_only_one_afterwards() -> None:
+    baton = Baton(patience=60)
+    with baton.held():
+        with baton.aside():
+            assert can_be_taken(baton)
+        assert not can_be_taken(baton, within=0.05)
+
+
+def test_who_waits_without_it_takes_it_from_nobody() -> None:
+    baton = Baton(patience=60)
+    with baton.aside():
+        pass
+    assert can_be_taken(baton)
 
 
 def test_a_call_that_fails_gives_it_back() -> None:
     baton = Baton(patience=60)
-    with pytest.raises(OSError, match="no"), baton.held():
+    with pytest.raises(OSError, match="no"), baton.held(), baton.aside():
         raise OSError("no")
-    with baton.held():
-        pass
+    assert can_be_taken(baton)
