@@ -89,8 +89,12 @@ def parse(trace: str) -> Iterator[str]:
     protocols: dict[int, str] = {}
     started: set[str] = set()
     calls = [found.groups() for line in join_unfinished(trace.splitlines()) if (found := LINE.match(line))]
-    own = {trace.split(maxsplit=1)[0]}
-    own |= {result for _, call, words, result in calls if call in CLONE and "CLONE_THREAD" in words}
+    clones = [
+        (process, result)
+        for process, call, words, result in calls
+        if call in CLONE and "CLONE_THREAD" in words
+    ]
+    own = threads_of(trace.split(maxsplit=1)[0], clones)
     for process, call, words, result in calls:
         # It begins anew: a sysctl's write, while another namespace holds the kernel's lock. With no result
         # it was made while the process ended: a link's deletion.
@@ -105,6 +109,14 @@ def parse(trace: str) -> Iterator[str]:
             protocols[int(FD.match(result)[1])] = words.split(", ")[2]  # type: ignore[index]
         elif call != "execve":
             yield from parse_call(call, words, protocols)
+
+
+def threads_of(process: str, clones: list[tuple[str, str]]) -> set[str]:
+    """Return the process and its threads, and theirs; a program that it starts has threads of its own."""
+    own = {process}
+    while more := {made for maker, made in clones if maker in own} - own:
+        own |= more
+    return own
 
 
 def join_unfinished(lines: list[str]) -> Iterator[str]:
