@@ -34,8 +34,10 @@ _MAX_RATE = 2**63 - 1  # bits/s
 _MAX_BURST = 8 * (2**32 - 1) - 1  # bits; the kernel counts bytes in 32 bits
 _MAX_BYTES = 2**32 - 1
 _LATENCY = 25  # milliseconds, the reference's
-# What runtimes send because Kubernetes has no word for a burst: half a gigabyte at full speed.
-_NO_WORD = frozenset({2**31 - 1, 2**32 - 1})
+# What runtimes send because Kubernetes has no word for a burst: the largest number that they have a type for.
+# The last is CRI-O's, the largest burst that the kernel can hold.
+_NO_WORD = frozenset({2**31 - 1, 2**32 - 1, _MAX_BURST})
+_LONGEST_BURST_TIME = 10  # seconds of the rate; a larger burst is no limit, so nobody meant it as one
 _OWN_BURST_TIME = 100  # a hundredth of a second, what a busy node may oversleep
 _LEAST_OWN_BURST = 64 * 1024  # bytes; one packet that segmentation offload made
 _LONGEST_NAME = 15  # bytes, IFNAMSIZ less the terminating zero
@@ -93,13 +95,21 @@ def _parse_limit(source: Fields, direction: str, latency: int) -> Limit | None:
     bytes_per_second = rate // 8
     return Limit(
         rate=bytes_per_second,
-        burst=_own_burst(bytes_per_second) if burst in _NO_WORD else burst // 8,
+        burst=_find_burst(bytes_per_second, burst),
         queue=bytes_per_second * latency // 1000,
     )
 
 
-def _own_burst(rate: int) -> int:
-    return min(max(rate // _OWN_BURST_TIME, _LEAST_OWN_BURST), _MAX_BYTES)
+def _find_burst(rate: int, asked: int) -> int:
+    """Return the burst in bytes: as asked in bits, or our own where the number says that none was given.
+
+    That is a number that runtimes send for it, and any that would let more than ten seconds of the rate
+    (bytes/s) pass at once. What is smaller than our own is always taken.
+    """
+    own = min(max(rate // _OWN_BURST_TIME, _LEAST_OWN_BURST), _MAX_BYTES)
+    burst = asked // 8
+    limitless = asked in _NO_WORD or burst > rate * _LONGEST_BURST_TIME
+    return own if limitless and burst > own else burst
 
 
 def _bucket(limit: Limit, link: Link) -> Bucket:

@@ -24,6 +24,15 @@ LIMITS = {"ingressRate": DOWN, "ingressBurst": BURST, "egressRate": UP, "egressB
 KUBERNETES = {"IngressRate": DOWN, "IngressBurst": 2**32 - 1, "EgressRate": UP, "EgressBurst": 2**32 - 1}
 
 
+# What runtimes send for "no burst", and numbers that would let more than ten seconds of the rate pass.
+NO_BURST = {
+    "the largest int32": 2**31 - 1,
+    "containerd": 2**32 - 1,
+    "CRI-O": 34_359_738_359,
+    "eleven seconds": 11 * DOWN,
+}
+
+
 def runtime(limits: dict[str, int]) -> dict[str, Any]:
     return {"capabilities": {"bandwidth": True}, "runtimeConfig": {"bandwidth": limits}}
 
@@ -46,6 +55,16 @@ def qdiscs(node: Node, dev: str) -> dict[str, Any]:
     """Return the token bucket at the root of a link as `tc` shows it."""
     found = json.loads(node.run("tc", "-j", "-d", "qdisc", "show", "dev", dev).stdout)
     return next((each["options"] for each in found if each["kind"] == "tbf"), {})
+
+
+def bursts(node: Node, result: dict[str, Any]) -> list[int]:
+    """Return the bursts of both directions in bytes; the kernel counts in ticks, which are not whole ones."""
+    found = [qdiscs(node, result["interfaces"][i]["name"])["burst"].partition("/")[0] for i in (1, -1)]
+    units = {"Mb": 2**20, "Kb": 2**10, "b": 1}
+    unit = [next(each for each in units if text.endswith(each)) for text in found]
+    return [
+        round(float(text.removesuffix(each)) * units[each]) for text, each in zip(found, unit, strict=True)
+    ]
 
 
 def ours_behind(node: Node, bridge: str, **keys: Any) -> Chain:
@@ -113,6 +132,30 @@ def test_the_kernel_holds_what_was_asked(node: Node) -> None:
     assert (host["rate"], ifb["rate"]) == (DOWN // 8, UP // 8)
     assert host["burst"].startswith("99999b") or host["burst"].startswith("100000b"), host
     assert host["lat"] == pytest.approx(25_000, rel=0.01)  # microseconds
+    assert_ok(node.check(config, result, pod))
+
+
+@pytest.mark.parametrize("asked", ["configuration", "runtime"])
+@pytest.mark.parametrize("burst", NO_BURST.values(), ids=NO_BURST)
+def test_a_burst_that_is_no_limit_counts_as_not_given(node: Node, burst: int, asked: str) -> None:
+    limits = {"ingressRate": DOWN, "ingressBurst": burst, "egressRate": DOWN, "egressBurst": burst}
+    config, pod, result = attached(node, **limits if asked == "configuration" else runtime(limits))
+    assert bursts(node, result) == pytest.approx([65536, 65536], rel=1e-3)
+    assert_ok(node.check(config, result, pod))
+
+
+def test_what_passes_under_cri_os_word_for_no_burst_is_as_fast_as_asked(node: Node) -> None:
+    word = 34_359_738_359
+    limits = {"ingressRate": DOWN, "ingressBurst": word, "egressRate": UP, "egressBurst": word}
+    _, pod, result = attached(node, **runtime(limits))
+    assert_rate(node, pod, address_of(result, 6), DOWN)
+    assert_rate(pod, node, "10.22.0.1", UP)
+
+
+def test_a_burst_of_some_seconds_is_taken_as_it_is(node: Node) -> None:
+    keys = {"ingressRate": DOWN, "ingressBurst": 9 * DOWN, "egressRate": 8000, "egressBurst": 8 * 20_000}
+    config, pod, result = attached(node, **keys)
+    assert bursts(node, result) == pytest.approx([9 * DOWN // 8, 20_000], rel=1e-3)
     assert_ok(node.check(config, result, pod))
 
 
