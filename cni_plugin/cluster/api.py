@@ -60,6 +60,7 @@ class API:
         """Connect to nothing yet."""
         self._access = access
         self._client: ApiClient | None = None
+        self._server = ""
 
     def list_pages(self) -> Iterator[tuple[list[dict[str, Any]], str]]:
         """Yield the nodes a page at a time, each with the version of the whole list."""
@@ -90,7 +91,9 @@ class API:
             for line in _lines(response):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
-                    raise _refusal("WATCH", _NODES, event["object"].get("code", 0), event["object"])
+                    raise _refusal(
+                        "WATCH", self._url(_NODES), event["object"].get("code", 0), event["object"]
+                    )
                 yield event
 
     def patch_node_status(self, name: str, body: dict[str, Any]) -> None:
@@ -130,7 +133,7 @@ class API:
                 if response.status == _UNAUTHORIZED:
                     self._client = None
                 if not 200 <= response.status <= 299:
-                    raise _refusal(method, path, response.status, response.data)
+                    raise _refusal(method, self._url(path), response.status, response.data)
                 yield response
         except (
             urllib3.exceptions.HTTPError,
@@ -139,12 +142,17 @@ class API:
             OSError,
             ValueError,
         ) as error:
-            raise APIError(f"{method} {path}: {error}") from error
+            raise APIError(f"{method} {self._url(path)}: {error}") from error
 
     def _connected(self) -> ApiClient:
         if self._client is None:
-            self._client = ApiClient(_configure(self._access))
+            configuration = _configure(self._access)
+            self._client, self._server = ApiClient(configuration), configuration.host
         return self._client
+
+    def _url(self, path: str) -> str:
+        """Return what an error names: that the server is another one than meant is a usual reason."""
+        return f"{self._server}{path}"
 
 
 def _configure(access: Access) -> Configuration:
@@ -189,7 +197,7 @@ def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         yield from (line for line in whole if line.strip())
 
 
-def _refusal(method: str, path: str, status: int, found: object) -> APIError:
+def _refusal(method: str, url: str, status: int, found: object) -> APIError:
     """Return the error for a Status object, or for a body that may be one."""
     if isinstance(found, bytes):
         try:
@@ -198,4 +206,4 @@ def _refusal(method: str, path: str, status: int, found: object) -> APIError:
             found = {}
     said = found.get("message", "") if isinstance(found, dict) else ""
     kind = GoneError if status == _GONE else APIError
-    return kind(f"{method} {path}: {status} {said}".rstrip())
+    return kind(f"{method} {url}: {status} {said}".rstrip())

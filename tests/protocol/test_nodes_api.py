@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -140,7 +143,8 @@ def test_a_token_that_was_replaced_is_read_again(api: NodesAPI, account: Path) -
 
 
 def test_a_refusal_is_told_in_the_servers_words(api: NodesAPI, account: Path) -> None:
-    with pytest.raises(APIError, match=r"^PATCH /api/v1/nodes/nobody/status: 501 this server knows nothing"):
+    wanted = re.escape(f"PATCH {api.url}/api/v1/nodes/nobody/status: 501 this server knows nothing")
+    with pytest.raises(APIError, match=f"^{wanted}"):
         API(Access(server=api.url, account=str(account))).patch_node_status("nobody", {"status": {}})
     assert api.unknown == ["PATCH /api/v1/nodes/nobody/status"]
     api.unknown.clear()
@@ -173,8 +177,27 @@ def test_a_server_whose_certificate_is_not_to_be_trusted_is_an_error_like_others
     api: NodesAPI, account: Path
 ) -> None:
     (account / "ca.crt").write_text("none")
-    with pytest.raises(APIError, match="GET /api/v1/nodes: "):
-        list(API(Access(server=api.url.replace("http:", "https:"), account=str(account))).list_pages())
+    server = api.url.replace("http:", "https:")
+    with pytest.raises(APIError, match=f"^GET {re.escape(server)}/api/v1/nodes: "):
+        list(API(Access(server=server, account=str(account))).list_pages())
+
+
+@pytest.mark.parametrize("backlog", [0, 8])
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("[::1]", socket.AF_INET6)])
+def test_a_server_that_says_nothing_is_named(
+    host: str, family: socket.AddressFamily, backlog: int, account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_TIMEOUT", (0.3, 0.3))
+    with socket.socket(family) as silent, ExitStack() as callers:
+        silent.bind((host.strip("[]"), 0))
+        silent.listen(backlog)
+        for _ in range(3 - backlog):  # until there is no room for one more
+            caller = callers.enter_context(socket.socket(family))
+            caller.setblocking(False)
+            caller.connect_ex(silent.getsockname())
+        server = f"http://{host}:{silent.getsockname()[1]}"
+        with pytest.raises(APIError, match=f"^GET {re.escape(server)}/api/v1/nodes: .*timed out"):
+            list(API(Access(server=server, account=str(account))).list_pages())
 
 
 def test_what_nobody_expected_is_said_and_tried_again(
