@@ -176,9 +176,14 @@ class _Until(io.RawIOBase):
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`, `[HOST]:PORT` or `:PORT`; CNIError 7 for anything else."""
+    """Return host and port of `HOST:PORT`, `[HOST]:PORT` or `:PORT`; CNIError 7 for anything else.
+
+    Brackets are taken around an IPv4 address, too: a manifest that has them serves either family.
+    """
     host, colon, port = text.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isdecimal() or int(port) > 65535 or (":" in host) != (bare != host):
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if is_bracketed else host
+    is_wrong = not bare if is_bracketed else ":" in bare
+    if not colon or not port.isdecimal() or int(port) > 65535 or is_wrong or set(bare) & set("[]"):
         raise invalid_config(f"--http: wanted ADDRESS:PORT, [ADDRESS]:PORT or :PORT, found {text!r}")
     return bare, int(port)

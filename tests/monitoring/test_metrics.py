@@ -55,12 +55,31 @@ def test_without_the_package_the_option_is_refused_with_what_to_install(tmp_path
     assert "pip install 'podwire[metrics]'" in done.stderr
 
 
-@pytest.mark.parametrize("address", ["9112", "::1:9112", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:70000"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "9112",
+        "::1:9112",
+        "127.0.0.1:",
+        "127.0.0.1:http",
+        "127.0.0.1:70000",
+        "[]:9112",
+        "[::1:9112",
+        "[[::1]]:9112",
+    ],
+)
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     from cni_plugin.agent.endpoints import parse_address
 
     with pytest.raises(CNIError, match="--http: wanted ADDRESS:PORT"):
         parse_address(address)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_brackets_are_taken_around_either_family(host: str) -> None:
+    from cni_plugin.agent.endpoints import parse_address
+
+    assert parse_address(f"[{host}]:9112") == (host, 9112)
 
 
 def test_without_an_address_it_listens_on_those_of_both_families(plain_node: Node) -> None:
