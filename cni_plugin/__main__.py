@@ -25,7 +25,7 @@ def main() -> int:
         signal.signal(signal.SIGTERM, _terminated)
         return serve(PLUGINS[plugin_type])
     if len(sys.argv) > 1:
-        from cni_plugin import cli
+        from cni_plugin.cli import main as cli
 
         return cli.main(sys.argv[1:])
     return about(plugin_type, __version__)

@@ -16,17 +16,17 @@ from netaddr import IPAddress, IPNetwork
 
 from ipam.address import collapse, render_address
 from ipam.errors import AddressTaken, DuplicateAllocation, NotInRange, PoolExhausted, PoolResting
+from ipam.seam.undo import Undo
 from ipam.store import Holdings, Owner, Store
-from seam.undo import Undo
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from ipam.address import Version
-    from ipam.memory import Memory
-    from ipam.places import Reservation
+    from ipam.cache import Memory
+    from ipam.cooldown import Rest
+    from ipam.namespace_mark import Reservation
     from ipam.ranges import Range, RangeSet, RangeSpan
-    from ipam.resting import Rest
 
 __all__ = [
     "Allocation",
@@ -201,10 +201,10 @@ def reclaim(store: Store, terms: Terms = _PLAIN) -> list[IPAddress]:
     An ADD does so by itself before it says that there is no address. Raises LockTimeout and
     StoreUnavailable.
     """
-    from ipam import boots  # a DEL does without
+    from ipam import boot_mark  # a DEL does without
 
-    boots.mark_unmarked(store)
-    if not boots.find_dead(store):
+    boot_mark.mark_unmarked(store)
+    if not boot_mark.find_dead(store):
         return []
     with store.locked():
         return _reclaim(store, terms)
@@ -212,13 +212,13 @@ def reclaim(store: Store, terms: Terms = _PLAIN) -> list[IPAddress]:
 
 def _reclaim(store: Store, terms: Terms) -> list[IPAddress]:
     """Whoever had these addresses ended at the latest when this boot began: they rest since then."""
-    from ipam import boots
+    from ipam import boot_mark
 
-    dead, uptime = boots.find_dead(store), boots.uptime()
+    dead, uptime = boot_mark.find_dead(store), boot_mark.uptime()
     if dead and uptime < terms.cool_down:
         _let_rest(store, dead, replace(terms, sticky=""), uptime)
-    boots.remove(store, dead)
-    boots.mark_unmarked(store)
+    boot_mark.remove(store, dead)
+    boot_mark.mark_unmarked(store)
     return dead
 
 
@@ -226,7 +226,7 @@ def give_up(store: Store, dead: Collection[Reservation], terms: Terms = _PLAIN) 
     """Release these reservations and no later one of the same address, not even of the same owner."""
     if not dead:
         return []
-    from ipam.places import list_reservations  # no call of the contract needs it
+    from ipam.namespace_mark import list_reservations  # no call of the contract needs it
 
     with store.locked():
         found = set(list_reservations(store))
@@ -246,9 +246,9 @@ def usage(store: Store, range_sets: Sequence[RangeSet], terms: Terms = _PLAIN) -
     if all(each.free for each in found):
         return found
     # Debris is free to the next ADD, but only a look at each file tells it; worth it when full.
-    from ipam import boots
+    from ipam import boot_mark
 
-    dead = {(address.version, int(address)) for address in boots.find_dead(store)}
+    dead = {(address.version, int(address)) for address in boot_mark.find_dead(store)}
     reserved = sorted({*store.reserved(skip_empty=True), *cooling} - dead)
     return [_usage(each, reserved) for each in range_sets]
 

@@ -14,8 +14,8 @@ from errno import EMFILE, ENFILE, ENOMEM
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Final
 
-from seam import step
-from seam.files import make_directories, remove_file, write_whole
+from ipam.seam import step
+from ipam.seam.files import make_directories, remove_file, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,8 +17,8 @@ from contextlib import suppress
 from time import time
 from typing import Final
 
-from seam import step
-from seam.files import make_directories
+from ipam.seam import step
+from ipam.seam.files import make_directories
 
 _APPEND: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _ROOM: Final = 64 * 1024  # bytes, at least 1,000 lines; a process of its own reads it at each call

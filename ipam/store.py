@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Final
 from ipam import files
 from ipam.address import parse_address, parse_value, render_address, render_value
 from ipam.errors import InvalidNetwork, LockTimeout, StoreUnavailable
-from seam import step
-from seam.files import make_directories, remove_file
+from ipam.seam import step
+from ipam.seam.files import make_directories, remove_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from netaddr import IPAddress
 
     from ipam.address import Version
-    from ipam.memory import Memory, Remembered
+    from ipam.cache import Memory, Remembered
+    from ipam.cooldown import Rest, Resting
     from ipam.ranges import Span
-    from ipam.resting import Rest, Resting
 
     FirstFree = Callable[[Version, int, int], int | None]
     Oldest = Callable[[Version, Sequence[Span]], Rest | None]
@@ -268,7 +268,7 @@ class Store:
 
     def resting(self) -> Resting:
         """Return the addresses of this network that rest; nothing is read yet."""
-        from ipam.resting import Resting  # few networks ask for it
+        from ipam.cooldown import Resting  # few networks ask for it
 
         return Resting(self.hints("released"))
 
@@ -349,16 +349,16 @@ class Store:
 
 
 def _mark(place: str, fd: int) -> None:
-    from ipam import boots  # neither a release nor a look needs it
+    from ipam import boot_mark  # neither a release nor a look needs it
 
-    boots.mark(fd, place)
+    boot_mark.mark(fd, place)
 
 
 def _remove_debris(path: str) -> bool:
     """Remove a file that nobody can hold; True if the name is free now."""
-    from ipam import boots
+    from ipam import boot_mark
 
-    return files.remove_empty(path) or (boots.is_dead(path) and files.remove(path))
+    return files.remove_empty(path) or (boot_mark.is_dead(path) and files.remove(path))
 
 
 def _make_lock(path: str) -> FileLock:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ipam.address import render_address
 from ipam.errors import Conflicts
-from seam.undo import Undo
+from ipam.seam.undo import Undo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -12,8 +12,8 @@ import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.agents import start_agent
-from tests.node import Node, make_node
+from tests.harness.agents import start_agent
+from tests.harness.node import Node, make_node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,15 +16,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cni_plugin import __version__
+from cni_plugin.addresses.delegate import SOURCES
 from cni_plugin.agent import metrics, wire
-from cni_plugin.agent.baton import Baton
 from cni_plugin.agent.journal import own, render_pairs
+from cni_plugin.agent.run_lock import Baton
 from cni_plugin.contract.dispatch import answer, failure, render_about
 from cni_plugin.contract.errors import CNIError, Code
-from cni_plugin.delegate import SOURCES
 from cni_plugin.kernel.netns import inside, open_caller
 from cni_plugin.plugins import PLUGINS, type_of
-from seam import waits
+from ipam.seam import waits
 
 if TYPE_CHECKING:
     import socket

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.agent.journal import own, render_pairs
-from seam import step
+from ipam.seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from cni_plugin import __version__
 from cni_plugin.agent import metrics
 from cni_plugin.agent.pools import Pools
-from cni_plugin.state_file import read_state
+from cni_plugin.config.state_file import read_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from cni_plugin.agent.metrics import Histogram, Numbers
-    from cni_plugin.state_file import ClusterState
+    from cni_plugin.config.state_file import ClusterState
 
 
 class Exposition(Collector):

@@ -11,16 +11,17 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cni_plugin import addresses, report
-from cni_plugin.config import ipam_type
+from cni_plugin.addresses import host_local
+from cni_plugin.addresses.delegate import OWN_NAMES
+from cni_plugin.config.network import ipam_type
 from cni_plugin.contract.errors import CNIError
-from cni_plugin.delegate import OWN_NAMES
+from cni_plugin.node import report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import ipam
     from cni_plugin.contract.request import Request
+    from ipam.allocator import Usage
 
 _REST: Final = 100  # times as long as a listing took
 
@@ -38,7 +39,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    usages: list[ipam.Usage]
+    usages: list[Usage]
     good_until: float
 
 
@@ -61,7 +62,7 @@ class Pools:
         try:
             if ipam_type(request.config) not in OWN_NAMES:
                 return
-            usages = addresses.remembered_usage(request) or self._list(request)
+            usages = host_local.remembered_usage(request) or self._list(request)
         except CNIError:
             return
         for family in sorted({usage.range_set.version for usage in usages}):
@@ -74,12 +75,12 @@ class Pools:
                 free=sum(usage.free for usage in members),
             )
 
-    def _list(self, request: Request) -> list[ipam.Usage]:
+    def _list(self, request: Request) -> list[Usage]:
         begun = time.monotonic()
         known = self._listed.get(request.network)
         if known is not None and begun < known.good_until:
             return known.usages
-        usages = addresses.usage(request)
+        usages = host_local.usage(request)
         ended = time.monotonic()
         self._listed[request.network] = _Listed(usages, ended + _REST * (ended - begun))
         return usages

@@ -9,7 +9,7 @@ import os
 import socket
 from typing import Final
 
-from cni_plugin.state_file import read_state
+from cni_plugin.config.state_file import read_state
 
 _PATIENCE: Final = 1.0  # seconds; the kernel accepts for us
 

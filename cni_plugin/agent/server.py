@@ -27,12 +27,12 @@ from cni_plugin.agent.journal import Journal, own, render_pairs
 from cni_plugin.agent.readiness import Readiness
 from cni_plugin.agent.signals import termination
 from cni_plugin.agent.systemd import Notifier, take_listener
+from cni_plugin.config.paths import CONF_DIR, STATE_FILE
 from cni_plugin.contract.dispatch import failure
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.plugins import PLUGINS
-from cni_plugin.state_file import DEFAULT_STATE_FILE
-from seam import step
-from seam.files import make_directories, remove_file
+from ipam.seam import step
+from ipam.seam.files import make_directories, remove_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from cni_plugin.agent.children import Child
     from cni_plugin.agent.endpoints import Endpoints
 
-DEFAULT_SOCKET = "/run/podwire/podwire.sock"
 DEFAULT_QUEUE = 256
 # Clients that connect are not refused by the kernel but by us, in words.
 _BACKLOG = 1024
@@ -61,8 +60,8 @@ class Settings:
     workers: int
     queue: int
     http: str = ""
-    conf_dir: str = "/etc/cni/net.d"
-    state_file: str = DEFAULT_STATE_FILE
+    conf_dir: str = CONF_DIR
+    state_file: str = STATE_FILE
     in_cluster: bool = False
     children: tuple[Child, ...] = ()
 

@@ -11,20 +11,22 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cni_plugin.attach import gateway, port
-from cni_plugin.attach import pod as pod_side
+from cni_plugin.attach import gateway
+from cni_plugin.attach import interface as pod_side
+from cni_plugin.attach import veth as port
 from cni_plugin.attach.bridge_check import check
 from cni_plugin.attach.bridge_plan import BridgePlan, plan
-from cni_plugin.attach.mode import Mode, Survey
+from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.mtu import automatic_mtu
-from cni_plugin.attach.port import BridgeWire
-from cni_plugin.config import Elsewhere
+from cni_plugin.attach.veth import BridgeWire
+from cni_plugin.backend.survey import Survey
+from cni_plugin.config.network import Elsewhere
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.result import Interface, Result
 from cni_plugin.kernel.bridge import BridgeSpec, attainable_mtu, ensure_bridge
 from cni_plugin.kernel.link import Link, get_link, list_links, set_mtu
 from cni_plugin.kernel.vlan import vlans_can_be_filtered
-from seam import waits
+from ipam.seam import waits
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

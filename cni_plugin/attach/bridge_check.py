@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_plugin.attach import pod as pod_side
+from cni_plugin.attach import interface as pod_side
 from cni_plugin.attach.gateway import address_on_node
-from cni_plugin.config import alias_prefix
+from cni_plugin.config.network import alias_prefix
 from cni_plugin.contract.errors import broken
 from cni_plugin.contract.inet import is_among
 from cni_plugin.kernel.addr import list_addresses

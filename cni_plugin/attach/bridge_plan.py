@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_plugin.attach.pod import refuse_small_mtu
-from cni_plugin.config import Addressing, Attachment, parse_ifname, render_alias
+from cni_plugin.attach.interface import refuse_small_mtu
+from cni_plugin.config.network import Addressing, Attachment, parse_ifname, render_alias
 from cni_plugin.contract.errors import invalid_config
 from cni_plugin.kernel.bridge import random_mac
 from cni_plugin.kernel.vlan import Vlan, access_vlan
@@ -17,7 +17,7 @@ from cni_plugin.kernel.vlan import Vlan, access_vlan
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_plugin.config import Network
+    from cni_plugin.config.network import Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import DNS
 

@@ -10,8 +10,8 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cni_plugin.attach.mode import Trouble
-from cni_plugin.attach.port import host_mac
+from cni_plugin.attach.veth import host_mac
+from cni_plugin.backend.survey import Trouble
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.inet import default_route, is_among, width, with_prefix
 from cni_plugin.contract.result import Route

@@ -3,7 +3,7 @@
 `plan` reads the mode's keys and finds every configuration error before anything is made.
 `connect` makes the link between pod and network, `configure` gives it its addresses, `check`
 compares. What the pods share is made again by `synchronize`. Removing a pod's link takes no mode:
-it is known by its name (attach/port.py).
+it is known by its name (attach/veth.py).
 """
 
 from __future__ import annotations
@@ -15,53 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import ExitStack
 
-    from netaddr import IPAddress
-
-    from cni_plugin.config import Addressing, Elsewhere, Network
+    from cni_plugin.backend.survey import Survey
+    from cni_plugin.config.network import Addressing, Elsewhere, Network
     from cni_plugin.contract.result import Result
     from cni_plugin.kernel.netns import Namespace
 
 Plan = Any  # a mode's own frozen dataclass; nothing outside the mode looks inside
 Wire = Any  # what `connect` made, likewise
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
-    """Something on this node that a pod's ADD stumbles over, and the command that mends it."""
-
-    object: str
-    found: str
-    remedy: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """How packets get to another node: a whole packet of `mtu` bytes to `outer`, of `inner_mtu` to `inner`.
-
-    `inner` are pairs of our own address and the peer's that answers inside the tunnel `device` on `port`,
-    empty where there is none.
-    """
-
-    outer: IPAddress
-    link: str
-    mtu: int
-    inner: tuple[tuple[IPAddress, IPAddress], ...] = ()
-    inner_mtu: int = 0
-    device: str = ""
-    port: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
-    """What there is on this node of what a network's pods share; reading it changes nothing."""
-
-    undone: tuple[str, ...] = ()
-    """What `synchronize` would do, as commands."""
-    troubles: tuple[Trouble, ...] = ()
-    """What it could not."""
-    ways: tuple[Way, ...] = ()
-    mtu: int = 0
-    """What pods get now, in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,24 +16,17 @@ from typing import TYPE_CHECKING
 
 from netaddr import IPAddress, IPNetwork
 
-from cni_plugin.attach import pod as pod_side
+from cni_plugin.attach import interface as pod_side
 from cni_plugin.attach.gateway import served_by_default
-from cni_plugin.attach.mode import Mode, Survey, Way
+from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.mtu import automatic_mtu
-from cni_plugin.attach.peer_list import PeerSource, find_peers, refuse_conflicts
-from cni_plugin.attach.peers import (
-    Desired,
-    Mark,
-    compare,
-    is_trusted,
-    network_priority,
-    peer_route,
-    settle,
-)
-from cni_plugin.attach.port import add_plain_veth
-from cni_plugin.attach.stamp import locked, read_stamp, stamp_path_of
-from cni_plugin.attach.underlay import UnderlayWish, find_underlay
-from cni_plugin.config import Attachment, Elsewhere, alias_prefix, render_alias
+from cni_plugin.attach.veth import add_plain_veth
+from cni_plugin.backend.peer_list import PeerSource, find_peers, refuse_conflicts
+from cni_plugin.backend.peers import Desired, Mark, compare, is_trusted, network_priority, peer_route, settle
+from cni_plugin.backend.stamp import locked, read_stamp, stamp_path_of
+from cni_plugin.backend.survey import Survey, Way
+from cni_plugin.backend.underlay import UnderlayWish, find_underlay
+from cni_plugin.config.network import Attachment, Elsewhere, alias_prefix, render_alias
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.contract.inet import default_route, width
 from cni_plugin.contract.result import DNS, Interface, IPConfig, Result, Route
@@ -43,12 +36,12 @@ from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
 from cni_plugin.kernel.netconf import ensure_forwarding, ignore_routers
 from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, find_path, list_routes, set_route
 from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
-from seam import waits
+from ipam.seam import waits
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from cni_plugin.config import Addressing, Network
+    from cni_plugin.config.network import Addressing, Network
     from cni_plugin.kernel.netlink import Netlink
     from cni_plugin.kernel.netns import Namespace
 

@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cni_plugin.attach import bridge as bridge_mode
-from cni_plugin.attach import pod as pod_side
+from cni_plugin.attach import interface as pod_side
 from cni_plugin.attach.bridge_check import check as check_bridge
 from cni_plugin.attach.bridge_plan import BridgePlan
 from cni_plugin.attach.bridge_plan import plan as plan_bridge
-from cni_plugin.attach.crossing import accept_answers, plan_marks
 from cni_plugin.attach.gateway import drop_other_subnets
-from cni_plugin.attach.mode import Mode, Survey
-from cni_plugin.attach.peers import Mark, compare, is_trusted, network_priority, settle
-from cni_plugin.attach.port import add_port
-from cni_plugin.attach.stamp import locked
-from cni_plugin.attach.tunnel import (
+from cni_plugin.attach.mode import Mode
+from cni_plugin.attach.veth import add_port
+from cni_plugin.backend.crossing import accept_answers, plan_marks
+from cni_plugin.backend.peers import Mark, compare, is_trusted, network_priority, settle
+from cni_plugin.backend.stamp import locked
+from cni_plugin.backend.survey import Survey
+from cni_plugin.backend.tunnel import (
     Tunnel,
     desired_state,
     endpoint_mac,
@@ -32,7 +33,7 @@ from cni_plugin.attach.tunnel import (
     vxlan_spec,
     ways_to_peers,
 )
-from cni_plugin.attach.underlay import VXLAN_OVERHEAD
+from cni_plugin.backend.underlay import VXLAN_OVERHEAD
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.netconf import ensure_forwarding, ignore_routers
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
 
     from netaddr import IPAddress
 
-    from cni_plugin.attach.port import BridgeWire
-    from cni_plugin.attach.underlay import Underlay
-    from cni_plugin.config import Addressing, Elsewhere, Network
+    from cni_plugin.attach.veth import BridgeWire
+    from cni_plugin.backend.underlay import Underlay
+    from cni_plugin.config.network import Addressing, Elsewhere, Network
     from cni_plugin.contract.result import Result
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace

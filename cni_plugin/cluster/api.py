@@ -20,10 +20,11 @@ from kubernetes.client.exceptions import OpenApiException
 from kubernetes.config import ConfigException
 from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
+from cni_plugin.config.paths import SERVICE_ACCOUNT
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-DEFAULT_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _NODES = "/api/v1/nodes"
 _PAGE = 100  # nodes; an object is 10 to 20 KB of JSON
 _TIMEOUT = (5.0, 30.0)  # seconds, to connect and to read
@@ -50,7 +51,7 @@ class Access:
     kubeconfig: str = ""
     server: str = ""
     """The API's URL in place of the one that these name."""
-    account: str = DEFAULT_ACCOUNT
+    account: str = SERVICE_ACCOUNT
 
 
 class API:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cni_plugin.config import DEFAULT_DATA_DIR
+from cni_plugin.config.paths import DATA_DIR
 from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.inet import parse_cidr
@@ -58,7 +58,7 @@ class ClusterSettings:
     underlay: int = 0
     """The family (4, 6) that tunnels use, 0 for IPv4 where this node has it."""
     bridge: str = "cni0"
-    data_dir: str = DEFAULT_DATA_DIR
+    data_dir: str = DATA_DIR
 
 
 def read_settings(path: str) -> ClusterSettings:

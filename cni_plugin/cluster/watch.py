@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.agent.journal import own, render_pairs
 from cni_plugin.cluster.api import APIError, GoneError
-from cni_plugin.cluster.nodes import Node, parse_node
+from cni_plugin.cluster.objects import Node, parse_node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from cni_plugin import __version__
 from cni_plugin.agent import wire
+from cni_plugin.config.paths import SOCKET_UNIT
+from cni_plugin.config.state_file import read_state
 from cni_plugin.doctor.executables import list_own
 from cni_plugin.doctor.finding import Finding
-from cni_plugin.state_file import read_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from cni_plugin.doctor.site import Site
 
 _PATIENCE: Final = 5.0  # seconds
-_UNIT: Final = "/etc/systemd/system/podwire.socket"
 _NEEDED: Final = "the executables can do nothing without it: every ADD and DEL is told to try again later"
 _WELCOME: Final = "the executables do the work themselves, at 0.1 s a call"
 
@@ -64,13 +64,13 @@ def _check_socket(path: str, *, needed: bool) -> Iterator[Finding]:
             found=f"the agent is of podwire {version}, this program of {__version__}",
             meaning="an upgrade was not finished: the agent runs the code of before",
             remedy="systemctl try-restart podwire.service"
-            if os.path.exists(_UNIT)
+            if os.path.exists(SOCKET_UNIT)
             else f"restart it: {_start(path)}",
         )
 
 
 def _start(path: str) -> str:
-    if os.path.exists(_UNIT):
+    if os.path.exists(SOCKET_UNIT):
         return "systemctl restart podwire.socket podwire.service"
     return f"podwire agent --socket {shlex.quote(path)}"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from cni_plugin.config.state_file import read_state
 from cni_plugin.contract import versions
 from cni_plugin.doctor.finding import Finding
 from cni_plugin.doctor.site import read_files
-from cni_plugin.state_file import read_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cni_plugin import __version__
-from cni_plugin.delegate import MARKER, OWN_TYPE
+from cni_plugin.addresses.delegate import MARKER, OWN_TYPE
 from cni_plugin.doctor.finding import Finding
 from cni_plugin.doctor.site import read_files
 from cni_plugin.plugins import PLUGINS

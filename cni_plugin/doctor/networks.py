@@ -9,24 +9,27 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
-import ipam
-from cni_plugin import addresses, audit
-from cni_plugin.config import DEFAULT_DATA_DIR, alias_prefix, data_dir, ipam_type
+from cni_plugin.addresses import host_local
+from cni_plugin.addresses.delegate import OWN_NAMES
+from cni_plugin.config.network import alias_prefix, data_dir, ipam_type
+from cni_plugin.config.paths import DATA_DIR
 from cni_plugin.contract.errors import CNIError, Code
-from cni_plugin.delegate import OWN_NAMES
 from cni_plugin.doctor.finding import Finding
 from cni_plugin.doctor.site import read_requests
 from cni_plugin.kernel.link import list_links
 from cni_plugin.kernel.netns import open_host
+from cni_plugin.node import audit
 from cni_plugin.plugins import podwire
+from ipam.errors import IPAMError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_plugin.attach.mode import Survey
+    from cni_plugin.backend.survey import Survey
     from cni_plugin.contract.request import Request
     from cni_plugin.doctor.site import Site
     from cni_plugin.kernel.forward import Obstacle
+    from ipam.allocator import Usage
 
 _NO_ADD: Final = "no pod can be added to the network now"
 _KINDS: Final = {
@@ -120,9 +123,9 @@ def _pods(request: Request, survey: Survey) -> Iterator[Finding]:
 def _addresses(request: Request) -> Iterator[Finding]:
     """Yield what is wrong with the store of a network, and which of its pools is full."""
     try:
-        addresses.open_store(request).check_writable()
-        usages, wrong = addresses.usage(request), audit.audit(request)
-    except (CNIError, ipam.IPAMError) as error:
+        host_local.open_store(request).check_writable()
+        usages, wrong = host_local.usage(request), audit.audit(request)
+    except (CNIError, IPAMError) as error:
         directory = data_dir(request.config)
         yield Finding(
             severity="error",
@@ -148,9 +151,9 @@ def _addresses(request: Request) -> Iterator[Finding]:
         )
 
 
-def _full(request: Request, usage: ipam.Usage, leaked: list[str]) -> Finding:
+def _full(request: Request, usage: Usage, leaked: list[str]) -> Finding:
     directory = data_dir(request.config)
-    place = "" if directory == DEFAULT_DATA_DIR else f" --data-dir {shlex.quote(directory)}"
+    place = "" if directory == DATA_DIR else f" --data-dir {shlex.quote(directory)}"
     release = f"podwire ipam release{place} {shlex.quote(request.network)} {' '.join(leaked)}"
     return Finding(
         severity="error",

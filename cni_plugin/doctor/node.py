@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from cni_plugin import addresses
-from cni_plugin.config import MARK, ipam_type
+from cni_plugin.addresses import host_local
+from cni_plugin.addresses.delegate import OWN_NAMES
+from cni_plugin.config.network import MARK, ipam_type
 from cni_plugin.contract.errors import CNIError
-from cni_plugin.delegate import OWN_NAMES
 from cni_plugin.doctor.finding import Finding
 from cni_plugin.doctor.site import read_requests
 from cni_plugin.kernel.link import list_links
@@ -17,10 +17,10 @@ from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl, has_sysctl
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import ipam
     from cni_plugin.contract.request import Request
     from cni_plugin.doctor.site import Site
     from cni_plugin.kernel.netns import Namespace
+    from ipam.ranges import RangeSet
 
 _COUNT: Final = "net/netfilter/nf_conntrack_count"
 _LIMIT: Final = "net/netfilter/nf_conntrack_max"
@@ -67,9 +67,9 @@ def _is_forwarded(request: Request) -> bool:
     return config.string("mode") == "routed" or any(bool(config.value(key)) for key in keys)
 
 
-def _pools(request: Request) -> tuple[ipam.RangeSet, ...]:
+def _pools(request: Request) -> tuple[RangeSet, ...]:
     try:
-        return addresses.parse_range_sets(request) if ipam_type(request.config) in OWN_NAMES else ()
+        return host_local.parse_range_sets(request) if ipam_type(request.config) in OWN_NAMES else ()
     except CNIError:
         return ()
 

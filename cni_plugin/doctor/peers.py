@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from netaddr import IPAddress
 
-    from cni_plugin.attach.mode import Way
+    from cni_plugin.backend.survey import Way
     from cni_plugin.doctor.site import Site
     from cni_plugin.kernel.netns import Namespace
 

@@ -11,22 +11,21 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from cni_plugin import report
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.contract.inet import parse_ip
 from cni_plugin.contract.request import parse_request
 from cni_plugin.doctor.finding import Finding
 from cni_plugin.doctor.site import read_json
 from cni_plugin.kernel.probe import Echo, ask_twice, smallest
+from cni_plugin.node import report
 from cni_plugin.plugins import PLUGINS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_plugin.doctor.site import Site
-    from cni_plugin.report import AttachmentReport
+    from cni_plugin.node.report import AttachmentReport
 
-CACHE: Final = "/var/lib/cni/results"
 _PATIENCE: Final = 1.0  # seconds
 
 

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from cni_plugin.doctor.executables import check_one
 from cni_plugin.doctor.finding import Finding
 from cni_plugin.doctor.site import read_files
-from cni_plugin.reclaim import runtime
+from cni_plugin.node import runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_plugin.doctor.site import Site
 
-CONTAINERD: Final = "/etc/containerd/config.toml"
 _SECTIONS: Final = ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri")
 
 _LOOPBACK: Final = {"cni-loopback"}  # what containerd calls the network of lo

@@ -7,11 +7,11 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_plugin import report
-from cni_plugin.console import BIN_DIR, CONF_DIR
+from cni_plugin.config.paths import BIN_DIR, CONF_DIR
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.request import parse_document
+from cni_plugin.node import report
 
 if TYPE_CHECKING:
     from cni_plugin.contract.request import Request

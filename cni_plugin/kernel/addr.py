@@ -25,7 +25,7 @@ from cni_plugin.kernel.message import (
     u32,
 )
 from cni_plugin.kernel.netlink import HEADER, Change, Query
-from seam import waits
+from ipam.seam import waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

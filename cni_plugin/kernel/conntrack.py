@@ -19,7 +19,7 @@ from cni_plugin.kernel.message import FAMILY, attribute, parse_address
 from cni_plugin.kernel.message import parse_attributes as parse
 from cni_plugin.kernel.netlink import NLM_F_DUMP
 from cni_plugin.kernel.nfnetlink import general, nested
-from seam import step
+from ipam.seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

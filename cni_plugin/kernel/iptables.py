@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cni_plugin.kernel.errors import KernelError
-from seam import step
+from ipam.seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

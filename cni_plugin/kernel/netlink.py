@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.message import parse_attributes, parse_text
-from seam import step
+from ipam.seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

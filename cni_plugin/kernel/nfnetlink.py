@@ -26,7 +26,7 @@ from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.message import attribute, list_attributes, parse_text, text
 from cni_plugin.kernel.message import parse_attributes as parse
 from cni_plugin.kernel.netlink import HEADER, answered, log, pack
-from seam import step
+from ipam.seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator

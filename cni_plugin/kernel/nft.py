@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.nfnetlink import MAX_COMMENT, TABLE
-from seam import step
+from ipam.seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

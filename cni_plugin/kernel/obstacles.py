@@ -26,7 +26,7 @@ from cni_plugin.kernel.iptables import legacy_in_use, list_legacy_rules
 from cni_plugin.kernel.nfnetlink import TABLE
 from cni_plugin.kernel.nft import require_nft
 from cni_plugin.kernel.walk import Packet, walk
-from seam import step
+from ipam.seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

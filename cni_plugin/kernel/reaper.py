@@ -21,7 +21,7 @@ from cni_plugin.kernel.link import ABSENT, IFLA_GROUP, IFLA_MTU, deletion, get_l
 from cni_plugin.kernel.message import u32
 from cni_plugin.kernel.netlink import Change
 from cni_plugin.kernel.removal import remove_links
-from seam import waits
+from ipam.seam import waits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.link import parse_index
 from cni_plugin.kernel.netlink import Netlink, answered, split
-from seam import step
+from ipam.seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

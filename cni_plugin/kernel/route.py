@@ -40,7 +40,7 @@ MAIN_TABLE = 254
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _RTPROT_BOOT = 3
 PODWIRE_PROTO = 112  # a number nobody has in iproute2's rt_protos: the routes that a sync owns
-# A sync's routes have a priority from here on (network_priority in attach/peers.py), a pod's have none.
+# A sync's routes have a priority from here on (network_priority in backend/peers.py), a pod's have none.
 SYNC_PRIORITY = 0x40000000
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _RTNH_F_ONLINK = 4

@@ -11,7 +11,7 @@ import logging
 import os
 
 from cni_plugin.kernel.errors import KernelError
-from seam import step
+from ipam.seam import step
 
 log = logging.getLogger("podwire")
 

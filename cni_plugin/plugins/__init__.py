@@ -40,8 +40,8 @@ def _static() -> Plugin:
 
 
 def _chained(kind: str) -> Plugin:
+    from cni_plugin.features import CHAINED
     from cni_plugin.plugins.chained import chained
-    from cni_plugin.plumbing import CHAINED
 
     return chained(CHAINED[kind]())
 

@@ -9,11 +9,10 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_plugin.config import Addressing, parse_attachment, parse_network
+from cni_plugin.config.network import Addressing, parse_attachment, parse_network
 from cni_plugin.contract.dispatch import Plugin
 from cni_plugin.contract.errors import invalid_config, run_all
-from cni_plugin.kernel.netns import find_pod, open_host
-from cni_plugin.plumbing.pods import (
+from cni_plugin.features.attachment import (
     bare_site,
     collect_elements,
     collect_feature,
@@ -22,13 +21,14 @@ from cni_plugin.plumbing.pods import (
     site_of,
     trace,
 )
-from seam.undo import Undo
+from cni_plugin.kernel.netns import find_pod, open_host
+from ipam.seam.undo import Undo
 
 if TYPE_CHECKING:
-    from cni_plugin.config import Network
+    from cni_plugin.config.network import Network
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
-    from cni_plugin.plumbing.feature import Feature
+    from cni_plugin.features.feature import Feature
 
 
 def chained(feature: Feature) -> Plugin:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from cni_plugin import addresses
+from cni_plugin.addresses import host_local
 from cni_plugin.contract.dispatch import Plugin
 
 PLUGIN = Plugin(
-    add=addresses.allocate,
-    delete=addresses.release,
-    check=addresses.check,
-    gc=addresses.collect,
-    status=addresses.status,
+    add=host_local.allocate,
+    delete=host_local.release,
+    check=host_local.check,
+    gc=host_local.collect,
+    status=host_local.status,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_plugin.config import MARK, Attachment, Living, alias_prefix
+from cni_plugin.config.network import MARK, Attachment, Living, alias_prefix
 from cni_plugin.kernel.addr import list_peer_addresses
 from cni_plugin.kernel.link import list_links
 

@@ -15,7 +15,7 @@ from cni_plugin.contract.result import Interface, IPConfig, Result, parse_prev_r
 from cni_plugin.kernel.addr import list_addresses
 from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_down, set_up
 from cni_plugin.kernel.netns import find_pod, open_pod
-from seam.undo import Undo
+from ipam.seam.undo import Undo
 
 if TYPE_CHECKING:
     from cni_plugin.contract.request import Request

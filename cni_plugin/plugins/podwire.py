@@ -11,9 +11,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cni_plugin.addresses.delegate import find_delegate
 from cni_plugin.attach import MODES
-from cni_plugin.attach.port import delete_port
-from cni_plugin.config import (
+from cni_plugin.attach.veth import delete_port
+from cni_plugin.config.network import (
     Attachment,
     Network,
     is_stale_alias,
@@ -24,10 +25,7 @@ from cni_plugin.config import (
 from cni_plugin.contract import versions
 from cni_plugin.contract.dispatch import Plugin
 from cni_plugin.contract.errors import CNIError, Code, invalid_config, run_all
-from cni_plugin.delegate import find_delegate
-from cni_plugin.kernel.link import delete_link, delete_listed, get_link, list_links
-from cni_plugin.kernel.netns import find_pod, open_host
-from cni_plugin.plumbing.pods import (
+from cni_plugin.features.attachment import (
     bare_site,
     collect_features,
     delete_features,
@@ -38,25 +36,28 @@ from cni_plugin.plumbing.pods import (
     site_of,
     trace,
 )
-from seam.undo import Undo
+from cni_plugin.kernel.link import delete_link, delete_listed, get_link, list_links
+from cni_plugin.kernel.netns import find_pod, open_host
+from ipam.seam.undo import Undo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
-    from cni_plugin.attach.mode import Mode, Plan, Survey
-    from cni_plugin.config import Living
+    from cni_plugin.addresses.delegate import Delegate
+    from cni_plugin.attach.mode import Mode, Plan
+    from cni_plugin.backend.survey import Survey
+    from cni_plugin.config.network import Living
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
-    from cni_plugin.delegate import Delegate
+    from cni_plugin.features.feature import Feature, Settings
     from cni_plugin.kernel.forward import Obstacle
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
-    from cni_plugin.plumbing.feature import Feature, Settings
 
 
 def add(request: Request) -> Result:
     """Join the pod to the network and return what was made."""
-    from cni_plugin.plumbing.forwarding import warn_of_drops
+    from cni_plugin.features.forwarding import warn_of_drops
 
     network = _parse(request)
     attachment = network.attachment
@@ -151,7 +152,7 @@ def _disconnect(request: Request, host: Namespace, pod: Namespace | None) -> Non
     link = get_link(pod.netlink, attachment.ifname) if pod is not None else None
     if pod is not None and link is not None and link.kind == "veth":
         delete_link(pod.netlink, link.name)
-    from cni_plugin.plumbing.reference import delete_reference
+    from cni_plugin.features.go_cleanup import delete_reference
 
     delete_reference(trace(request), bare_site(request, host, pod))
 
@@ -199,7 +200,7 @@ def _is_stale(link: Link, network: str, keep: Container[str]) -> bool:
 
 def status(request: Request) -> None:
     """Raise CNIError 50 when a pod could not be added now, 51 when its packets would be dropped."""
-    from cni_plugin.plumbing.forwarding import require_open
+    from cni_plugin.features.forwarding import require_open
 
     network = _parse(request)
     _require_cluster(network)
@@ -217,7 +218,7 @@ def _require_cluster(network: Network) -> None:
     """Raise CNIError 50 while who follows the cluster for this node says that it is not ready."""
     path = network.fields.string("stateFile")
     if path:
-        from cni_plugin.state_file import require_ready
+        from cni_plugin.config.state_file import require_ready
 
         require_ready(path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cni_plugin import static
+from cni_plugin.addresses import static
 from cni_plugin.contract.dispatch import Plugin
 
 PLUGIN = Plugin(

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni_plugin.doctor.node import judge_conntrack
-from tests.agents import start_agent
-from tests.cluster import write_conflist
 from tests.conftest import install
-from tests.doctor.clinic import conf_dir, examine, mend, the_only, words
-from tests.kernel.networks import V4, add_uplink, dual_stack, network
-from tests.monitoring.scrape import write_state
+from tests.harness.agents import start_agent
+from tests.harness.clinic import conf_dir, examine, mend, the_only, words
+from tests.harness.cluster import write_conflist
+from tests.harness.networks import V4, add_uplink, dual_stack, network
+from tests.harness.scrape import write_state
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ from netaddr import IPAddress
 
 from cni_plugin.kernel.netns import inside
 from cni_plugin.kernel.probe import Echo, ask_twice, find_largest, send_echoes, smallest
-from tests.cluster import TUNNEL, make_cluster, sync, write_conflist
-from tests.doctor.clinic import examine, mend, the_only
+from tests.harness.clinic import examine, mend, the_only
+from tests.harness.cluster import TUNNEL, make_cluster, sync, write_conflist
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from tests.cluster import Cluster
-    from tests.node import Space
+    from tests.harness.cluster import Cluster
+    from tests.harness.node import Space
 
 
 # Every form, and both families where an address inside is asked.

@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tests.conftest import install
-from tests.doctor.clinic import mend, words
-from tests.kernel.networks import dual_stack
-from tests.runtime.containerd import Containerd
+from tests.harness.clinic import mend, words
+from tests.harness.networks import dual_stack
+from tests.harness.runtime.containerd import Containerd
 
 if TYPE_CHECKING:
-    from tests.node import Node
+    from tests.harness.node import Node
 
 
 def ask(node: Node, containerd: Containerd) -> list[dict[str, Any]]:

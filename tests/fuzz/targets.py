@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 from netaddr import AddrFormatError, IPAddress
 
-from cni_plugin import cli_ipam
 from cni_plugin.agent import wire
-from cni_plugin.attach.peer_list import find_peers
-from cni_plugin.attach.stamp import Stamp, read_stamp
+from cni_plugin.backend.peer_list import find_peers
+from cni_plugin.backend.stamp import Stamp, read_stamp
+from cni_plugin.cli import ipam
+from cni_plugin.config.state_file import read_state, require_ready
 from cni_plugin.contract import versions
 from cni_plugin.contract.dispatch import answer
 from cni_plugin.contract.errors import CNIError, Code
@@ -29,23 +30,14 @@ from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.inet import parse_cidr, parse_ip
 from cni_plugin.contract.request import parse_document
 from cni_plugin.contract.result import parse_result
+from cni_plugin.features import tuning_values
 from cni_plugin.kernel import conntrack, link, message, neigh, netlink, nfnetlink, route
 from cni_plugin.plugins import PLUGINS
-from cni_plugin.plumbing import values
-from cni_plugin.state_file import read_state, require_ready
-from ipam import (
-    IPAMError,
-    Owner,
-    Store,
-    Terms,
-    allocate,
-    damage,
-    make_range,
-    make_range_sets,
-    release,
-    sticky,
-    usage,
-)
+from ipam import fsck, sticky
+from ipam.allocator import Terms, allocate, release, usage
+from ipam.errors import IPAMError
+from ipam.ranges import make_range, make_range_sets
+from ipam.store import Owner, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,7 +110,7 @@ def fuzz_result(data: bytes) -> None:
 def fuzz_transfer(data: bytes) -> None:
     """A file for `podwire ipam import`."""
     with suppress(CNIError, IPAMError):
-        for network, (_, owner) in cli_ipam._parse_export(data, "file"):
+        for network, (_, owner) in ipam._parse_export(data, "file"):
             Store(Path.cwd(), network)
             if Owner.parse(owner.content) != owner:
                 raise UnexpectedError(owner)
@@ -158,7 +150,7 @@ def _use(store: Store) -> None:
         ):
             raise UnexpectedError(each, before)
     usage(store, POOL, TERMS)
-    damage.find_damage(store)
+    fsck.find_damage(store)
     sticky.recall(store, TERMS.sticky)
     store.resting().cools_for(made[0].address, "other", 60)
     if not {each.address for each in made} <= set(release(store, ONE, TERMS)):
@@ -188,10 +180,10 @@ def fuzz_values(data: bytes) -> None:
     """What tuning has kept of an interface, for DEL and GC."""
     Path("values.json").write_bytes(data)
     with suppress(CNIError):
-        kept = values._read_file("values.json")
+        kept = tuning_values._read_file("values.json")
         if kept is not None:
-            values._parse_values(kept)
-    for each in values.find_values(".", "net"):
+            tuning_values._parse_values(kept)
+    for each in tuning_values.find_values(".", "net"):
         if each.identity == "0123456789abcdef":
             str(each)
 

@@ -9,10 +9,11 @@ from hypothesis import assume, event, given
 from hypothesis import strategies as st
 from netaddr import IPAddress
 
-from ipam import IPAMError, make_range, make_range_sets
+from ipam.errors import IPAMError
+from ipam.ranges import make_range, make_range_sets
 
 if TYPE_CHECKING:
-    from ipam import Range
+    from ipam.ranges import Range
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 BASES = {4: ("10.1.0.0", 32), 6: ("fd00::", 128)}

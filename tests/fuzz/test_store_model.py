@@ -16,26 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from netaddr import IPAddress
 
-from ipam import (
-    AddressTaken,
-    DuplicateAllocation,
-    Memory,
-    NotInRange,
-    Owner,
-    PoolExhausted,
-    Store,
-    Terms,
-    allocate,
-    boots,
-    collect,
-    make_range,
-    make_range_sets,
-    reclaim,
-    release,
-    resting,
-    usage,
-)
-from tests.storm.invariants import held as files_of
+from ipam import boot_mark, cooldown
+from ipam.allocator import Terms, allocate, collect, reclaim, release, usage
+from ipam.cache import Memory
+from ipam.errors import AddressTaken, DuplicateAllocation, NotInRange, PoolExhausted
+from ipam.ranges import make_range, make_range_sets
+from ipam.store import Owner, Store
+from tests.harness.storm.invariants import held as files_of
 
 ANOTHER_BOOT = b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb"
 # 19 and 5 addresses; the first has a band of 16.
@@ -95,12 +82,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.place = Path(tempfile.mkdtemp(prefix="podwire-model-"))
         self.model = Model()
         self.now = 1_700_000_000.0
-        self.clock = resting.time
-        resting.time = lambda: self.now
+        self.clock = cooldown.time
+        cooldown.time = lambda: self.now
         self.directory = self.place / "networks" / "net"
 
     def teardown(self) -> None:
-        resting.time = self.clock
+        cooldown.time = self.clock
         shutil.rmtree(self.place)
 
     @initialize(keep=st.booleans(), cool=st.sampled_from((0, COOL)), remembers=st.booleans())
@@ -163,7 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.dead = (self.model.dead & there) - again
 
     def is_marked(self, address: IPAddress) -> bool:
-        return os.getxattr(self.directory / str(address), boots.MARK) == ANOTHER_BOOT
+        return os.getxattr(self.directory / str(address), boot_mark.MARK) == ANOTHER_BOOT
 
     def give(self, index: int, address: IPAddress, name: str, terms: Terms) -> None:
         self.model.held[address] = name
@@ -227,7 +214,7 @@ class StoreMachine(RuleBasedStateMachine):
     def reboot(self) -> None:
         """Start the machine anew: every file is of another boot, every pod gone."""
         for name in files_of(self.directory.parent, "net"):
-            os.setxattr(self.directory / name, boots.MARK, ANOTHER_BOOT)
+            os.setxattr(self.directory / name, boot_mark.MARK, ANOTHER_BOOT)
         self.model.dead = set(self.model.held)
         self.restart()
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.agents import Agent, start_agent
-from tests.garbage import configure, kill
-from tests.kernel.networks import dual_stack, eventually
+from tests.harness.agents import Agent, start_agent
+from tests.harness.garbage import configure, kill
+from tests.harness.networks import dual_stack, eventually
 
 if TYPE_CHECKING:
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 
 def agent_on(node: Node, *options: str) -> Agent:

@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.networks import (
-    address_of,
-    dual_stack,
-    inside,
-    print_result,
-    scripted,
-    write_delegate,
-)
+from tests.harness.networks import address_of, dual_stack, inside, print_result, scripted, write_delegate
 from tests.kernel.test_first_packet import open_mailbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 ARP, IPV6 = 0x0806, 0x86DD
 ICMPV6, SOLICITATION, ADVERTISEMENT = 58, 135, 136

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.networks import (
+from tests.harness.networks import (
     FAMILIES,
     V4,
     address_of,
@@ -19,7 +19,7 @@ from tests.kernel.networks import (
 )
 
 if TYPE_CHECKING:
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 
 @pytest.mark.parametrize("families", FAMILIES)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chain import REFERENCE, Chain, install_as
 from tests.conftest import in_process
-from tests.kernel.networks import dual_stack, reference
-from tests.node import Pod
-from tests.protocol.answers import assert_ok, assert_refused, unchanged, warm
-from tests.rates import assert_rate, measure_rate
+from tests.harness.answers import assert_ok, assert_refused, unchanged, warm
+from tests.harness.chain import REFERENCE, Chain, install_as
+from tests.harness.networks import dual_stack, reference
+from tests.harness.node import Pod
+from tests.harness.rates import assert_rate, measure_rate
 
 if TYPE_CHECKING:
-    from tests.node import Node
+    from tests.harness.node import Node
 
 UP, DOWN = 10_000_000, 20_000_000  # bits/s
 BURST = 800_000  # bits

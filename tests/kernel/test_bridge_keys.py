@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.networks import V4, calm, dual_stack, host_end, network, ports
+from tests.harness.networks import V4, calm, dual_stack, host_end, network, ports
 
 if TYPE_CHECKING:
-    from tests.node import Completed, Node, Pod
+    from tests.harness.node import Completed, Node, Pod
 
 
 def call_add(node: Node, config: dict[str, Any], pod: Pod, **environ: str | None) -> Completed:

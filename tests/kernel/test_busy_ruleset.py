@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import in_process
-from tests.kernel.networks import dual_stack
+from tests.harness.networks import dual_stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 pytestmark = in_process
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.networks import dual_stack, host_end, routed
+from tests.harness.networks import dual_stack, host_end, routed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chain import Chain, install_as
-from tests.kernel.networks import FAMILIES, dual_stack, host_end, network, routed
-from tests.protocol.answers import assert_ok
+from tests.harness.answers import assert_ok
+from tests.harness.chain import Chain, install_as
+from tests.harness.networks import FAMILIES, dual_stack, host_end, network, routed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
     Config = Callable[[Node], dict[str, Any]]
 

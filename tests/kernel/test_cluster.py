@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.agents import start_agent
-from tests.cluster import ROUTER, TUNNEL, address_of, overlay_state
-from tests.followers import following
-from tests.kernel.networks import eventually
-from tests.nodes_api import render_node
-from tests.services import REFUSED, SILENCE, ask, ask_all, offering
+from tests.harness.agents import start_agent
+from tests.harness.cluster import ROUTER, TUNNEL, address_of, overlay_state
+from tests.harness.followers import following
+from tests.harness.networks import eventually
+from tests.harness.nodes_api import render_node
+from tests.harness.services import REFUSED, SILENCE, ask, ask_all, offering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.followers import Followers
+    from tests.harness.followers import Followers
 
 FORMS = (("vxlan", "dual"), ("vxlan", "IPv4"), ("vxlan", "IPv6"), ("hostGateway", "dual"))
 

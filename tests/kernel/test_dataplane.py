@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster import Cluster, make_cluster
-from tests.kernel.networks import dual_stack
+from tests.harness.cluster import Cluster, make_cluster
+from tests.harness.networks import dual_stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.node import Space
+    from tests.harness.node import Space
 
 PAGE = Path(__file__).parent.parent.parent / "docs/dataplane.md"
 BLOCK = re.compile(r"(<!-- transcript: (\w+) -->\n```console\n)(.*?)(```\n)", re.DOTALL)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.networks import (
+from tests.harness.networks import (
     address_of,
     call_reference,
     calm,
@@ -19,7 +19,7 @@ from tests.kernel.networks import (
 )
 
 if TYPE_CHECKING:
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 
 def masquerade(node: Node) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.networks import (
+from tests.harness.networks import (
     add_foreign_port,
     call_reference,
     dual_stack,
@@ -16,7 +16,7 @@ from tests.kernel.networks import (
 )
 
 if TYPE_CHECKING:
-    from tests.node import Node
+    from tests.harness.node import Node
 
 LOW_MAC = "00:00:5e:00:53:01"
 

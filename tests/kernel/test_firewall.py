@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chain import REFERENCE, Chain, install_as
-from tests.cluster import ROUTER, Cluster, address_of, exchange, make_cluster, serving
-from tests.kernel.networks import dual_stack, eventually
-from tests.protocol.answers import assert_ok, assert_refused, unchanged
-from tests.traffic import PORT
+from tests.harness.answers import assert_ok, assert_refused, unchanged
+from tests.harness.chain import REFERENCE, Chain, install_as
+from tests.harness.cluster import ROUTER, Cluster, address_of, exchange, make_cluster, serving
+from tests.harness.networks import dual_stack, eventually
+from tests.harness.traffic import PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node, Pod, Space
+    from tests.harness.node import Node, Pod, Space
 
 FAMILIES = (4, 6)
 SUBNETS = {"cni0": ("10.22.0.0/24", "fd00:22::/64"), "cni1": ("10.23.0.0/24", "fd00:23::/64")}

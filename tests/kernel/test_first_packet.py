@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni_plugin.attach import bridge
-from cni_plugin.attach.port import BridgeWire
+from cni_plugin.attach.veth import BridgeWire
 from cni_plugin.contract.dispatch import answer
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.plugins import PLUGINS
-from tests.kernel.networks import address_of, environment, gateway_of, inside, network, planned, ports
+from tests.harness.networks import address_of, environment, gateway_of, inside, network, planned, ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.node import Node, Pod, Space
+    from tests.harness.node import Node, Pod, Space
 
     Add = Callable[[Node, dict[str, Any], Pod], dict[str, Any]]
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chain import Chain, install_as
-from tests.cluster import ROUTER, Cluster, make_cluster, sync
-from tests.kernel.networks import dual_stack, network
-from tests.protocol.answers import assert_ok, refusal
+from tests.harness.answers import assert_ok, refusal
+from tests.harness.chain import Chain, install_as
+from tests.harness.cluster import ROUTER, Cluster, make_cluster, sync
+from tests.harness.networks import dual_stack, network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 # What each of them makes, as far as it concerns packets that are forwarded.
 DOCKER = """

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster import write_conflist
-from tests.doctor.clinic import examine
-from tests.kernel.networks import V4, V6, network
-from tests.protocol.answers import assert_ok, assert_refused
+from tests.harness.answers import assert_ok, assert_refused
+from tests.harness.clinic import examine
+from tests.harness.cluster import write_conflist
+from tests.harness.networks import V4, V6, network
 
 if TYPE_CHECKING:
-    from tests.node import Node
+    from tests.harness.node import Node
 
 TWO_SUBNETS = [
     {"subnet": "10.22.0.0/24", "rangeStart": "10.22.0.2", "rangeEnd": "10.22.0.2"},

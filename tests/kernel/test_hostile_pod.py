@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cluster import TUNNEL, Cluster, make_cluster
-from tests.cluster import address_of as address_in
-from tests.kernel.frames import IP4, packed_mac
-from tests.kernel.hostile import ATTACKS, Scene, datagram, inject, is_heard, lies_about, sends_as
-from tests.kernel.networks import GATEWAYS, V4, V6, address_of, dual_stack, network
+from tests.harness.cluster import TUNNEL, Cluster, make_cluster
+from tests.harness.cluster import address_of as address_in
+from tests.harness.frames import IP4, packed_mac
+from tests.harness.hostile import ATTACKS, Scene, datagram, inject, is_heard, lies_about, sends_as
+from tests.harness.networks import GATEWAYS, V4, V6, address_of, dual_stack, network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 PAGE = Path(__file__).parents[2] / "docs/reliability.md"
 SETTINGS: dict[str, dict[str, Any]] = {

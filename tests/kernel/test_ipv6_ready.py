@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.kernel.networks import (
+from tests.harness.networks import (
     V6,
     address_of,
     calm,
@@ -17,7 +17,7 @@ from tests.kernel.networks import (
 )
 
 if TYPE_CHECKING:
-    from tests.node import Node, Pod, Space
+    from tests.harness.node import Node, Pod, Space
 
 
 def sysctl(space: Space, key: str) -> str:

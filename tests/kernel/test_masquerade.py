@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chain import install_as
-from tests.cluster import ROUTER, Cluster, address_of, exchange, make_cluster, serving, sync
 from tests.conftest import in_process
-from tests.kernel.networks import REFERENCE, dual_stack
-from tests.protocol.answers import assert_ok, assert_refused, unchanged, warm
+from tests.harness.answers import assert_ok, assert_refused, unchanged, warm
+from tests.harness.chain import install_as
+from tests.harness.cluster import ROUTER, Cluster, address_of, exchange, make_cluster, serving, sync
+from tests.harness.networks import REFERENCE, dual_stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node, Pod, Space
+    from tests.harness.node import Node, Pod, Space
 
 FORMS = ["flat", "routed", "hostgw"]
 FAMILIES = (4, 6)

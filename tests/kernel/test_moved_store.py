@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.networks import V4, V6, dual_stack, network
-from tests.storm.invariants import find_violations
+from tests.harness.networks import V4, V6, dual_stack, network
+from tests.harness.storm.invariants import find_violations
 
 if TYPE_CHECKING:
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 
 @pytest.fixture(params=["bridge", "routed"])

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster import sync
-from tests.kernel.networks import (
+from tests.harness.cluster import sync
+from tests.harness.networks import (
     V4,
     V6,
     add_foreign_port,
@@ -21,7 +21,7 @@ from tests.kernel.networks import (
 )
 
 if TYPE_CHECKING:
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 
 def mtus(node: Node, pod: Pod, name: str) -> set[int]:

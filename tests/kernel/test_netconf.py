@@ -13,7 +13,7 @@ from cni_plugin.kernel.sysctl import FORWARDING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from tests.agents import start_agent
-from tests.kernel.networks import FAMILIES, network
+from tests.harness.agents import start_agent
+from tests.harness.networks import FAMILIES, network
 
 if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 NEW = b"podwire-cni-executable, the new one"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.conftest import in_process
-from tests.kernel.networks import network
+from tests.harness.networks import network
 
 if TYPE_CHECKING:
-    from tests.node import Node
+    from tests.harness.node import Node
 
 PODS = 1100
 ROOT = Path(__file__).parent.parent.parent

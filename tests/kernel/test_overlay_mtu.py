@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster import Cluster, address_of, exchange, make_cluster, overlay_state, serving, sync
+from tests.harness.cluster import Cluster, address_of, exchange, make_cluster, overlay_state, serving, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Pod
+    from tests.harness.node import Pod
 
 FORMS = [("flat", 4), ("flat", 6), ("routed", 4), ("routed", 6), ("hostgw", 4)]
 OVERHEAD = {("hostgw", 4): 0} | {(form, v): {4: 50, 6: 70}[v] for form in ("flat", "routed") for v in (4, 6)}

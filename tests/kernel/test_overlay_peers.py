@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cluster import (
+from tests.harness.cluster import (
     TUNNEL,
     Cluster,
     address_of,

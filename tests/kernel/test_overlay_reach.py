@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster import Cluster, address_of, exchange, make_cluster, serving
+from tests.harness.cluster import Cluster, address_of, exchange, make_cluster, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 # Over hostGateway each inner family takes the underlay of its own.
 FORMS = [("flat", 4), ("flat", 6), ("routed", 4), ("routed", 6), ("hostgw", 4)]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cluster import TUNNEL, Cluster, make_cluster, overlay_state, sync
+from tests.harness.cluster import TUNNEL, Cluster, make_cluster, overlay_state, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 
 @pytest.fixture

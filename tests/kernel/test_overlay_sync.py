@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cluster import (
-    TUNNEL,
-    Cluster,
-    address_of,
-    make_cluster,
-    overlay_state,
-    sync,
-)
+from tests.harness.cluster import TUNNEL, Cluster, address_of, make_cluster, overlay_state, sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 FLAT, ROUTED, HOSTGW = "flat", "routed", "hostgw"
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import in_process
-from tests.kernel.hostports import DNS, WEB, call_portmap, chain, elements, map_ports, mapped
-from tests.kernel.networks import call_reference, dual_stack, eventually, host_end, network, reference
-from tests.protocol.answers import assert_ok, assert_refused, unchanged, warm
+from tests.harness.answers import assert_ok, assert_refused, unchanged, warm
+from tests.harness.hostports import DNS, WEB, call_portmap, chain, elements, map_ports, mapped
+from tests.harness.networks import call_reference, dual_stack, eventually, host_end, network, reference
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 # A bridge of the Go plugins has its own names; so has every port a comment.
 FOREIGN = """

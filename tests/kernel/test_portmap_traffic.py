@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cluster import ROUTER, Cluster, address_of, make_cluster
-from tests.kernel.hostports import DNS, WEB, call_portmap, chain, map_ports, mapped, set_filtering
-from tests.kernel.networks import GATEWAYS, call_reference, dual_stack, eventually, reference
-from tests.services import REFUSED, SILENCE, Flow, ask, ask_all, offering
+from tests.harness.cluster import ROUTER, Cluster, address_of, make_cluster
+from tests.harness.hostports import DNS, WEB, call_portmap, chain, map_ports, mapped, set_filtering
+from tests.harness.networks import GATEWAYS, call_reference, dual_stack, eventually, reference
+from tests.harness.services import REFUSED, SILENCE, Flow, ask, ask_all, offering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 FAMILIES = (4, 6)
 BOTH = ({**WEB, "protocol": "tcp"}, {**WEB, "protocol": "udp"})

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import seam
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import Link, get_link, get_link_by_index, link_body
 from cni_plugin.kernel.netlink import RTM_DELLINK, Change
 from cni_plugin.kernel.netns import Namespace, inside, open_pod
 from cni_plugin.kernel.reaper import delete_links, delete_together, new_group
 from cni_plugin.kernel.removal import remove_links
-from tests.kernel.networks import dual_stack
-from tests.storm.faulting import Fault, Steps
+from ipam import seam
+from tests.harness.networks import dual_stack
+from tests.harness.storm.faulting import Fault, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import seam
 from cni_plugin.contract.dispatch import answer
 from cni_plugin.kernel import nfnetlink, sysctl
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.netlink import Netlink
 from cni_plugin.plugins import PLUGINS
+from ipam import seam
 from tests.conftest import in_process
-from tests.kernel.networks import (
+from tests.harness.networks import (
     V4,
     V6,
     calm,
@@ -43,7 +43,7 @@ from tests.kernel.networks import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.node import Completed, Node, Pod
+    from tests.harness.node import Completed, Node, Pod
 
 
 def warm(node: Node, config: dict[str, Any], environ: dict[str, str | None] | None = None) -> str:

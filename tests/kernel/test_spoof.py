@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cluster import Cluster, exchange, make_cluster, serving
-from tests.kernel.frames import (
+from tests.harness.answers import assert_ok, assert_refused, unchanged, warm
+from tests.harness.cluster import Cluster, exchange, make_cluster, serving
+from tests.harness.frames import (
     ARP,
     IP4,
     IP6,
@@ -33,7 +34,7 @@ from tests.kernel.frames import (
     tapped,
     udp,
 )
-from tests.kernel.networks import (
+from tests.harness.networks import (
     GATEWAYS,
     address_of,
     dual_stack,
@@ -45,12 +46,11 @@ from tests.kernel.networks import (
     write_delegate,
 )
 from tests.kernel.test_first_packet import add_by_executable, lost_packets
-from tests.protocol.answers import assert_ok, assert_refused, unchanged, warm
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 OTHER_MAC = "02:00:5e:00:00:99"
 FAMILIES = (4, 6)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chain import REFERENCE, Chain, install_as
 from tests.conftest import in_process
-from tests.kernel.networks import dual_stack, reference, routed
-from tests.protocol.answers import assert_ok, assert_refused, unchanged, warm
+from tests.harness.answers import assert_ok, assert_refused, unchanged, warm
+from tests.harness.chain import REFERENCE, Chain, install_as
+from tests.harness.networks import dual_stack, reference, routed
 
 if TYPE_CHECKING:
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 MAC = "02:AB:00:00:00:01"
 SYSCTLS = {

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cni_plugin.addresses.delegate import find_delegate
 from cni_plugin.attach import bridge
 from cni_plugin.contract.errors import CNIError
-from cni_plugin.delegate import find_delegate
 from cni_plugin.kernel.netns import open_host, open_pod
-from tests.kernel.networks import dual_stack, planned, ports
+from tests.harness.networks import dual_stack, planned, ports
 
 if TYPE_CHECKING:
     from cni_plugin.contract.result import Result
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 
 def attach(node: Node, pod: Pod) -> dict[str, Any]:

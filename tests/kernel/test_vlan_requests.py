@@ -16,11 +16,11 @@ from cni_plugin.kernel.bridge import BridgeSpec, _add_bridge, _set_vlan_filterin
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.netlink import NLM_F_ACK, Netlink, pack
 from cni_plugin.kernel.vlan import Vlan, access_vlan, add_vlan, delete_vlan
-from tests.kernel.networks import add_foreign_port, inside
+from tests.harness.networks import add_foreign_port, inside
 
 if TYPE_CHECKING:
     from cni_plugin.kernel.netlink import Change
-    from tests.node import Node
+    from tests.harness.node import Node
 
 RTM_NEWLINK, RTM_DELLINK, RTM_SETLINK = 16, 17, 19
 IFLA_IFNAME, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 18, 1

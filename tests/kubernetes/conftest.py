@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kubernetes import images, podwire
-from tests.kubernetes.host import eventually
-from tests.kubernetes.kubernetes import Kubernetes
+from tests.harness.kubernetes import images, podwire
+from tests.harness.kubernetes.host import eventually
+from tests.harness.kubernetes.kubernetes import Kubernetes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

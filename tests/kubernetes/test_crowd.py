@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from threading import Thread
 from typing import TYPE_CHECKING, Self
 
-from tests.kubernetes import pods, podwire, reference
-from tests.kubernetes.host import eventually
+from tests.harness.kubernetes import pods, podwire, reference
+from tests.harness.kubernetes.host import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.kubernetes.kubernetes import Kubernetes
-    from tests.kubernetes.worker import Worker
+    from tests.harness.kubernetes.kubernetes import Kubernetes
+    from tests.harness.kubernetes.worker import Worker
 
 COUNT = 60
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from tests.kubernetes import pods, podwire
-from tests.kubernetes.control import program
-from tests.kubernetes.host import eventually
-from tests.kubernetes.kubernetes import FAMILIES, WORLD
-from tests.kubernetes.reach import address_of, node_address, reach_all, spaces
-from tests.services import REFUSED, ask, ask_all, offering
+from tests.harness.kubernetes import pods, podwire
+from tests.harness.kubernetes.control import program
+from tests.harness.kubernetes.host import eventually
+from tests.harness.kubernetes.kubernetes import FAMILIES, WORLD
+from tests.harness.kubernetes.reach import address_of, node_address, reach_all, spaces
+from tests.harness.services import REFUSED, ask, ask_all, offering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.harness.kubernetes.kubernetes import Kubernetes
+    from tests.harness.kubernetes.pods import RunningPod
     from tests.kubernetes.conftest import Installed
-    from tests.kubernetes.kubernetes import Kubernetes
-    from tests.kubernetes.pods import RunningPod
 
 
 def test_nodes_become_ready_by_applying_the_manifests(

@@ -6,18 +6,18 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tests.kubernetes import pods, podwire
-from tests.kubernetes.host import eventually
-from tests.kubernetes.reach import address_of, reach_all, seen_by_all, spaces, wanted_by_all
-from tests.services import ask
+from tests.harness.kubernetes import pods, podwire
+from tests.harness.kubernetes.host import eventually
+from tests.harness.kubernetes.reach import address_of, reach_all, seen_by_all, spaces, wanted_by_all
+from tests.harness.services import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.harness.kubernetes.kubernetes import Kubernetes
+    from tests.harness.kubernetes.worker import Worker
+    from tests.harness.node import Space
     from tests.kubernetes.conftest import Installed
-    from tests.kubernetes.kubernetes import Kubernetes
-    from tests.kubernetes.worker import Worker
-    from tests.node import Space
 
 
 def test_an_agent_that_is_killed_while_pods_are_replaced_loses_nothing(cluster: Kubernetes) -> None:

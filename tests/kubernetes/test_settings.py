@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kubernetes import pods, podwire
+from tests.harness.kubernetes import pods, podwire
+from tests.harness.kubernetes.host import eventually
+from tests.harness.kubernetes.kubernetes import WORLD, Kubernetes
+from tests.harness.kubernetes.reach import node_address, reach_all, spaces
+from tests.harness.services import ask_all, offering
 from tests.kubernetes.conftest import installing
-from tests.kubernetes.host import eventually
-from tests.kubernetes.kubernetes import WORLD, Kubernetes
-from tests.kubernetes.reach import node_address, reach_all, spaces
-from tests.services import ask_all, offering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.kubernetes import pods, podwire
-from tests.kubernetes.host import eventually
+from tests.harness.kubernetes import pods, podwire
+from tests.harness.kubernetes.host import eventually
 
 if TYPE_CHECKING:
-    from tests.kubernetes.kubernetes import Kubernetes
+    from tests.harness.kubernetes.kubernetes import Kubernetes
 
 # The cluster has no network from here on: this file is the last of its directory.
 

@@ -15,16 +15,16 @@ import pytest
 from cni_plugin.agent.pools import Pools
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.kernel.netns import inside
-from tests.agents import start_agent
-from tests.cluster import write_conflist
-from tests.garbage import kill
-from tests.kernel.networks import GATEWAYS, V4, dual_stack, eventually, network
-from tests.monitoring.scrape import PLACE, Watched, get, listens, state_file, watched, write_state
+from tests.harness.agents import start_agent
+from tests.harness.cluster import write_conflist
+from tests.harness.garbage import kill
+from tests.harness.networks import GATEWAYS, V4, dual_stack, eventually, network
+from tests.harness.scrape import PLACE, Watched, get, listens, state_file, watched, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.node import Node, Space
+    from tests.harness.node import Node, Space
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_without_the_option_nothing_listens(plain_node: Node) -> None:
 def test_without_the_package_the_option_is_refused_with_what_to_install(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['prometheus_client'] = None; "
-        "from cni_plugin import cli; sys.exit(cli.main(sys.argv[1:]))"
+        "from cni_plugin.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     words = ["agent", "--socket", str(tmp_path / "a.sock"), "--http", "127.0.0.1:0"]
     done = subprocess.run(
@@ -271,7 +271,7 @@ def test_a_node_of_a_cluster_is_ready_when_the_state_says_so(plain_node: Node) -
     with subprocess.Popen(
         ["nsenter", f"--net={plain_node.path}", *words], stderr=subprocess.DEVNULL
     ) as process:
-        from tests.agents import Agent, wait_until_ready
+        from tests.harness.agents import Agent, wait_until_ready
 
         agent = Agent(process, path, path)
         wait_until_ready(agent)

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.cluster import write_conflist
-from tests.kernel.networks import dual_stack, network
-from tests.monitoring.scrape import PLACE, Watched, get, watched, write_state
+from tests.harness.cluster import write_conflist
+from tests.harness.networks import dual_stack, network
+from tests.harness.scrape import PLACE, Watched, get, watched, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "conf/monitoring/podwire-alerts.yaml"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.node import Node
+    from tests.harness.node import Node
 
 
 @pytest.fixture

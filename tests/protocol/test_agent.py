@@ -22,14 +22,14 @@ import pytest
 from cni_plugin.agent.calls import Calls
 from cni_plugin.agent.journal import Journal
 from cni_plugin.agent.server import Door, Settings
-from tests.agents import HEAD, Agent, read_reply, render_request, start_agent
 from tests.conftest import ROOT, install
-from tests.kernel.networks import dual_stack, network
+from tests.harness.agents import HEAD, Agent, read_reply, render_request, start_agent
+from tests.harness.networks import dual_stack, network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 VERSION = {"CNI_COMMAND": "VERSION"}
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.networks import V4, V6, dual_stack, network
-from tests.protocol.answers import assert_refused, refusal, unchanged, warm
+from tests.harness.answers import assert_refused, refusal, unchanged, warm
+from tests.harness.networks import V4, V6, dual_stack, network
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 START_AFTER_END = {"subnet": "10.22.0.0/24", "rangeStart": "10.22.0.9", "rangeEnd": "10.22.0.8"}
 ONLY_THE_GATEWAY = {"subnet": "10.22.0.0/30", "rangeStart": "10.22.0.1", "rangeEnd": "10.22.0.1"}

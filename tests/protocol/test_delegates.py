@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.conftest import in_process
-from tests.kernel.networks import V4, network
-from tests.protocol.answers import assert_ok, assert_refused, unchanged, warm
-from tests.protocol.foreign import ADDRESS, delegated, foreign, says
+from tests.harness.answers import assert_ok, assert_refused, unchanged, warm
+from tests.harness.foreign import ADDRESS, delegated, foreign, says
+from tests.harness.networks import V4, network
 
 if TYPE_CHECKING:
-    from tests.node import Node, Pod
-    from tests.protocol.foreign import Foreign
+    from tests.harness.foreign import Foreign
+    from tests.harness.node import Node, Pod
 
 HANG = "sleep 300 & echo $! >child; exec sleep 300"
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.networks import V4, dual_stack, network
-from tests.protocol.answers import assert_ok, unchanged, warm
-from tests.protocol.foreign import ADDRESS, delegated, foreign, says
+from tests.harness.answers import assert_ok, unchanged, warm
+from tests.harness.foreign import ADDRESS, delegated, foreign, says
+from tests.harness.networks import V4, dual_stack, network
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 BREAK = {
     "ranges are no list": ({}, {"ranges": "?"}),

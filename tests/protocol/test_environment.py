@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chain import install_as
 from tests.conftest import in_process
-from tests.kernel.networks import V4, dual_stack, network
-from tests.protocol.answers import VERSIONS, assert_ok, assert_refused, unchanged, warm
+from tests.harness.answers import VERSIONS, assert_ok, assert_refused, unchanged, warm
+from tests.harness.chain import install_as
+from tests.harness.networks import V4, dual_stack, network
 
 if TYPE_CHECKING:
-    from tests.node import Node
+    from tests.harness.node import Node
 
 
 @pytest.mark.parametrize("program", ["podwire", "podwire-ipam"])

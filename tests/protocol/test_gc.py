@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.networks import V4, dual_stack, network
-from tests.protocol.answers import assert_ok, assert_refused, unchanged
-from tests.protocol.foreign import delegated, foreign
+from tests.harness.answers import assert_ok, assert_refused, unchanged
+from tests.harness.foreign import delegated, foreign
+from tests.harness.networks import V4, dual_stack, network
 
 if TYPE_CHECKING:
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 FIRST, SECOND = "cni.dev/valid-attachments", "cni.dev/attachments"
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import in_process
-from tests.kernel.networks import dual_stack
-from tests.protocol.answers import assert_ok
+from tests.harness.answers import assert_ok
+from tests.harness.networks import dual_stack
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Completed, Node
+    from tests.harness.node import Completed, Node
 
 # Measured with Python 3.11, plus a margin of five. What is over it must be worth its time.
 BUDGET = {"VERSION": 91, "ADD": 213, "CHECK": 196, "DEL": 207}

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.networks import V4, V6, network
-from tests.protocol.answers import VERSIONS, assert_ok, assert_refused, unchanged
+from tests.harness.answers import VERSIONS, assert_ok, assert_refused, unchanged
+from tests.harness.networks import V4, V6, network
 
 if TYPE_CHECKING:
-    from tests.node import Node
+    from tests.harness.node import Node
 
 PROGRAM = {"program": "podwire-ipam"}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from tests.kernel.networks import V4, V6, network
-from tests.protocol.answers import assert_ok, assert_refused, unchanged
+from tests.harness.answers import assert_ok, assert_refused, unchanged
+from tests.harness.networks import V4, V6, network
 
 if TYPE_CHECKING:
-    from tests.node import Node
+    from tests.harness.node import Node
 
 PROGRAM = {"program": "podwire-ipam"}
 GO = "/usr/lib/cni/host-local"

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import in_process
-from tests.kernel.networks import V4, V6, network
-from tests.protocol.answers import assert_refused
+from tests.harness.answers import assert_refused
+from tests.harness.networks import V4, V6, network
 
 if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 PROGRAM = {"program": "podwire-ipam"}
 GO = {"program": "/usr/lib/cni/host-local"}

@@ -14,13 +14,13 @@ from cni_plugin.cluster import api as client
 from cni_plugin.cluster import watch as watching
 from cni_plugin.cluster.api import API, Access, APIError, GoneError
 from cni_plugin.cluster.watch import Watch
-from tests.nodes_api import NodesAPI, render_node, serving_nodes
+from tests.harness.nodes_api import NodesAPI, render_node, serving_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from cni_plugin.cluster.nodes import Node
+    from cni_plugin.cluster.objects import Node
 
 
 @pytest.fixture

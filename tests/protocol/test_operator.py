@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import in_process
-from tests.kernel.networks import V4, dual_stack, network
+from tests.harness.networks import V4, dual_stack, network
 
 if TYPE_CHECKING:
     import subprocess
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 POD_ARGS = {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"}
 

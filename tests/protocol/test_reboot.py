@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ipam import boots
-from tests.kernel.networks import network
-from tests.protocol.answers import assert_ok, assert_refused, refusal
+from ipam import boot_mark
+from tests.harness.answers import assert_ok, assert_refused, refusal
+from tests.harness.networks import network
 
 if TYPE_CHECKING:
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 ANOTHER = b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb"
 DEBIAN = Path("/usr/lib/cni")
@@ -27,7 +27,7 @@ def reboot(node: Node, *pods: Pod) -> None:
     dead = {pod.container_id for pod in pods}
     for name, content in node.held().items():
         if content.split()[0] in dead:
-            os.setxattr(node.data_dir / "test" / name, boots.MARK, ANOTHER)
+            os.setxattr(node.data_dir / "test" / name, boot_mark.MARK, ANOTHER)
 
 
 def go(node: Node, command: str, config: dict[str, Any], pod: Pod) -> list[str]:
@@ -78,9 +78,9 @@ def test_go_and_we_share_a_directory_across_a_boot(node: Node) -> None:
     # What Go has written bears no mark, so nothing proves it dead until somebody has marked it.
     assert refusal(node.call("ADD", config, pods[3]))[0] == 11
     files = [node.data_dir / "test" / name for name in held]
-    assert {os.getxattr(file, boots.MARK) for file in files} == {boots.current()}
+    assert {os.getxattr(file, boot_mark.MARK) for file in files} == {boot_mark.current()}
     for file in files:
-        os.setxattr(file, boots.MARK, ANOTHER)
+        os.setxattr(file, boot_mark.MARK, ANOTHER)
     # Go reads and releases a file with a mark as any other.
     go(node, "DEL", config, pods[0])
     (gos,) = go(node, "ADD", config, pods[3])

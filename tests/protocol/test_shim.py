@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.agents import start_agent
 from tests.conftest import ROOT, install
-from tests.kernel.networks import network
+from tests.harness.agents import start_agent
+from tests.harness.networks import network
 
 if TYPE_CHECKING:
-    from tests.node import Node
+    from tests.harness.node import Node
 
 
 @pytest.fixture(params=["python", "c"])

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.networks import V4, dual_stack, network
-from tests.protocol.answers import assert_ok, assert_refused, unchanged
+from tests.harness.answers import assert_ok, assert_refused, unchanged
+from tests.harness.networks import V4, dual_stack, network
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 BY_RUNTIME, BY_ARGS, BY_ENVIRONMENT = "02:00:00:00:00:0a", "02:00:00:00:00:0b", "02:00:00:00:00:0c"
 

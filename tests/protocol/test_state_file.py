@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni_plugin.state_file import ClusterState
-from tests.kernel.networks import dual_stack
-from tests.protocol.answers import assert_ok, assert_refused
+from cni_plugin.config.state_file import ClusterState
+from tests.harness.answers import assert_ok, assert_refused
+from tests.harness.networks import dual_stack
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 
 @pytest.fixture

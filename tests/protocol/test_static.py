@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chain import REFERENCE, install_as
-from tests.protocol.answers import assert_ok, assert_refused, unchanged
+from tests.harness.answers import assert_ok, assert_refused, unchanged
+from tests.harness.chain import REFERENCE, install_as
 
 if TYPE_CHECKING:
-    from tests.node import Completed, Node, Pod
+    from tests.harness.node import Completed, Node, Pod
 
 IPAM: dict[str, Any] = {
     "type": "static",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.conftest import in_process
-from tests.kernel.networks import dual_stack, network
-from tests.protocol.answers import assert_ok, assert_refused, unchanged
-from tests.protocol.foreign import delegated, foreign
+from tests.harness.answers import assert_ok, assert_refused, unchanged
+from tests.harness.foreign import delegated, foreign
+from tests.harness.networks import dual_stack, network
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 SMALL = [{"subnet": "10.22.0.0/24", "rangeStart": "10.22.0.5", "rangeEnd": "10.22.0.6"}]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from tests.kernel.networks import V4, dual_stack, network
-from tests.protocol.answers import assert_refused, refusal, unchanged, warm
+from tests.harness.answers import assert_refused, refusal, unchanged, warm
+from tests.harness.networks import V4, dual_stack, network
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 NOT_A_DOCUMENT = {
     "not JSON": (b"cniVersion: 1.1.0", "JSON"),

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.networks import dual_stack
-from tests.protocol.answers import assert_ok, assert_refused, refusal, unchanged, warm
+from tests.harness.answers import assert_ok, assert_refused, refusal, unchanged, warm
+from tests.harness.networks import dual_stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 
 @pytest.fixture

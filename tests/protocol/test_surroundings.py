@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.networks import V4, dual_stack, network
-from tests.protocol.answers import assert_ok, assert_refused, unchanged, warm
+from tests.harness.answers import assert_ok, assert_refused, unchanged, warm
+from tests.harness.networks import V4, dual_stack, network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 OURS = ("cni_plugin", "ipam", "json", "os", "socket", "logging", "netaddr", "sitecustomize", "usercustomize")
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.agents import start_agent
-from tests.cluster import make_cluster
-from tests.kernel.networks import V4, dual_stack, network
-from tests.protocol.answers import refusal
+from tests.harness.agents import start_agent
+from tests.harness.answers import refusal
+from tests.harness.cluster import make_cluster
+from tests.harness.networks import V4, dual_stack, network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 NOBODY = 65534
 # Opened for reading is enough to hold a lock of flock(2).

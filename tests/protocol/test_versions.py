@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernel.networks import V4, dual_stack, network
-from tests.protocol.answers import (
+from tests.harness.answers import (
     VERSIONS,
     WITHOUT_CHECK,
     WITHOUT_GC,
@@ -17,9 +16,10 @@ from tests.protocol.answers import (
     refusal,
     unchanged,
 )
+from tests.harness.networks import V4, dual_stack, network
 
 if TYPE_CHECKING:
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 WITH_IPS = VERSIONS[2:]
 METRICS = {"mtu": 1400, "advmss": 1360, "priority": 7, "table": 100, "scope": 0}

@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.figures import parse_json
 
 from tests.conftest import ROOT
-from tests.runtime import tools
+from tests.harness.runtime import tools
 
 BENCH = str(ROOT / "scripts/bench")
 NOTHING_LEFT = str(ROOT / "scripts/lib/nothing-left")

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.runtime import conflists, state, tools
-from tests.runtime.machine import Machine
+from tests.harness.runtime import conflists, state, tools
+from tests.harness.runtime.machine import Machine
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 every_conflist = pytest.mark.parametrize("conflist", conflists.shipped(), ids=lambda path: path.stem)
 

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import in_process
-from tests.runtime import conflists, image, state, tools
-from tests.runtime.containerd import Containerd
-from tests.runtime.cri import RuntimeServiceError
-from tests.runtime.drop_in import PathSpace
-from tests.services import REFUSED, ask, offering
+from tests.harness.runtime import conflists, image, state, tools
+from tests.harness.runtime.containerd import Containerd
+from tests.harness.runtime.cri import RuntimeServiceError
+from tests.harness.runtime.drop_in import PathSpace
+from tests.harness.services import REFUSED, ask, offering
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from tests.node import Node
-    from tests.runtime.cri import Sandbox
+    from tests.harness.node import Node
+    from tests.harness.runtime.cri import Sandbox
 
 AT_ONCE = 8
 

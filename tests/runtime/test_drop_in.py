@@ -7,27 +7,27 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster import ROUTER, Cluster
 from tests.conftest import in_process
-from tests.runtime import conflists, state
-from tests.runtime.containerd import Containerd
-from tests.runtime.documented import CHAINS
-from tests.runtime.drop_in import (
+from tests.harness.cluster import ROUTER, Cluster
+from tests.harness.runtime import conflists, state
+from tests.harness.runtime.containerd import Containerd
+from tests.harness.runtime.documented import CHAINS
+from tests.harness.runtime.drop_in import (
     PathSpace,
     assert_footprint,
     footprint,
     install_drop_in,
     node_in_the_world,
 )
+from tests.harness.services import REFUSED, ask, offering
 from tests.runtime.test_cnitool import cnitool_on
-from tests.services import REFUSED, ask, offering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node
-    from tests.runtime.cri import Sandbox
+    from tests.harness.node import Node
+    from tests.harness.runtime.cri import Sandbox
 
 FAMILIES = (4, 6)
 WEB = {"protocol": "TCP", "container_port": 80, "host_port": 8080}

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import in_process
-from tests.garbage import GC, counts
-from tests.kernel.networks import eventually, reference
-from tests.runtime import conflists, state
-from tests.runtime.containerd import Containerd
+from tests.harness.garbage import GC, counts
+from tests.harness.networks import eventually, reference
+from tests.harness.runtime import conflists, state
+from tests.harness.runtime.containerd import Containerd
 from tests.runtime.test_containerd import (
     SandboxNetwork,
     assert_nothing_left,
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node
-    from tests.runtime.cri import Sandbox
+    from tests.harness.node import Node
+    from tests.harness.runtime.cri import Sandbox
 
 pytestmark = in_process
 

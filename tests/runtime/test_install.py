@@ -12,12 +12,12 @@ import pytest
 
 from cni_plugin.plugins import PLUGINS
 from tests.conftest import ROOT
-from tests.kernel.networks import dual_stack
+from tests.harness.networks import dual_stack
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 INSTALL = str(ROOT / "scripts/install")
 GO_PLUGINS = "/usr/lib/cni"

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cluster import ROUTER, Cluster
-from tests.runtime import state
-from tests.runtime.drop_in import assert_footprint, footprint, install_drop_in, node_in_the_world
-from tests.runtime.podman import Podman
-from tests.services import REFUSED, SILENCE, ask, offering
+from tests.harness.cluster import ROUTER, Cluster
+from tests.harness.runtime import state
+from tests.harness.runtime.drop_in import assert_footprint, footprint, install_drop_in, node_in_the_world
+from tests.harness.runtime.podman import Podman
+from tests.harness.services import REFUSED, SILENCE, ask, offering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 FAMILIES = (4, 6)
 SUBNETS = ("--subnet=10.89.7.0/24", "--subnet=fd00:89:7::/64")

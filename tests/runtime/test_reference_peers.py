@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.runtime import state, tools
+from tests.harness.runtime import state, tools
 
 if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 AT_ONCE = 16
 POOL = 200

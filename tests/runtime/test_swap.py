@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chain import REFERENCE, Chain, install_as
 from tests.conftest import in_process
-from tests.kernel.networks import dual_stack, reference
-from tests.protocol.answers import assert_ok
+from tests.harness.answers import assert_ok
+from tests.harness.chain import REFERENCE, Chain, install_as
+from tests.harness.networks import dual_stack, reference
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 RATES = dict.fromkeys(("ingressRate", "ingressBurst", "egressRate", "egressBurst"), 10**7)
 PORTS = [

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cluster import FORMS, Cluster, make_cluster
-from tests.runtime.containerd import Containerd
+from tests.harness.cluster import FORMS, Cluster, make_cluster
+from tests.harness.runtime.containerd import Containerd
 from tests.runtime.test_containerd import (
     SandboxNetwork,
     assert_nothing_left,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 
 @pytest.fixture

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.agents import Agent, start_agent
 from tests.conftest import install
-from tests.kernel.networks import calm, dual_stack, eventually
-from tests.storm.faulting import DEATHS, FAILURES
+from tests.harness.agents import Agent, start_agent
+from tests.harness.networks import calm, dual_stack, eventually
+from tests.harness.storm.faulting import DEATHS, FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.node import Completed, Node, Pod
+    from tests.harness.node import Completed, Node, Pod
 
-RUNNER = str(Path(__file__).parent / "faulty_agent.py")
+RUNNER = str(Path(__file__).parents[1] / "harness/storm/faulty_agent.py")
 FEATURES = {
     "ipMasq": True,
     "spoofCheck": "ip",

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.agents import start_agent
 from tests.conftest import install
-from tests.kernel.networks import dual_stack
+from tests.harness.agents import start_agent
+from tests.harness.networks import dual_stack
 
 if TYPE_CHECKING:
-    from tests.node import Node, Pod
+    from tests.harness.node import Node, Pod
 
 CALLS, CLIENTS, PODS = 500, 50, 50
 

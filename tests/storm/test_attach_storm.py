@@ -5,12 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from tests.kernel.networks import address_of, dual_stack, eventually, network
+from tests.harness.networks import address_of, dual_stack, eventually, network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tests.node import Completed, Node, Pod
+    from tests.harness.node import Completed, Node, Pod
 
 PODS, AT_ONCE = 60, 12
 

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni_plugin.attach import MODES
+from cni_plugin.features import FEATURES
 from cni_plugin.plugins import PLUGINS
-from cni_plugin.plumbing import FEATURES
-from tests.storm.configurations import FEATURE_KEYS, MODE_KEYS, everything, fresh, ordinary, richest
-from tests.storm.jobs import JOBS
+from tests.harness.storm.configurations import FEATURE_KEYS, MODE_KEYS, everything, fresh, ordinary, richest
+from tests.harness.storm.jobs import JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SWEEP, SWEEP_JOBS, TRACED = (
-    Path(__file__).parent / name for name in ("sweep.py", "sweep_jobs.py", "traced.py")
+    Path(__file__).parents[1] / "harness/storm" / name for name in ("sweep.py", "sweep_jobs.py", "traced.py")
 )
 VERBS = ("ADD", "DEL", "GC", "STATUS", "CHECK")
 

@@ -16,20 +16,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import pytest
 from netaddr import IPAddress
 
-from ipam import (
-    Owner,
-    Store,
-    StoreUnavailable,
-    Terms,
-    allocate,
-    collect,
-    held,
-    list_networks,
-    make_range,
-    make_range_sets,
-    release,
-    usage,
-)
+from ipam.allocator import Terms, allocate, collect, held, release, usage
+from ipam.errors import StoreUnavailable
+from ipam.ranges import make_range, make_range_sets
+from ipam.store import Owner, Store, list_networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

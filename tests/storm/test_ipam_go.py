@@ -20,10 +20,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ipam import LockTimeout, Memory, Owner, Store, allocate, make_range, make_range_sets, release
+from ipam.allocator import allocate, release
+from ipam.cache import Memory
+from ipam.errors import LockTimeout
+from ipam.ranges import make_range, make_range_sets
+from ipam.store import Owner, Store
 
 if TYPE_CHECKING:
-    from ipam import RangeSet
+    from ipam.ranges import RangeSet
 
 ROOT = Path(__file__).parents[2]
 GO = "/usr/lib/cni/host-local"

@@ -19,15 +19,15 @@ import pytest
 
 from cni_plugin.contract.dispatch import answer
 from cni_plugin.plugins import PLUGINS
-from ipam import boots
-from tests.storm.disk import LOSSES, Operation, after, record
-from tests.storm.invariants import find_violations, held
+from ipam import boot_mark
+from tests.harness.storm.disk import LOSSES, Operation, after, record
+from tests.harness.storm.invariants import find_violations, held
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from tests.storm.disk import Disk
+    from tests.harness.storm.disk import Disk
 
 GO = "/usr/lib/cni/host-local"
 NETNS = "/var/run/netns/none"
@@ -155,7 +155,7 @@ def relay(tmp_path: Path) -> Iterator[Callable[..., After]]:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         disk.lay_out(
-            place, loss, lambda path, found: mark == b"" or os.setxattr(path, boots.MARK, mark or found)
+            place, loss, lambda path, found: mark == b"" or os.setxattr(path, boot_mark.MARK, mark or found)
         )
         return After(place)
 
@@ -178,7 +178,7 @@ def cuts(sequence: Sequence[Verb]) -> Iterator[tuple[list[Operation], Verb, Verb
 def unmarked(store: After) -> Counter[bool]:
     """Return how many addresses of each family nothing proves dead: files with a content and no mark."""
     found = [name for name, owner in held(store.place, "net").items() if owner[0]]
-    marked = {name for name in found if boots.MARK in os.listxattr(store.place / "net" / name)}
+    marked = {name for name in found if boot_mark.MARK in os.listxattr(store.place / "net" / name)}
     return Counter(":" in name for name in found if name not in marked)
 
 

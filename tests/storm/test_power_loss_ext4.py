@@ -13,7 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ipam import Owner, PoolExhausted, Store, allocate, boots, make_range, make_range_sets, release
+from ipam import boot_mark
+from ipam.allocator import allocate, release
+from ipam.errors import PoolExhausted
+from ipam.ranges import make_range, make_range_sets
+from ipam.store import Owner, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,8 +66,8 @@ def lose_power(tmp: Path, image: Path) -> tuple[int, int]:
         files = list((place / "net").glob("10.*"))
         empty = sum(not file.stat().st_size for file in files)
         for file in files:
-            assert os.getxattr(file, boots.MARK) == boots.current()  # it came with the name
-            os.setxattr(file, boots.MARK, ANOTHER_BOOT)
+            assert os.getxattr(file, boot_mark.MARK) == boot_mark.current()  # it came with the name
+            os.setxattr(file, boot_mark.MARK, ANOTHER_BOOT)
         store, given = Store(place, "net"), []
         while True:
             try:

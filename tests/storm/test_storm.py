@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import install
-from tests.storm.storm import Storm
+from tests.harness.storm.storm import Storm
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.node import Node
+    from tests.harness.node import Node
 
 
 @pytest.fixture

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from netaddr import IPAddress
 
-from cni_plugin.cluster.desired import (
+from cni_plugin.cluster.objects import parse_node
+from cni_plugin.cluster.settings import ClusterSettings, parse_settings, read_settings
+from cni_plugin.config.state_file import ClusterState, read_state, require_ready
+from cni_plugin.contract.errors import CNIError
+from cni_plugin.contract.fields import Fields
+from cni_plugin.dataplane.nodes.desired import (
     Places,
     plan_peers,
     render_network,
     require_address,
     require_pod_cidrs,
 )
-from cni_plugin.cluster.files import replace_file
-from cni_plugin.cluster.nodes import parse_node
-from cni_plugin.cluster.settings import ClusterSettings, parse_settings, read_settings
-from cni_plugin.contract.errors import CNIError
-from cni_plugin.contract.fields import Fields
-from cni_plugin.state_file import ClusterState, read_state, require_ready
-from tests.nodes_api import render_node
+from cni_plugin.dataplane.nodes.files import replace_file
+from tests.harness.nodes_api import render_node
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cni_plugin.cluster.nodes import Node
+    from cni_plugin.cluster.objects import Node
 
 PLACES = Places(peers_file="/p", state_file="/s")
 

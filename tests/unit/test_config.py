@@ -10,8 +10,8 @@ from netaddr import IPAddress, IPNetwork
 
 from cni_plugin.attach.bridge_plan import plan
 from cni_plugin.attach.gateway import address_on_node, complete, gateway_of
-from cni_plugin.attach.pod import Outfit, plan_routes
-from cni_plugin.config import (
+from cni_plugin.attach.interface import Outfit, plan_routes
+from cni_plugin.config.network import (
     Addressing,
     Attachment,
     alias_prefix,

@@ -9,9 +9,9 @@ from netaddr import IPAddress
 
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.contract.fields import Fields
-from cni_plugin.plumbing.conditions import parse_conditions
-from cni_plugin.plumbing.hostports import HostPort, pack_target, parse_host_ports, parse_key, parse_target
-from cni_plugin.plumbing.portmap_rules import Treatment, plan_ruleset
+from cni_plugin.features.conditions import parse_conditions
+from cni_plugin.features.hostports import HostPort, pack_target, parse_host_ports, parse_key, parse_target
+from cni_plugin.features.portmap_rules import Treatment, plan_ruleset
 
 
 def ports(**entry: Any) -> dict[str, int]:

@@ -7,100 +7,53 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGES = ("cni_plugin", "ipam", "seam")
+PACKAGES = ("cni_plugin", "ipam")
 LONGEST_FUNCTION, LONGEST_MODULE, LONGEST_DOCSTRING = 60, 400, 10
 
-# What each room may import of ours besides itself; the way is down.
-BELOW = {
-    "seam": set(),  # below everything: every room may import it
-    "ipam": set(),
-    "contract": set(),
-    "config": {"contract"},
-    "kernel": {"contract"},
-    "state_file": {"contract"},
-    "addresses": {"contract", "config", "ipam"},
-    "static": {"contract", "config"},
-    "delegate": {"contract", "config", "addresses", "static"},
-    "attach": {"contract", "config", "kernel"},
-    "plumbing": {"contract", "config", "kernel"},
-    "plugins": {
-        "contract",
-        "config",
-        "kernel",
-        "state_file",
-        "addresses",
-        "static",
-        "delegate",
-        "attach",
-        "plumbing",
-    },
-    "report": {"contract", "config", "kernel", "addresses", "delegate", "plugins", "ipam"},
-    "audit": {"contract", "config", "kernel", "addresses", "delegate", "ipam"},
-    "reclaim": {
-        "contract",
-        "config",
-        "kernel",
-        "addresses",
-        "delegate",
-        "plugins",
-        "plumbing",
-        "report",
-        "ipam",
-    },
-    # The shim is what starts the program.
-    "agent": {
-        *("", "contract", "config", "kernel", "addresses", "delegate", "plugins", "report", "state_file"),
-        *("ipam", "__main__"),
-    },
-    "doctor": {
-        *(
-            "",
-            "contract",
-            "config",
-            "kernel",
-            "addresses",
-            "delegate",
-            "plugins",
-            "attach",
-            "report",
-            "audit",
-        ),
-        *("agent", "console", "reclaim", "state_file", "ipam"),
-    },
-    "cli_doctor": {"console", "doctor", "state_file"},
-    "cluster": {"contract", "config", "kernel", "state_file", "attach", "plugins", "agent"},
-    "console": {"contract", "report"},
-    "cli_cluster": {"contract", "kernel", "state_file", "agent", "cluster"},
-    "cli_ipam": {"contract", "config", "kernel", "audit", "console", "ipam"},
-    "cli_gc": {"contract", "agent", "console", "reclaim", "ipam"},
-    "cli_node": {"contract", "kernel", "report", "agent", "console", "seam"},
-    "cli_agent": {"agent", "cli_cluster", "cli_gc"},
-    "cli": {
-        *("", "contract", "plugins", "report", "console", "ipam"),
-        *("cli_agent", "cli_cluster", "cli_doctor", "cli_gc", "cli_ipam", "cli_node"),
-    },
-    "__main__": {"", "contract", "plugins", "cli"},
-    "": set(),
+# The floors, top to bottom: a module imports from its own floor and from those below, never from above.
+FLOORS = (
+    "__main__",
+    "cli",
+    "doctor",
+    "dataplane",
+    "cluster",
+    "agent",
+    "node",
+    "plugins",
+    "addresses",
+    "attach",
+    "backend",
+    "features",
+    "kernel",
+    "config",
+    "contract",
+    "",  # the version
+    "ipam",
+    "ipam.seam",
+)
+# One module each; `attach.vxlan` is `attach.bridge` with a device, and says so.
+KINDS = {
+    "attach": ("bridge", "routed"),
+    "features": ("masquerade", "bandwidth", "tuning", "firewall", "spoof", "portmap"),
 }
 # Who may use what speaks to the kernel or starts programs.
 ONLY_IN = {
     "pyroute2": {"kernel"},
     "ctypes": {"kernel", "ipam"},  # of ipam watch.py alone: the linter says so
     "kubernetes": {"cluster"},  # of it api.py alone
-    "subprocess": {"kernel", "delegate", "agent"},
-    "netaddr": set(BELOW) - {"__main__", "cli", "cli_agent", "cli_gc", "cli_ipam", "console", "plugins"},
+    "subprocess": {"kernel", "addresses", "agent"},
+    "netaddr": set(FLOORS) - {"__main__", "cli", "plugins"},
 }
 # Who may print and exit: the answer to a runtime, the words to a person.
-# The shim is a process of its own, and the agent's journal is what its service manager reads.
+# The agent's journal is what its service manager reads.
 SPEAKERS = {
-    "cni_plugin.contract.dispatch",
-    "cni_plugin.cli",
-    "cni_plugin.cli_gc",
-    "cni_plugin.cli_ipam",
-    "cni_plugin.console",
     "cni_plugin.__main__",
-    "cni_plugin.agent.shim",
     "cni_plugin.agent.journal",
+    "cni_plugin.cli.console",
+    "cni_plugin.cli.gc",
+    "cni_plugin.cli.ipam",
+    "cni_plugin.cli.main",
+    "cni_plugin.contract.dispatch",
 }
 SPEECH = {"print", "exit", "quit", "input", "sys.exit", "os._exit", "sys.stdout", "sys.stderr"}
 
@@ -123,7 +76,9 @@ def room_of(module: str) -> str | None:
     package, *rest = module.split(".")
     if package == "cni_plugin":
         return rest[0] if rest else ""
-    return package if package in PACKAGES else None
+    if package == "ipam":
+        return "ipam.seam" if rest[:1] == ["seam"] else "ipam"
+    return None
 
 
 def imports_of(module: str, *, at_run_time: bool = False) -> set[str]:
@@ -151,12 +106,31 @@ def is_guard(node: ast.AST) -> bool:
 
 
 def test_imports_point_down() -> None:
-    assert {module: room_of(module) for module in MODULES if room_of(module) not in BELOW} == {}
+    floors = {room: number for number, room in enumerate(FLOORS)}
+    assert {module: room_of(module) for module in MODULES if room_of(module) not in floors} == {}
     needed = {module: {room_of(name) for name in imports_of(module)} - {None} for module in MODULES}
     upward = {
-        module: rooms - BELOW[room_of(module)] - {room_of(module), "seam"} for module, rooms in needed.items()
+        module: {room for room in rooms if floors[room] < floors[room_of(module)]}
+        for module, rooms in needed.items()
     }
     assert {module: rooms for module, rooms in upward.items() if rooms} == {}
+
+
+def test_nothing_lies_loose_in_the_root() -> None:
+    loose = {path.name for path in (ROOT / "cni_plugin").iterdir() if path.is_file()}
+    assert loose <= {"__init__.py", "__main__.py", "py.typed"}
+
+
+def test_the_address_manager_imports_nothing_of_the_plugin() -> None:
+    own = {module: imports_of(module) for module in MODULES if module.startswith("ipam")}
+    assert {m: n for m, n in own.items() if any(name.startswith("cni_plugin") for name in n)} == {}
+
+
+def test_the_plugin_s_features_and_modes_name_no_other() -> None:
+    """A mode or a feature is a module: what two of them share lies in a module that is neither."""
+    kinds = {f"cni_plugin.{room}.{name}" for room, names in KINDS.items() for name in names}
+    named = {module: imports_of(module) & kinds - {module} for module in kinds}
+    assert {module: names for module, names in named.items() if names} == {}
 
 
 def test_only_the_kernel_room_speaks_to_the_kernel() -> None:
@@ -233,16 +207,14 @@ CHANGING = {
     "os.removexattr",
 }
 # Functions that are steps themselves: they are called by `step` alone.
-STEPS = {"cni_plugin.delegate._execute", "cni_plugin.kernel.sysctl._write"}
-# The shim ends as a client or becomes the program, and no step is made there.
-WITHOUT_SEAM = {"cni_plugin.agent.shim"}
+STEPS = {"cni_plugin.addresses.delegate._execute", "cni_plugin.kernel.sysctl._write"}
 
 
 def test_every_change_of_files_and_every_program_passes_the_seam() -> None:
     """Those of the kernel do in netlink, nfnetlink and sysctl, which tests/storm compares with strace."""
     calls = {
         f"{module}:{call.lineno} {ast.unparse(call.func)}"
-        for module in MODULES.keys() - WITHOUT_SEAM
+        for module in MODULES
         for call in calls_in(module)
         if changes(call)
     }
@@ -272,13 +244,20 @@ def changes(call: ast.Call) -> bool:
 def test_nothing_of_ours_sets_the_hook_of_the_seam() -> None:
     """Whoever imports `step` or the waits cannot; and in the seam itself it is set once, to None."""
     whole = {
-        module for module in MODULES for name in imports_of(module) if name == "seam" and module != "seam"
+        module
+        for module in MODULES
+        for name in imports_of(module)
+        if name == "ipam.seam" and module != "ipam.seam"
     }
     assert [module for module in whole if not imported_from_seam(module) <= {"step", "waits"}] == []
-    assert [ast.unparse(node) for node in ast.walk(tree_of("seam")) if isinstance(node, ast.Global)] == []
+    assert [
+        ast.unparse(node) for node in ast.walk(tree_of("ipam.seam")) if isinstance(node, ast.Global)
+    ] == []
 
 
 def imported_from_seam(module: str) -> set[str]:
     nodes = ast.walk(tree_of(module))
     found = [n for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) and "seam" in ast.unparse(n)]
-    return {alias.name for node in found for alias in node.names if "seam.files" not in ast.unparse(node)}
+    return {
+        alias.name for node in found for alias in node.names if "ipam.seam.files" not in ast.unparse(node)
+    }

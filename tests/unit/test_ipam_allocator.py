@@ -8,30 +8,24 @@ from typing import TYPE_CHECKING
 import pytest
 from netaddr import IPAddress
 
-from ipam import (
+from ipam.allocator import allocate, collect, held, release, usage
+from ipam.cache import Memory
+from ipam.errors import (
     AddressTaken,
     AddressUnavailable,
     DuplicateAllocation,
     LockTimeout,
-    Memory,
     NotInRange,
-    Owner,
     PoolExhausted,
-    Store,
     StoreUnavailable,
-    allocate,
-    collect,
-    held,
-    make_range,
-    make_range_sets,
-    release,
-    usage,
 )
+from ipam.ranges import make_range, make_range_sets
+from ipam.store import Owner, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ipam import RangeSet
+    from ipam.ranges import RangeSet
 
 V4 = "10.1.0.0/29"
 V6 = "fd00::/64"

@@ -7,7 +7,7 @@ import random
 import pytest
 from netaddr import IPAddress
 
-from ipam import parse_address, render_address
+from ipam.address import parse_address, render_address
 from ipam.index import Index
 
 NAMES = [f"10.1.0.{number}" for number in range(40)] + [f"fd00::{number:x}" for number in range(1, 40)]

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from netaddr import IPAddress
 
-from ipam import InvalidRange, make_range, make_range_sets, parse_address, render_address
+from ipam.address import parse_address, render_address
+from ipam.errors import InvalidRange
+from ipam.ranges import make_range, make_range_sets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ipam import RangeSet
-    from ipam.ranges import RangeSpan
+    from ipam.ranges import RangeSet, RangeSpan
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 from netaddr import IPAddress
 
-from ipam import InvalidNetwork, LockTimeout, Memory, Owner, Store, StoreUnavailable, list_networks
+from ipam.cache import Memory
+from ipam.errors import InvalidNetwork, LockTimeout, StoreUnavailable
+from ipam.store import Owner, Store, list_networks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

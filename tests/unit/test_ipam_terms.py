@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 from netaddr import IPAddress
 
-from ipam import Memory, Owner, PoolExhausted, Store, Terms, allocate, make_range, make_range_sets, release
+from ipam.allocator import Terms, allocate, release
+from ipam.cache import Memory
+from ipam.errors import PoolExhausted
+from ipam.ranges import make_range, make_range_sets
 from ipam.sticky import keep, recall
+from ipam.store import Owner, Store
 
 POOLS = make_range_sets([[make_range(subnet="10.1.0.0/27")]])
 BAND = [f"10.1.0.{number}" for number in range(2, 18)]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni_plugin.config import Attachment
-from cni_plugin.plumbing.values import Values, _read_file, find_values, keep_values
+from cni_plugin.config.network import Attachment
+from cni_plugin.features.tuning_values import Values, _read_file, find_values, keep_values
 
 if TYPE_CHECKING:
     from pathlib import Path

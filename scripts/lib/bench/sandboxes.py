@@ -29,7 +29,7 @@ class MissingError(Exception):
 def start(lane: Lane, stack: ExitStack) -> None:
     """Start a containerd on the lane's node; MissingError when something is not installed."""
     try:
-        from tests.runtime.containerd import Containerd
+        from tests.harness.runtime.containerd import Containerd
     except ImportError as error:
         raise MissingError(f"{error}; scripts/test makes .venv, which has it") from error
     directory = lane.store.with_name(f"{lane.name}-containerd")

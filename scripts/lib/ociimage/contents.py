@@ -23,7 +23,7 @@ from ociimage.tree import File, Tree, libraries
 ENVIRONMENT = ("MALLOC_ARENA_MAX=2",)
 _EXTRAS = ("kubernetes", "runtime", "metrics")
 _SITE = "usr/lib/python3/dist-packages"
-_CODE = ("cni_plugin", "ipam", "seam")
+_CODE = ("cni_plugin", "ipam")
 _ROOTS = (
     "usr/bin/python3*",
     "usr/sbin/nft",

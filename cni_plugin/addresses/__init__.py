@@ -1,0 +1,1 @@
+"""Whose addresses a pod gets: ours in process, those of a foreign plugin, or what the configuration names."""

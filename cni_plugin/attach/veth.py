@@ -1,0 +1,138 @@
+"""The pod's veth: its name and alias, and as a port of a bridge its flags and VLANs."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from cni_plugin.config.network import MARK, unnamed_group
+from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.kernel.bridge import set_port
+from cni_plugin.kernel.errors import KernelError
+from cni_plugin.kernel.link import Link, VethPair, add_veth, delete_link, drop_link_local, get_link, set_owner
+from cni_plugin.kernel.reaper import delete_links
+from cni_plugin.kernel.vlan import add_vlan, delete_vlan, list_vlans
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import ExitStack
+
+    from cni_plugin.attach.bridge_plan import BridgePlan
+    from cni_plugin.config.network import Attachment
+    from cni_plugin.kernel.netns import Namespace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeWire:
+    """The bridge that a pod's port is on, and the MTU of the pair in bytes."""
+
+    bridge: Link
+    mtu: int
+
+
+class Pluggable(Protocol):
+    """What a mode's plan says of the pod's veth."""
+
+    @property
+    def attachment(self) -> Attachment:
+        """Whose it is."""
+
+    @property
+    def alias(self) -> str:
+        """What its host end says of it."""
+
+    @property
+    def mac(self) -> str:
+        """The pod's MAC."""
+
+
+def add_port(plan: BridgePlan, wire: BridgeWire, host: Namespace, pod: Namespace, undo: ExitStack) -> None:
+    """Make the pod's veth with its host end in the bridge."""
+    _add_veth(plan, _pair(plan, wire.mtu, pod, master=wire.bridge.index), host, undo)
+    name = plan.attachment.host_ifname
+    # A port needs no address of its own; a thousand of them would burden whoever reads the node's routes.
+    host.netlink.change(
+        drop_link_local(name),
+        set_port(name, alias=plan.alias, hairpin=plan.hairpin, isolated=plan.isolated),
+        tolerate={errno.EAFNOSUPPORT},
+    )
+    if plan.vlans:
+        _set_vlans(plan, host)
+
+
+def add_plain_veth(plan: Pluggable, mtu: int, host: Namespace, pod: Namespace, undo: ExitStack) -> None:
+    """Make the pod's veth with a host end that stands alone."""
+    _add_veth(plan, _pair(plan, mtu, pod), host, undo)
+    name = plan.attachment.host_ifname
+    host.netlink.change(drop_link_local(name), set_owner(name, plan.alias), tolerate={errno.EAFNOSUPPORT})
+
+
+def _pair(plan: Pluggable, mtu: int, pod: Namespace, *, master: int = 0) -> VethPair:
+    return VethPair(
+        name=plan.attachment.host_ifname,
+        mac=host_mac(plan.attachment.identity),
+        master=master,
+        mtu=mtu,
+        peer_name=plan.attachment.ifname,
+        peer_mac=plan.mac,
+        peer_netns=pod.fd,
+        group=unnamed_group(plan.attachment.network),
+    )
+
+
+def _add_veth(plan: Pluggable, pair: VethPair, host: Namespace, undo: ExitStack) -> None:
+    try:
+        add_veth(host.netlink, pair)
+    except KernelError as error:
+        if error.errno == errno.EEXIST:
+            raise _already_attached(plan.attachment) from error
+        # The answer may be lost, and the link made.
+        undo.callback(delete_link, host.netlink, pair.name)
+        raise
+    undo.callback(delete_link, host.netlink, pair.name)
+
+
+def _already_attached(attachment: Attachment) -> CNIError:
+    return CNIError(
+        Code.INVALID_ENVIRONMENT,
+        f"{attachment}: wanted a new attachment, found {attachment.host_ifname}; DEL it first",
+    )
+
+
+def host_mac(seed: str) -> str:
+    """Return a MAC derived from `seed`: one set by hand is one that udev leaves alone.
+
+    It begins with fe because a bridge whose own MAC nobody set takes the lowest of its ports':
+    an uplink's bridge must not take a pod's. libvirt does the same for the same reason.
+    """
+    digest = hashlib.sha256(seed.encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in bytes([0xFE, *digest[:5]]))
+
+
+def _set_vlans(plan: BridgePlan, host: Namespace) -> None:
+    name = plan.attachment.host_ifname
+    port = get_link(host.netlink, name)
+    if port is None:
+        raise KernelError(f"bridge vlan add dev {name}", errno.ENODEV)
+    present = [] if plan.preserve_default_vlan else list_vlans(host.netlink, port.index)
+    host.netlink.change(
+        *(delete_vlan(name, port.index, vlan) for vlan in present),
+        *(add_vlan(name, port.index, vlan) for vlan in plan.vlans),
+    )
+
+
+def delete_port(attachment: Attachment, host: Namespace, beside: Iterable[str] = ()) -> bool:
+    """Delete the pod's veth by the name of its host end; tell whether there was one.
+
+    With it go links of ours that are for this pod alone, by their names.
+    """
+    veth = get_link(host.netlink, attachment.host_ifname)
+    links = [veth] if veth and veth.kind == "veth" else []
+    links += filter(None, (get_link(host.netlink, name) for name in beside))
+    # An alias of ours is what lets a link go together with others; without one a crash had left it.
+    marked = [link for link in links if link.alias.startswith(MARK)]
+    gone = [link for link in marked[:1] if delete_links(host, *marked)]
+    gone += [link for link in links if link not in marked and delete_link(host.netlink, link.name)]
+    return veth in gone

@@ -1,0 +1,1 @@
+"""How nodes are joined: what the kernel holds for other nodes, and the VXLAN device that leads there."""

@@ -1,0 +1,80 @@
+"""What pods and the other nodes' own addresses send each other, in a routed VXLAN network.
+
+It goes through the tunnel, both ways and untranslated: the underlay may not know pods, and strict
+rp_filter drops there what the routes expect from the tunnel. The pods' packets are marked, and a rule
+leads them to a table with the peers' addresses; the routes to the peers' subnets have the node's own address
+as their source. What answers a connection to a published port of this node goes as it came, over
+the underlay. `ip rule`, `nft list chain inet podwire tunnel_vxlan42`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni_plugin.kernel.nft import Chain, Ruleset
+from cni_plugin.kernel.rule import RuleSpec
+from cni_plugin.kernel.sysctl import ensure_sysctl, get_sysctl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from netaddr import IPAddress, IPNetwork
+
+    from cni_plugin.backend.tunnel import Tunnel
+
+# A bit that kube-proxy (0x4000, 0x8000), the reference's portmap (0x2000) and other networks leave alone.
+MARK = 0x1000
+_NFT_FAMILY = {4: "ip", 6: "ip6"}
+_STRICT, _LOOSE = 1, 2  # rp_filter, RFC 3704
+
+
+def list_rules(subnets: Iterable[IPNetwork], table: int) -> frozenset[RuleSpec]:
+    """Return the rules for what the pods of these subnets send."""
+    return frozenset(RuleSpec(src=subnet, mark=MARK, table=table) for subnet in subnets)
+
+
+def plan_marks(tunnel: Tunnel) -> Ruleset:
+    """Return what marks the pods' packets to the peers' own addresses.
+
+    Behind the translation of Services (dstnat), so that the real destination counts, and before the route
+    is looked up.
+    """
+    versions = sorted({subnet.version for subnet in tunnel.subnets})
+    marks = (
+        f"{_NFT_FAMILY[s.version]} saddr {s} {_NFT_FAMILY[s.version]} daddr @{_set_name(tunnel, s.version)} "
+        f"meta mark set meta mark or {MARK:#x}"
+        for s in tunnel.subnets
+    )
+    chain = Chain(
+        name=f"tunnel_{tunnel.device}",
+        hook="type filter hook prerouting priority dstnat + 10; policy accept;",
+        rules=("ct direction reply ct status dnat accept", *marks),
+    )
+    return Ruleset(
+        family="inet",
+        title=f"{tunnel.network} pods to nodes",
+        chains=(chain,),
+        sets=tuple((f"set {_set_name(tunnel, v)}", f"type ipv{v}_addr;") for v in versions),
+        filled=tuple(_set_name(tunnel, v) for v in versions),
+        fingerprint=tunnel.source.digest,
+        fill=lambda: {_set_name(tunnel, v): _list_addresses(tunnel, v) for v in versions},
+    )
+
+
+def _set_name(tunnel: Tunnel, version: int) -> str:
+    return f"nodes{version}_{tunnel.device}"
+
+
+def _list_addresses(tunnel: Tunnel, version: int) -> list[IPAddress]:
+    return [a for peer in tunnel.source.read() for a in peer.addresses if a.version == version]
+
+
+def accept_answers(device: str) -> None:
+    """Let answers from the peers' own addresses come out of the tunnel.
+
+    The route to such an address leads over the underlay for everybody but marked packets, so strict rp_filter
+    would drop them; the larger value of `all` and the device's own counts.
+    """
+    own = f"net/ipv4/conf/{device}/rp_filter"
+    if max(int(get_sysctl("net/ipv4/conf/all/rp_filter")), int(get_sysctl(own))) == _STRICT:
+        ensure_sysctl(own, _LOOSE)

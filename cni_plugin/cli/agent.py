@@ -1,0 +1,64 @@
+"""`podwire agent`: the options of the warm process, and of what it keeps running beside itself."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cni_plugin.agent import server
+from cni_plugin.agent.garbage import collecting
+from cni_plugin.cli import cluster, gc
+from cni_plugin.config.paths import SOCKET
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    agent = commands.add_parser("agent", help="serve the executables' calls from one warm process")
+    # A call waits for the kernel's lock on links most of the time, behind all the others.
+    workers = 8 * (os.cpu_count() or 1)
+    agent.add_argument("--socket", default=SOCKET, help=f"default {SOCKET}")
+    agent.add_argument(
+        "--workers", type=_count, default=workers, help=f"calls at once (default 8 a core: {workers})"
+    )
+    agent.add_argument(
+        "--queue",
+        type=_count,
+        default=server.DEFAULT_QUEUE,
+        help=f"calls that may wait; further ones are told to try again (default {server.DEFAULT_QUEUE})",
+    )
+    agent.add_argument(
+        "--http",
+        default="",
+        metavar="ADDRESS:PORT",
+        help="serve /metrics, /healthz and /readyz (default off)",
+    )
+    agent.add_argument(
+        "--kubernetes", action="store_true", help="keep `podwire cluster` running, with the options below"
+    )
+    gc.add_agent_options(agent.add_argument_group("garbage collection"))
+    cluster.add_flags(agent.add_argument_group("the cluster, and the networks whose pools are shown"))
+    agent.set_defaults(run=_run)
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    settings = server.Settings(
+        socket=os.path.abspath(arguments.socket),
+        workers=arguments.workers,
+        queue=arguments.queue,
+        http=arguments.http,
+        conf_dir=arguments.conf_dir,
+        state_file=arguments.state_file,
+        in_cluster=arguments.kubernetes,
+        children=(cluster.child_of(arguments),) if arguments.kubernetes else (),
+    )
+    with collecting(gc.collection_of(arguments)):
+        return server.run(settings)

@@ -1,0 +1,19 @@
+"""Where things are on a node unless somebody says otherwise: the only place of default paths."""
+
+from __future__ import annotations
+
+from typing import Final
+
+CONF_DIR: Final = "/etc/cni/net.d"
+BIN_DIR: Final = "/opt/cni/bin"
+DATA_DIR: Final = "/var/lib/cni/networks"
+RESULTS_DIR: Final = "/var/lib/cni/results"
+SOCKET: Final = "/run/podwire/podwire.sock"
+STATE_FILE: Final = "/run/podwire/cluster.json"
+CLUSTER_SETTINGS: Final = "/etc/podwire/cluster.json"
+SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+CONTAINERD_CONFIG: Final = "/etc/containerd/config.toml"
+SOCKET_UNIT: Final = "/etc/systemd/system/podwire.socket"
+TUNING_DIR: Final = "/run/cni/tuning"
+TUNING_ALLOWLIST: Final = "/etc/cni/tuning/allowlist.conf"
+SHIM_IN_IMAGE: Final = "/usr/lib/podwire/podwire-shim"

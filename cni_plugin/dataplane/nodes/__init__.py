@@ -1,0 +1,1 @@
+"""The other nodes: this node's network configuration and its peers."""

@@ -1,0 +1,57 @@
+"""Why this node is NotReady, why that pod has no network: what `podwire doctor` looks at.
+
+One module per group of checks and the tuple CHECKS, in the order in which a call of the runtime meets
+what they look at. A check yields findings, changes nothing, and says nothing where all is well.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cni_plugin.contract.errors import CNIError
+from cni_plugin.doctor import agent, configuration, executables, networks, node, peers, pods, runtime
+from cni_plugin.doctor.finding import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cni_plugin.doctor.site import Site
+
+CHECKS: Final[tuple[Callable[[Site], Iterator[Finding]], ...]] = (
+    runtime.check,
+    runtime.check_word,
+    configuration.check,
+    executables.check,
+    agent.check,
+    networks.check,
+    node.check,
+    peers.check,
+    pods.check,
+)
+NOTES: Final = (
+    Finding(
+        severity="note",
+        object="NetworkPolicy",
+        found="podwire does not enforce NetworkPolicy objects",
+        meaning="every pod reaches every pod, whatever such an object says",
+        remedy="where that matters run a policy engine beside it",
+    ),
+)
+
+
+def examine(site: Site) -> list[Finding]:
+    """Return all findings and the notes; a check that fails is a finding, too."""
+    return [*(finding for check in CHECKS for finding in _run(check, site)), *NOTES]
+
+
+def _run(check: Callable[[Site], Iterator[Finding]], site: Site) -> Iterator[Finding]:
+    try:
+        yield from check(site)
+    except (CNIError, OSError) as error:
+        yield Finding(
+            severity="error",
+            object=f"check of {check.__module__.rpartition('.')[2]}",
+            found=str(error),
+            meaning="this could not be looked at",
+            remedy="run it as root, in the node's own network namespace",
+        )

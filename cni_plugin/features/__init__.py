@@ -1,0 +1,85 @@
+"""What a pod gets beside its link: one module per feature and the FEATURES dictionary.
+
+A feature is a module with its own keys, its tests and its line here. Each entry imports its module
+when it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni_plugin.features.feature import Feature
+
+
+def _masquerade() -> Feature:
+    from cni_plugin.features import masquerade
+
+    return masquerade.FEATURE
+
+
+def _bandwidth() -> Feature:
+    from cni_plugin.features import bandwidth
+
+    return bandwidth.FEATURE
+
+
+def _tuning() -> Feature:
+    from cni_plugin.features import tuning
+
+    return tuning.FEATURE
+
+
+def _firewall() -> Feature:
+    from cni_plugin.features import firewall
+
+    return firewall.FEATURE
+
+
+def _sysctls() -> Feature:
+    from cni_plugin.features import tuning
+
+    return tuning.SYSCTLS
+
+
+def _spoof() -> Feature:
+    from cni_plugin.features import spoof
+
+    return spoof.FEATURE
+
+
+def _portmap() -> Feature:
+    from cni_plugin.features import portmap
+
+    return portmap.FEATURE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltIn:
+    """A feature that the main plugin has built in, and what asks for it."""
+
+    load: Callable[[], Feature]
+    keys: tuple[str, ...] = ()
+    """Of the plugin's configuration."""
+    capabilities: tuple[str, ...] = ()
+    """Of its `runtimeConfig`."""
+
+
+# In the order of an ADD.
+FEATURES = {
+    "masquerade": BuiltIn(load=_masquerade, keys=("ipMasq", "ipMasqBackend", "nonMasqueradeCIDRs")),
+    "bandwidth": BuiltIn(
+        load=_bandwidth,
+        keys=("ingressRate", "ingressBurst", "egressRate", "egressBurst"),
+        capabilities=("bandwidth",),
+    ),
+    "sysctl": BuiltIn(load=_sysctls, keys=("sysctl",)),
+    "spoof": BuiltIn(load=_spoof, keys=("macspoofchk", "spoofCheck")),
+    "portmap": BuiltIn(load=_portmap, capabilities=("portMappings",)),
+}
+
+# Those that are a plugin of a chain, by its type.
+CHAINED = {"bandwidth": _bandwidth, "tuning": _tuning, "firewall": _firewall, "portmap": _portmap}

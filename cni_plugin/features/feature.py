@@ -1,0 +1,117 @@
+"""What a feature is: its functions, the same whether it is a plugin of a chain or built in.
+
+A feature is what a pod gets beside its link: translation of addresses, host ports, limits, filters.
+`parse` finds every configuration error before anything is made, `ensure` makes what the pods of a
+network share, `add` what is this pod's. DEL knows no more than names, and what traces it is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import ExitStack
+
+    from netaddr import IPAddress
+
+    from cni_plugin.config.network import Addressing, Attachment, Network
+    from cni_plugin.contract.fields import Fields
+    from cni_plugin.contract.result import Interface, Result
+    from cni_plugin.kernel.netns import Namespace
+    from cni_plugin.kernel.nfnetlink import Element
+
+Settings = Any  # a feature's own frozen dataclass; nothing outside the feature looks inside
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where a feature works: an attachment, the node, and the pod unless its namespace is gone."""
+
+    attachment: Attachment
+    host: Namespace
+    pod: Namespace | None
+    label: str
+    """Whose a kernel object is: the identity first, see `render_comment`."""
+    state_dir: str
+    """Where values are kept that neither kernel nor store can hold."""
+    fields: Fields
+    """The configuration, for verbs that do not parse it."""
+    _sets: dict[str, list[str]] = field(default_factory=dict, init=False, compare=False)
+
+    def sets(self, family: str, prefix: str = "") -> list[str]:
+        """Return the names of our sets that begin with `prefix`, as they were when first asked for."""
+        if family not in self._sets:
+            self._sets[family] = self.host.nftables.list_sets(family)
+        return [name for name in self._sets[family] if name.startswith(prefix)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traces:
+    """What a DEL may know of what an ADD made; a configuration that ADD would refuse is no reason to stay."""
+
+    fields: Fields
+    addresses: tuple[IPAddress, ...] | None
+    """The pod's addresses; None when nothing tells them."""
+    interfaces: tuple[Interface, ...] = ()
+    """What prevResult says of links."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Belonging:
+    """Something on the node that is one attachment's, beside its veth and its elements."""
+
+    whose: str
+    """The identity first, see `render_comment`."""
+    what: str
+    """This one and no later one in its place."""
+    remove: Callable[[], object]
+
+    @property
+    def identity(self) -> str:
+        """Return the identity of the attachment."""
+        return self.whose.partition(" ")[0]
+
+
+def _nothing(*_: object) -> int:
+    return 0
+
+
+def _none(_: str, __: Site) -> tuple[Belonging, ...]:
+    return ()
+
+
+def _no_links(_: Attachment) -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """One thing that a pod gets beside its link."""
+
+    parse: Callable[[Network, Addressing], Settings | None]
+    """Settings from the configuration, None when it asks for nothing; CNIError 2, 7 or 50."""
+    add: Callable[[Settings, Site, Result, ExitStack], Result]
+    """After `ensure`: make what is the pod's and push its undoing; the result as it is now."""
+    delete: Callable[[Traces, Site], object]
+    """Remove what an ADD made, and nothing of anybody else's; absence is fine."""
+    takes_args: bool = False
+    """As a plugin of its own it takes what is in CNI_ARGS; the others do not fail for what is there."""
+    links: Callable[[Attachment], tuple[str, ...]] = _no_links
+    """Names of links on the node that are all `delete` removes: built in, they go with the veth."""
+    check: Callable[[Settings, Site, Result], None]
+    """Raise CNIError 100 for the first thing that is not as ADD left it."""
+    ready: Callable[[Settings, Namespace], object] = _nothing
+    """Raise CNIError 50 or 51 when a pod could not get this now."""
+    ensure: Callable[[Settings, Namespace], int] = _nothing
+    """Make what the network's pods share equal to what is wanted; return the number of changes."""
+    prepare: Callable[[Settings, Site, ExitStack], object] = _nothing
+    """Built in only: what must be there before the pod's link comes up; its undoing is pushed."""
+    belongings: Callable[[str, Site], Iterable[Belonging]] = _none
+    """Find what a network's attachments have of it on the node, for GC.
+
+    Elements of our nftables need no word here: `elements.list_of` finds them all.
+    """
+    collected: Callable[[Sequence[Element], Site], object] = _nothing
+    """After GC took these elements away: take what else the kernel keeps because of them."""

@@ -1,0 +1,213 @@
+"""The plugin `firewall`: who may open connections to a pod, with the reference's keys, in nftables.
+
+A network has a chain at the forward hook: first the operator's own chain, then what belongs to connections
+of pods, then `ingressPolicy`, then whatever pods send. `isolated` has a chain in the bridge family too,
+which keeps pods of one bridge apart without connection tracking. A pod is one element per
+address and family of tables. An accept here overrides no drop of another table: kernel/forward.py.
+By hand: `nft list table inet podwire`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
+from cni_plugin.features.elements import claim, release, require
+from cni_plugin.features.feature import Feature
+from cni_plugin.features.forwarding import warn_of_drops
+from cni_plugin.features.nft_backend import require_nftables
+from cni_plugin.kernel.link import get_link
+from cni_plugin.kernel.nfnetlink import Element
+from cni_plugin.kernel.nft import (
+    FAMILY,
+    Chain,
+    Ruleset,
+    ensure_ruleset,
+    find_difference,
+    require_nft,
+    scope_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import ExitStack
+
+    from cni_plugin.config.network import Addressing, Network
+    from cni_plugin.contract.fields import Fields
+    from cni_plugin.contract.result import IPConfig, Result
+    from cni_plugin.features.feature import Site, Traces
+    from cni_plugin.kernel.netns import Namespace
+
+log = logging.getLogger("podwire")
+
+DEFAULT_ADMIN_CHAIN = "CNI-ADMIN"
+_POLICIES = ("open", "same-bridge", "isolated")
+# The names of our own chains and the words of nft are lower case, so that none of them is like this.
+_ADMIN_CHAIN = re.compile(r"(?=.*[A-Z-])[A-Za-z][A-Za-z0-9_.-]{0,27}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Firewall:
+    """What the pods of a network get. `bridge` is theirs, empty where the policy asks for none."""
+
+    network: str
+    bridge: str
+    policy: str
+    admin_chain: str
+
+    @property
+    def scope(self) -> str:
+        """Return what the names of its chain and sets end with: a pod keeps the policy that it was given."""
+        return scope_of(repr(self))
+
+
+def parse(network: Network, addressing: Addressing) -> Firewall:
+    """Return what is asked for; CNIError 2 for firewalld, 7 for a policy or a name that cannot be."""
+    del addressing
+    fields = network.fields
+    _refuse_backend(fields)
+    policy = fields.string("ingressPolicy") or "open"
+    if policy not in _POLICIES:
+        raise invalid_config(f'"ingressPolicy" must be one of {list(_POLICIES)}, found "{policy}"')
+    admin_chain = fields.string("iptablesAdminChainName") or DEFAULT_ADMIN_CHAIN
+    if not _ADMIN_CHAIN.fullmatch(admin_chain):
+        raise invalid_config(
+            '"iptablesAdminChainName" must be 1 to 28 letters, digits, "_", "." and "-", '
+            f'one of them upper case or "-", found "{admin_chain}"'
+        )
+    require_nft()
+    first = network.prev_result.interfaces[:1] if network.prev_result else ()
+    bridge = first[0].name if first and policy != "open" else ""
+    return Firewall(network=network.attachment.network, bridge=bridge, policy=policy, admin_chain=admin_chain)
+
+
+def _refuse_backend(fields: Fields) -> None:
+    backend = fields.string("backend")
+    if backend not in {"", "nftables", "iptables"}:
+        raise CNIError(
+            Code.UNSUPPORTED_FIELD, f'"backend": wanted nftables, the only one of podwire, found "{backend}"'
+        )
+    require_nftables(fields, "backend")
+
+
+def ensure(settings: Firewall, host: Namespace) -> int:
+    """Make the network's chains be as configured; return the number of changes."""
+    if settings.policy != "open":
+        _require_bridge(settings, host)
+    return sum(ensure_ruleset(host.nftables, ruleset) for ruleset in _plan_rulesets(settings))
+
+
+def _require_bridge(settings: Firewall, host: Namespace) -> None:
+    """Refuse a policy about a bridge where prevResult, whose first interface it is, has none."""
+    link = get_link(host.netlink, settings.bridge) if settings.bridge else None
+    if link is None or link.kind != "bridge":
+        found = f'"{settings.bridge}"' if settings.bridge else "none"
+        raise invalid_config(
+            f'"ingressPolicy" {settings.policy}: wanted a bridge as the first interface of prevResult, '
+            f"found {found}"
+        )
+
+
+def _plan_rulesets(settings: Firewall) -> list[Ruleset]:
+    rules = [
+        f"jump {settings.admin_chain}",
+        *_established(settings),
+        *_policy(settings),
+        *_outgoing(settings),
+    ]
+    routed = _plan_ruleset(settings, "inet", rules, kept=(settings.admin_chain,))
+    if settings.policy != "isolated":
+        return [routed]
+    bridged = [_DISCOVERY, *(f"{_to(settings, version)} drop" for version in (4, 6))]
+    return [routed, _plan_ruleset(settings, "bridge", bridged)]
+
+
+def _plan_ruleset(settings: Firewall, family: str, rules: list[str], kept: tuple[str, ...] = ()) -> Ruleset:
+    chain = Chain(
+        name=f"firewall_{settings.scope}",
+        hook="type filter hook forward priority 0; policy accept;",
+        rules=tuple(rules),
+    )
+    sets = tuple((f"set firewall{v}_{settings.scope}", f"type ipv{v}_addr;") for v in (4, 6))
+    return Ruleset(family=family, title=f"firewall {settings.network}", chains=(chain,), sets=sets, kept=kept)
+
+
+# Without it a pod could not find a router that is beside it on the bridge.
+_DISCOVERY = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
+
+
+def _to(settings: Firewall, version: int) -> str:
+    return f"{FAMILY[version]} daddr @firewall{version}_{settings.scope}"
+
+
+def _established(settings: Firewall) -> list[str]:
+    return [f"{_to(settings, version)} ct state established,related accept" for version in (4, 6)]
+
+
+def _policy(settings: Firewall) -> list[str]:
+    """Return what drops new connections; to a published port (DNAT) they come from everywhere."""
+    if settings.policy == "open":
+        return []
+    away = f'iifname != "{settings.bridge}" ' if settings.policy == "same-bridge" else ""
+    ends = ("ct status dnat accept", "drop")
+    return [_DISCOVERY, *(f"{away}{_to(settings, version)} {end}" for version in (4, 6) for end in ends)]
+
+
+def _outgoing(settings: Firewall) -> list[str]:
+    return [f"{FAMILY[version]} saddr @firewall{version}_{settings.scope} accept" for version in (4, 6)]
+
+
+def add(settings: Firewall, site: Site, result: Result, undo: ExitStack) -> Result:
+    """Let the network's rules be for the pod's addresses."""
+    claim(site, _plan_elements(settings, site, result.ips), undo)
+    warn_of_drops(site.host, result.interfaces[0].name if result.interfaces else "", result)
+    return result
+
+
+def _plan_elements(settings: Firewall, site: Site, ips: Iterable[IPConfig]) -> list[Element]:
+    """Return one element for each of the addresses in each family of tables."""
+    addresses = dict.fromkeys(ip.address.ip for ip in ips)
+    families = [ruleset.family for ruleset in _plan_rulesets(settings)]
+    return [
+        Element(
+            family=family,
+            set_name=f"firewall{a.version}_{settings.scope}",
+            key=a.packed,
+            comment=site.label,
+        )
+        for family in families
+        for a in addresses
+    ]
+
+
+def delete(traces: Traces, site: Site) -> None:
+    """Forget the pod's addresses, whatever the configuration says by now."""
+    known, removed = traces.addresses, []
+    for family in ("inet", "bridge"):
+        for version in (4, 6):
+            keys = None if known is None else [a.packed for a in known if a.version == version]
+            removed += release(site, family, f"firewall{version}_", keys)
+    if known and not removed:
+        from cni_plugin.features.go_cleanup import delete_accepts
+
+        delete_accepts(site, known)
+
+
+def check(settings: Firewall, site: Site, result: Result) -> None:
+    """Compare the network's chains and the pod's elements.
+
+    ADD makes them for every address of prevResult, whatever interface it is on. What is on another one
+    now a later plugin may have added.
+    """
+    for ruleset in _plan_rulesets(settings):
+        if chain := find_difference(site.host.nftables, ruleset):
+            raise broken(
+                f"nft chain {ruleset.family} podwire {chain}: wanted the rules of firewall, found others"
+            )
+    require(site, _plan_elements(settings, site, result.addresses_on(site.attachment.ifname)), "firewall")
+
+
+FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, ensure=ensure)

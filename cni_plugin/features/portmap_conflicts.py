@@ -1,0 +1,90 @@
+"""Whose a host port is: what the comment of its element says, and whether he lives.
+
+Two ports are rivals as two sockets would be: one protocol and number, and one address or all
+addresses on either side. A port is taken from its holder only when the host's end of his veth, whose index
+stands in the comment, is gone from the node: then nothing reaches him any more.
+Of a holder without an index nothing is known, and he keeps it. Another interface of the same container is no
+rival: a runtime may ask for a container's ports on all its networks, and the first to come has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.features.elements import is_of
+from cni_plugin.features.hostports import SERVICE_SIZE, parse_holder, parse_key
+from cni_plugin.kernel.link import get_link_by_index
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+    from cni_plugin.features.elements import Settlement
+    from cni_plugin.features.feature import Site
+    from cni_plugin.features.hostports import Holder, HostPort
+    from cni_plugin.features.portmap_plan import Plan
+    from cni_plugin.kernel.nfnetlink import Element, Nftables
+
+
+def settle(site: Site, plan: Plan) -> Settlement:
+    """Return the elements that are the attachment's to have, and those of dead holders in their way.
+
+    CNIError 11 when another container holds a port and may live.
+    """
+    rivals = _find_rivals(site, plan)
+    kin = [each for each in rivals if _is_kin(site, each)]
+    gone = [each for each in rivals if each not in kin]
+    for each in gone:
+        _require_dead(site, each)
+    return _leave_to(kin, plan), gone
+
+
+def list_own(site: Site, plan: Plan) -> list[Element]:
+    """Return the elements but for ports that another interface of the container has."""
+    return _leave_to([each for each in _find_rivals(site, plan) if _is_kin(site, each)], plan)
+
+
+def _find_rivals(site: Site, plan: Plan) -> dict[Element, None]:
+    versions = sorted({port.version for port in plan.ports})
+    asked = ((v, [port for port in plan.ports if port.version == v]) for v in versions)
+    found = (each for v, ports in asked for each in _list_rivals(site.host.nftables, v, ports))
+    return dict.fromkeys(each for each in found if not is_of(site, each))
+
+
+def _is_kin(site: Site, rival: Element) -> bool:
+    holder = parse_holder(rival.comment)
+    return holder.container_id == site.attachment.container_id and not _is_dead(site, holder)
+
+
+def _leave_to(kin: Iterable[Element], plan: Plan) -> list[Element]:
+    held = {parse_key(each.set_name, each.key) for each in kin}
+    # One of all addresses has a port of one address, too, but not the other way round.
+    left = [e for port, e in plan.ports.items() if held & {port, replace(port, address=None)}]
+    return [each for each in plan.elements if each not in left] if left else list(plan.elements)
+
+
+def _list_rivals(nftables: Nftables, version: int, ports: Collection[HostPort]) -> Iterator[Element]:
+    everywhere = {port.service for port in ports if port.address is None}
+    for name in nftables.list_sets("inet", f"hostport{version}"):
+        by_address = name.startswith(f"hostport{version}at_")
+        keys = {port.key if by_address else port.service for port in ports if port.address or not by_address}
+        yield from filter(None, (nftables.get("inet", name, key) for key in keys))
+        if by_address and everywhere:
+            # Of addresses there may be any; such elements are few.
+            found = nftables.list_elements("inet", name)
+            yield from (element for element in found if element.key[-SERVICE_SIZE:] in everywhere)
+
+
+def _require_dead(site: Site, rival: Element) -> None:
+    holder = parse_holder(rival.comment)
+    if not _is_dead(site, holder):
+        raise CNIError(
+            Code.TRY_AGAIN_LATER,
+            f"host port {parse_key(rival.set_name, rival.key)}: wanted it for {site.attachment}, "
+            f"found it held by {holder.who}",
+        )
+
+
+def _is_dead(site: Site, holder: Holder) -> bool:
+    return holder.end != 0 and get_link_by_index(site.host.netlink, holder.end) is None

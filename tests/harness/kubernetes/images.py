@@ -1,0 +1,24 @@
+"""The images of the cluster's pods: the sandbox and a container that does nothing, and podwire's own."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.harness.runtime import image, tools
+
+ROOT = Path(__file__).parents[3]
+SANDBOX = image.NAME
+
+
+def write_sandbox(target: Path) -> Path:
+    """Write the sandbox image, whose /pause is also what the tests' containers run."""
+    busybox = tools.installed("busybox", package="busybox-static")
+    image.write_image(target, pause=tools.cached("pause"), busybox=busybox)
+    return target
+
+
+def write_podwire(target: Path) -> Path:
+    """Write podwire's own image from this checkout."""
+    subprocess.run([ROOT / "scripts/image", "--output", target], check=True, capture_output=True)
+    return target
