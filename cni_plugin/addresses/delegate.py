@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cni_plugin.addresses import host_local
 from cni_plugin.config.network import DEFAULT_DELEGATE_TIMEOUT, Addressing, ipam_type, parse_delegate_timeout
+from cni_plugin.contract import versions
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.result import Result, parse_result
@@ -236,14 +237,38 @@ class Foreign:
         self._run("CHECK")
 
     def gc(self) -> None:
-        """Run its GC."""
-        self._run("GC")
+        """Run its GC; one of before 1.1.0 has none."""
+        if versions.FIRST_WITH["GC"] in self._list_versions():
+            self._run("GC")
 
     def status(self) -> None:
-        """Run its STATUS."""
-        self._run("STATUS")
+        """Run its STATUS, where it has one; CNIError 50 when it would refuse the configuration's version."""
+        spoken = self._list_versions()
+        if spoken and self.request.cni_version not in spoken:
+            raise CNIError(
+                Code.NOT_AVAILABLE,
+                f"IPAM plugin {self.path}: wanted one that speaks version {self.request.cni_version} "
+                f"as the configuration does, found {spoken}",
+            )
+        if versions.FIRST_WITH["STATUS"] in spoken:
+            self._run("STATUS")
+
+    def _list_versions(self) -> list[str]:
+        """Return the versions that it speaks; none when its answer is no list of them."""
+        _, stdout = self._call("VERSION")
+        with suppress(CNIError):
+            return Fields(self._parse(stdout), self.kind).strings("supportedVersions")
+        return []
 
     def _run(self, command: str) -> bytes:
+        """Return what it says; its failure is ours."""
+        status, stdout = self._call(command)
+        if status != 0:
+            raise self._failure(command, status, stdout)
+        return stdout
+
+    def _call(self, command: str) -> tuple[int, bytes]:
+        """Return its exit status and its stdout; CNIError 5 or 11 when it gives none."""
         import subprocess
 
         timeout = self._timeout()
@@ -262,9 +287,7 @@ class Foreign:
             raise CNIError(Code.IO_FAILURE, f"IPAM plugin {self.path}: {error.strerror}") from error
         if stderr:
             log.warning("%s", stderr.decode(errors="replace").removesuffix("\n"), extra={"verbatim": True})
-        if status != 0:
-            raise self._failure(command, status, stdout)
-        return stdout
+        return status, stdout
 
     def _timeout(self) -> int:
         """Return the limit in seconds; one that ADD refuses must not keep DEL from releasing."""

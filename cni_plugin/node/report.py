@@ -113,14 +113,13 @@ def _read_file(path: str, bin_dir: str, problems: list[str]) -> list[NetworkRepo
 
 
 def read_plugins(path: str) -> list[dict[str, object]]:
-    """Return the plugin configurations of a file that are ours, as the runtime would hand them over."""
+    """Return the plugin configurations of a file that are ours, with the file's name and version."""
     with open(path, "rb") as file:
         document = parse_document(file.read())
     fields = Fields(document)
     members = [dict(member.raw) for member in fields.objects("plugins")] or [document]
     ours = [member for member in members if Fields(member).string("type") in MAIN_TYPES]
-    # Only the newest version has STATUS, and what we ask is what STATUS asks.
-    common = {"name": fields.string("name"), "cniVersion": versions.NEWEST}
+    common = {"name": fields.string("name"), "cniVersion": fields.string("cniVersion")}
     return [member | common for member in ours]
 
 
@@ -139,16 +138,22 @@ def list_requests(conf_dir: str, bin_dir: str, problems: list[CNIError]) -> list
 
 
 def _request(plugin: dict[str, object], bin_dir: str) -> Request:
+    """Return the STATUS of a network, which is asked in the newest version: only that one has the verb.
+
+    What ADD would do depends on the file's own.
+    """
     environ = {"CNI_COMMAND": "STATUS", "CNI_PATH": bin_dir}
-    return parse_request(environ, json.dumps(plugin).encode())
+    asked = parse_request(environ, json.dumps(plugin | {"cniVersion": versions.NEWEST}).encode())
+    stated = plugin["cniVersion"] or versions.DEFAULT
+    # One that nobody speaks is said elsewhere.
+    return replace(asked, cni_version=str(stated)) if stated in versions.SUPPORTED else asked
 
 
 def _read_network(path: str, plugin: dict[str, object], bin_dir: str, problems: list[str]) -> NetworkReport:
     request = _request(plugin, bin_dir)
     network = parse_network(request)
     ours = network.ipam_type in OWN_NAMES
-    if ours or not network.ipam_type:
-        problems += _ask_status(request, path)
+    problems += _ask_status(request, path)
     return NetworkReport(
         name=request.network,
         file=path,

@@ -15,7 +15,7 @@ from tests.conftest import install
 from tests.harness.agents import start_agent
 from tests.harness.clinic import conf_dir, examine, mend, the_only, words
 from tests.harness.cluster import write_conflist
-from tests.harness.networks import V4, add_uplink, dual_stack, network
+from tests.harness.networks import REFERENCE, V4, add_uplink, dual_stack, network
 from tests.harness.scrape import write_state
 
 if TYPE_CHECKING:
@@ -145,6 +145,18 @@ def test_a_missing_plugin_is_named(well: Node) -> None:
     assert found["object"] == str(well.bin_dir / "portmap")
     assert found["meaning"].startswith('the runtime says: failed to find plugin "portmap" in path ')
     assert found["remedy"] == f"scripts/install --bin-dir {well.bin_dir} --drop-in"
+
+
+@pytest.mark.parametrize("mode", ["bridge", "routed"])
+def test_an_ipam_plugin_of_before_status_is_healthy(plain_node: Node, mode: str) -> None:
+    own_executables(plain_node)
+    (plain_node.bin_dir / "host-local").unlink(missing_ok=True)
+    (plain_node.bin_dir / "host-local").symlink_to(f"{REFERENCE}/host-local")
+    config = dual_stack(plain_node, version="0.4.0", mode=mode)
+    config["ipam"]["type"] = "host-local"
+    write_conflist(plain_node, config)
+    plain_node.add(config, plain_node.pod())
+    assert examine(plain_node) == []
 
 
 def _not_executable(path: Path) -> None:

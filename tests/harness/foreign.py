@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cni_plugin.contract import versions
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -40,8 +42,18 @@ class Foreign:
         return {key: value for key, _, value in pairs}, (self.directory / f"{verb}.stdin").read_bytes()
 
 
+def speaks(newest: str) -> str:
+    """Return the shell of a VERSION that knows no newer version than this one."""
+    known = versions.SUPPORTED[: versions.SUPPORTED.index(newest) + 1]
+    return says({"cniVersion": newest, "supportedVersions": list(known)})
+
+
 def foreign(node: Node, *, name: str = "elsewhere", **verbs: str) -> Foreign:
-    """Install a plugin whose verbs (`add`, `delete`, ...) are these lines of shell; absent ones succeed."""
+    """Install a plugin whose verbs (`add`, `delete`, ...) are these lines of shell; absent ones succeed.
+
+    It speaks every version, unless `version` says otherwise.
+    """
+    verbs.setdefault("version", speaks(versions.NEWEST))
     directory = node.tmp / "plugins"
     directory.mkdir(exist_ok=True)
     (directory / "calls").unlink(missing_ok=True)

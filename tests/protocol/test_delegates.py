@@ -32,7 +32,7 @@ def test_it_gets_our_stdin_and_our_environment_with_only_the_command_replaced(no
     node.delete(config, pod, environ=environ)
     assert_ok(node.call("STATUS", config, environ=environ))
     assert_ok(node.call("GC", config | {"cni.dev/valid-attachments": []}, environ=environ))
-    assert plugin.calls == ["ADD", "CHECK", "DEL", "STATUS", "GC"]
+    assert plugin.calls == ["ADD", "CHECK", "DEL", "VERSION", "STATUS", "VERSION", "GC"]
     for verb in ("ADD", "DEL"):
         seen, stdin = plugin.seen(verb)
         assert stdin == json.dumps(config).encode()

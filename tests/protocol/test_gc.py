@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.harness.answers import assert_ok, assert_refused, unchanged
-from tests.harness.foreign import delegated, foreign
+from tests.harness.foreign import delegated, foreign, says, speaks
 from tests.harness.networks import V4, dual_stack, network
 
 if TYPE_CHECKING:
@@ -106,7 +106,16 @@ def test_it_is_forwarded_to_the_ipam_plugin_whose_error_is_ours(node: Node) -> N
     answer = node.call("GC", delegated() | {FIRST: []}, environ=plugin.environ)
     assert_refused(answer, 123, "elsewhere", "dust")
     # The link went all the same.
-    assert (plugin.calls, ports(node)) == (["GC"], set())
+    assert (plugin.calls, ports(node)) == (["VERSION", "GC"], set())
+
+
+@pytest.mark.parametrize("version", [speaks("1.0.0"), says({"code": 4, "msg": "unknown CNI_COMMAND"}, 1)])
+def test_an_ipam_plugin_of_before_gc_is_not_asked(node: Node, version: str) -> None:
+    plugin = foreign(node, version=version, gc=says({"code": 4, "msg": "unknown CNI_COMMAND: GC"}, 1))
+    (_, port) = attach(node, network(node), 1)
+    assert port[0] in ports(node)
+    assert_ok(node.call("GC", delegated() | {FIRST: []}, environ=plugin.environ))
+    assert (plugin.calls, ports(node)) == (["VERSION"], set())
 
 
 def test_the_address_manager_alone_collects_its_store_only(node: Node) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import in_process
-from tests.harness.networks import V4, dual_stack, network
+from tests.harness.foreign import delegated, foreign, says, speaks
+from tests.harness.networks import REFERENCE, V4, dual_stack, network
 
 if TYPE_CHECKING:
     import subprocess
@@ -87,6 +88,32 @@ def test_status_says_why_a_pod_could_not_be_added(node: Node) -> None:
     done = status(node, conf_dir)
     assert done.returncode == 1
     assert "no IP addresses available in range set: 10.22.0.1-10.22.0.2" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["podwire", "bridge"])
+@pytest.mark.parametrize("mode", ["bridge", "routed"])
+def test_an_ipam_plugin_of_before_status_is_no_problem(node: Node, kind: str, mode: str) -> None:
+    """The Go host-local of Debian 12 speaks 1.0.0."""
+    config = dual_stack(node, version="0.4.0", type=kind, mode=mode)
+    config["ipam"]["type"] = "host-local"
+    node.add(config, node.pod(), environ={"CNI_PATH": REFERENCE})
+    done = status(node, configure(node, config), "--bin-dir", REFERENCE)
+    assert (done.returncode, "problem" in done.stdout) == (0, False), done.stdout
+
+
+def test_an_ipam_plugin_that_has_status_is_asked(node: Node) -> None:
+    plugin = foreign(node, status=says({"code": 51, "msg": "no lease"}, 1))
+    conf_dir = configure(node, delegated())
+    done = status(node, conf_dir, "--bin-dir", str(plugin.directory))
+    assert (done.returncode, plugin.calls) == (1, ["VERSION", "STATUS"])
+    assert "10-test.conflist: IPAM plugin elsewhere: no lease" in done.stdout
+
+
+def test_an_ipam_plugin_that_would_refuse_the_files_version_is_a_problem(node: Node) -> None:
+    plugin = foreign(node, version=speaks("0.3.1"))
+    done = status(node, configure(node, delegated()), "--bin-dir", str(plugin.directory))
+    assert (done.returncode, plugin.calls) == (1, ["VERSION"])
+    assert "wanted one that speaks version 0.4.0" in done.stdout
 
 
 def test_status_names_the_file_that_cannot_be_read(node: Node) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.conftest import in_process
 from tests.harness.answers import assert_ok, assert_refused, unchanged
 from tests.harness.foreign import delegated, foreign
-from tests.harness.networks import dual_stack, network
+from tests.harness.networks import REFERENCE, V4, dual_stack, network
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,8 +80,20 @@ def test_the_ipam_plugins_status_is_ours(node: Node) -> None:
     plugin = foreign(node, status='echo \'{"code": 51, "msg": "no lease"}\'; exit 1')
     answer = node.call("STATUS", delegated(), environ=plugin.environ)
     assert_refused(answer, 51, "elsewhere", "no lease")
+    assert plugin.calls == ["VERSION", "STATUS"]
     absent = node.call("STATUS", delegated("nobody"))
     assert_refused(absent, 7, "nobody", "CNI_PATH")
+
+
+@pytest.mark.parametrize("mode", ["bridge", "routed"])
+def test_an_ipam_plugin_that_does_not_speak_the_configurations_version_is_50(node: Node, mode: str) -> None:
+    """It would refuse every ADD; what it says to STATUS, which it does not know, is of no use."""
+    environ = {"CNI_PATH": REFERENCE}
+    config = network(node, V4, mode=mode)
+    config["ipam"]["type"] = "host-local"
+    answer = node.call("STATUS", config, environ=environ)
+    assert_refused(answer, 50, f"{REFERENCE}/host-local", "1.1.0", "'1.0.0']")
+    assert_refused(node.call("ADD", config, node.pod(), environ=environ), 1, "incompatible CNI versions")
 
 
 def test_a_configuration_that_add_would_refuse_is_refused(node: Node) -> None:
