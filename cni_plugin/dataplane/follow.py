@@ -22,6 +22,7 @@ from cni_plugin.config.state_file import ClusterState
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.inet import parse_cidr
 from cni_plugin.contract.request import parse_request
+from cni_plugin.dataplane.nodes.conflist import read_ours, render, write_ours
 from cni_plugin.dataplane.nodes.desired import (
     PeerPlan,
     Places,
@@ -150,8 +151,7 @@ class Follower:
     def _render(self, me: Node) -> str:
         require_pod_cidrs(me)
         device = _find_device(me, require_address(self._order.settings, me))
-        network = render_network(self._order.settings, me, device, self._order.places)
-        return json.dumps(network, indent=4) + "\n"
+        return render(render_network(self._order.settings, me, device, self._order.places))
 
     def _apply(self) -> None:
         """Write what is wanted and make the kernel equal to it; the configuration appears last."""
@@ -162,7 +162,7 @@ class Follower:
         started = time.monotonic()
         changes = podwire.synchronize(parse_request(_ENVIRON, _request_of(wanted.network)))
         seconds = time.monotonic() - started
-        written = replace_file(self._order.conflist, wanted.network)
+        written = write_ours(self._order.conflist, wanted.network)
         replace_file(self._order.settings_file, wanted.settings)
         if changes or written or wanted != self._synced:
             own.info(_line(self._order, wanted, changes, seconds))
@@ -213,7 +213,7 @@ class Follower:
 
 def _read_wanted(order: Order) -> Wanted | None:
     """Return what an earlier run wrote; None when that is no network of ours."""
-    network, peers = read_text(order.conflist), read_text(order.places.peers_file)
+    network, peers = read_ours(order.conflist), read_text(order.places.peers_file)
     try:
         if network is None or peers is None or not _cidrs_of(network):
             return None

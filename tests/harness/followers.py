@@ -30,6 +30,8 @@ class Follower:
     node: Node
     directory: Path
     options: tuple[str, ...]
+    before: tuple[str, ...] = ()
+    """Words that come before the command's own."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -59,6 +61,7 @@ class Follower:
         command = [
             "nsenter",
             f"--net={self.node.path}",
+            *self.before,
             sys.executable,
             "-m",
             "cni_plugin",
@@ -89,7 +92,7 @@ class Follower:
             return {}
         return found
 
-    def wait(self, until: Callable[[dict[str, Any]], bool], within: float = 15) -> dict[str, Any]:
+    def wait(self, until: Callable[[dict[str, Any]], bool], within: float = 60) -> dict[str, Any]:
         """Return the first state that is as wanted."""
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
