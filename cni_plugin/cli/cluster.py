@@ -89,7 +89,7 @@ def _order(arguments: argparse.Namespace) -> Order:
     from cni_plugin.dataplane.follow import Order
     from cni_plugin.dataplane.nodes.files import replace_file
 
-    name = arguments.node_name or os.environ.get("NODE_NAME") or os.uname().nodename
+    name = _find_name(arguments.node_name)
     try:
         settings = read_settings(arguments.settings)
     except CNIError as error:
@@ -102,6 +102,11 @@ def _order(arguments: argparse.Namespace) -> Order:
         state_file=arguments.state_file,
         resync=_parse_resync(arguments.resync),
     )
+
+
+def _find_name(given: str) -> str:
+    """Return the name that the kubelet registers: in lower case, be it the hostname or an override of it."""
+    return (given or os.environ.get("NODE_NAME") or os.uname().nodename).strip().lower()
 
 
 def _parse_resync(text: str) -> float:

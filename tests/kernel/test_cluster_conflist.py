@@ -20,6 +20,8 @@ FOREIGN = (
     {"type": "istio-cni", "log_level": "info", "kubernetes": {"exclude_namespaces": ["kube-system"]}},
     {"type": "linkerd-cni", "name": "linkerd-cni", "prevResult": None, "ports": [1, 2.5]},
 )
+# A hostname as machines have it, in a namespace of its own.
+CAPITALS = ("unshare", "--uts", "sh", "-ec", 'hostname Node1; exec "$@"', "sh")
 
 
 def append(follower: Follower, *plugins: dict[str, Any], **keys: Any) -> str:
@@ -84,3 +86,17 @@ def test_a_file_without_our_plugin_is_replaced_whole(tmp_path: Path, bin_dir: Pa
         one.start()
         one.wait_ready(0)
         assert [plugin["type"] for plugin in json.loads(one.conflist.read_text())["plugins"]] == ["podwire"]
+
+
+@pytest.mark.parametrize("source", ["hostname", "NODE_NAME", "--node-name"])
+def test_a_name_with_capitals_is_that_of_the_node_in_lower_case(
+    tmp_path: Path, bin_dir: Path, source: str
+) -> None:
+    with following(tmp_path, bin_dir, 1) as made:
+        made.api.put(made.render(1))
+        one = made.nodes[1]
+        given = {"--node-name": ("--node-name=NODE1",)}.get(source, ())
+        one.options = (*given, *(word for word in one.options if not word.startswith("--node-name")))
+        one.before = {"hostname": CAPITALS, "NODE_NAME": ("env", "NODE_NAME=Node1")}.get(source, ())
+        one.start()
+        assert one.wait_ready(0)["node"] == "node1"
