@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from tests.harness.node import Node, Pod
 
 ANOTHER = b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb"
+ROOT = Path(__file__).parents[2]
 DEBIAN = Path("/usr/lib/cni")
 # Three addresses, 10.22.0.2 to .4.
 SMALL = [{"subnet": "10.22.0.0/24", "rangeEnd": "10.22.0.4"}]
@@ -89,3 +92,11 @@ def test_go_and_we_share_a_directory_across_a_boot(node: Node) -> None:
     assert node.held() == {
         each.removesuffix("/24"): f"{pod.container_id}\neth0" for each, pod in owners.items()
     }
+
+
+def test_a_boot_id_that_somebody_put_over_the_kernels_proves_nothing(tmp_path: Path) -> None:
+    fake = tmp_path / "boot_id"
+    fake.write_text("1b4e28ba-2fa1-11d2-883f-b9a761bde3fb\n")
+    script = f'mount --bind {fake} {boot_mark._BOOT_ID} && exec {sys.executable} -c "$0"'
+    asked = "from ipam import boot_mark; assert boot_mark.current() == b'', boot_mark.current()"
+    subprocess.run(["unshare", "--mount", "sh", "-c", script, asked], check=True, cwd=ROOT)

@@ -81,6 +81,7 @@ def room_of(module: str) -> str | None:
     return None
 
 
+@cache
 def imports_of(module: str, *, at_run_time: bool = False) -> set[str]:
     """Return the modules that a module imports anywhere in it, those for type checking only included."""
     tree = tree_of(module)
@@ -154,6 +155,7 @@ def test_only_dispatch_and_the_command_line_print_or_exit() -> None:
     assert {module: words for module, words in spoken.items() if words and module not in SPEAKERS} == {}
 
 
+@cache
 def names_in(module: str) -> list[ast.AST]:
     return [node for node in ast.walk(tree_of(module)) if isinstance(node, (ast.Name, ast.Attribute))]
 
@@ -261,3 +263,15 @@ def imported_from_seam(module: str) -> set[str]:
     return {
         alias.name for node in found for alias in node.names if "ipam.seam.files" not in ast.unparse(node)
     }
+
+
+def test_the_map_of_the_harness_is_made_from_its_modules() -> None:
+    harness = ROOT / "tests/harness"
+    paths = sorted(harness.rglob("*.py"), key=lambda path: (len(path.relative_to(harness).parts), path))
+    wanted = [f"* `{path.relative_to(harness)}`: {first_line(path)}" for path in paths]
+    page = (ROOT / "tests/README.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("* `")] == wanted
+
+
+def first_line(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
