@@ -161,9 +161,9 @@ def test_the_first_node_of_a_routed_network_keeps_the_form_without_a_peer(
 
 
 def shipped(cluster: Cluster, i: int, peers: Path) -> dict[str, Any]:
-    """Return the shipped flat configuration; on the second node as the README makes it."""
+    """Return the shipped flat configuration; on the second node as docs/node.md makes it."""
     found = re.search(
-        r"^sed '(.*)' conf/10-podwire-vxlan-flat", (ROOT / "README.md").read_text(), re.MULTILINE
+        r"^sed '(.*)' conf/10-podwire-vxlan-flat", (ROOT / "docs/node.md").read_text(), re.MULTILINE
     )
     assert found
     words = ["sed", found[1] if i == 2 else "", str(ROOT / CONF)]

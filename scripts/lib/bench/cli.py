@@ -23,7 +23,7 @@ _NEEDED = {
     "nft": "nftables",
     "iptables": "iptables",
 }
-_PICTURE = Path("docs/bench.svg")
+_PAGE, _PICTURE = Path("docs/speed.md"), Path("docs/bench.svg")
 _EPILOG = "A group of works can be named by its beginning: `--only pods`. `--from-json` measures nothing."
 
 
@@ -66,9 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "--svg", type=Path, default=build / "bench.svg", metavar="FILE", help="draw the picture"
     )
     parser.add_argument("--from-json", type=Path, metavar="FILE", help="show figures of an earlier run")
-    parser.add_argument(
-        "--readme", action="store_true", help=f"also write them into README.md and {_PICTURE}"
-    )
+    parser.add_argument("--readme", action="store_true", help=f"also write them into {_PAGE} and {_PICTURE}")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     return parser
 
@@ -119,7 +117,7 @@ def _show(report: Report, options: argparse.Namespace) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     if options.readme:
-        path = ROOT / "README.md"
-        words = table.render_readme(report, str(_PICTURE))
+        path = ROOT / _PAGE
+        words = table.render_readme(report, _PICTURE.name)
         path.write_text(readme.replace_between_markers(path.read_text(), words))
         (ROOT / _PICTURE).write_text(drawn)
