@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.harness.runtime.cri import Sandbox
 
 AT_ONCE = 8
+every_age = pytest.mark.parametrize("age", tools.AGES)
 
 
 class SandboxNetwork:
@@ -41,12 +42,13 @@ class SandboxNetwork:
 
 
 @contextmanager
-def containerd_on(node: Node, conflist: Path) -> Iterator[Containerd]:
+def containerd_on(node: Node, conflist: Path, age: tools.Age = "new") -> Iterator[Containerd]:
     with Containerd(
         netns=node.name,
         directory=node.tmp / "containerd",
         bin_dir=bin_dir_beside_reference_plugins(node),
         conflist=conflists.moved(conflist, node),
+        age=age,
     ) as containerd:
         yield containerd
 
@@ -55,9 +57,8 @@ def bin_dir_beside_reference_plugins(node: Node) -> Path:
     """Containerd takes plugins from one directory, and calls `loopback` for every pod."""
     directory = node.tmp / "bin"
     directory.mkdir()
-    plugins = {
-        path.name: path for source in (tools.reference_plugins(), node.bin_dir) for path in source.iterdir()
-    }
+    reference = tools.reference_plugins(tools.NEW_PLUGINS)
+    plugins = {path.name: path for source in (reference, node.bin_dir) for path in source.iterdir()}
     plugins["portmap"] = plugins["podwire"]
     for name, path in plugins.items():
         (directory / name).symlink_to(path)
@@ -95,8 +96,11 @@ def assert_nothing_left(containerd: Containerd, node: Node) -> None:
     assert left == ["containerd"]
 
 
-def test_twenty_dual_stack_pods_reach_each_other_and_the_node_and_leave_nothing(node: Node) -> None:
-    with containerd_on(node, conflists.with_families(4, 6)) as containerd:
+@every_age
+def test_twenty_dual_stack_pods_reach_each_other_and_the_node_and_leave_nothing(
+    node: Node, age: tools.Age
+) -> None:
+    with containerd_on(node, conflists.with_families(4, 6), age) as containerd:
         pods = start_pods(containerd, 20)
         places = [SandboxNetwork(containerd, pod) for pod in pods]
         assert [sorted(pod.addresses) for pod in pods] == [
@@ -128,10 +132,11 @@ def test_a_container_reaches_its_gateways_with_every_shipped_conflist(node: Node
 
 
 @in_process
-def test_a_pod_is_as_fast_as_its_annotations_say(node: Node) -> None:
+@every_age
+def test_a_pod_is_as_fast_as_its_annotations_say(node: Node, age: tools.Age) -> None:
     """The runtime's words as it says them: capitals, and a burst of 2^32 - 1."""
     annotations = {f"kubernetes.io/{way}-bandwidth": "10M" for way in ("ingress", "egress")}
-    with containerd_on(node, conflists.with_families(4, 6)) as containerd:
+    with containerd_on(node, conflists.with_families(4, 6), age) as containerd:
         sandbox = containerd.runtime.run_pod_sandbox("slow", annotations=annotations)
         pod = containerd.runtime.pod_sandbox_status(sandbox)
         found = node.run("tc", "qdisc", "show").stdout.splitlines()
@@ -155,11 +160,13 @@ def test_two_pods_of_one_family_have_no_address_of_the_other_and_reach_each_othe
         assert_nothing_left(containerd, node)
 
 
-@pytest.mark.parametrize("plugin", ["podwire", "portmap"])
-def test_a_pod_with_host_ports_is_reached_by_them_until_it_stops(node: Node, plugin: str) -> None:
+@pytest.mark.parametrize(("plugin", "age"), [("podwire", "new"), ("portmap", "new"), ("podwire", "old")])
+def test_a_pod_with_host_ports_is_reached_by_them_until_it_stops(
+    node: Node, plugin: str, age: tools.Age
+) -> None:
     web = {"protocol": "TCP", "container_port": 80, "host_port": 8080}
     dns = {"protocol": "UDP", "container_port": 53, "host_port": 5353, "host_ip": "127.0.0.1"}
-    with containerd_on(node, conflists.with_host_ports(node, plugin)) as containerd:
+    with containerd_on(node, conflists.with_host_ports(node, plugin), age) as containerd:
         pod = containerd.runtime.run_pod_sandbox("served", web, dns, {"container_port": 81})
         sandbox = containerd.runtime.pod_sandbox_status(pod)
         inside = PathSpace(name=f"{containerd.machine.root}/run/netns/{sandbox.netns.rpartition('/')[2]}")

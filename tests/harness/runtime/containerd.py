@@ -23,15 +23,19 @@ if TYPE_CHECKING:
 
     from tests.harness.runtime.cri import Sandbox
 
-# restrict_oom_score_adj: the machine may lack CAP_SYS_RESOURCE.
-# The plugin "opt" would make /opt/containerd on the machine.
-_CONFIG = """
-version = 2
+_PLACES = """
 root = "/run/containerd/root"
 state = "/run/containerd/state"
-disabled_plugins = ["io.containerd.internal.v1.opt"]
 [grpc]
 address = "/run/containerd/containerd.sock"
+"""
+# The plugin "opt" would make /opt/containerd on the machine.
+# restrict_oom_score_adj: the machine may lack CAP_SYS_RESOURCE.
+_CONFIG = {
+    "old": """
+version = 2
+disabled_plugins = ["io.containerd.internal.v1.opt"]
+{places}
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{image}"
 restrict_oom_score_adj = true
@@ -39,16 +43,46 @@ disable_apparmor = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{bin_dir}"
 conf_dir = "{conf_dir}"
-"""
+""",
+    "new": """
+version = 3
+disabled_plugins = ["io.containerd.internal.v1.opt"]
+{places}
+[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "{image}"
+[plugins."io.containerd.cri.v1.runtime"]
+restrict_oom_score_adj = true
+disable_apparmor = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+bin_dirs = ["{bin_dir}"]
+conf_dir = "{conf_dir}"
+""",
+}
 
 # /run/containerd/s holds the sockets of all shims, wherever containerd's state is: /run must be our own.
-_START = 'mount -t tmpfs -o mode=0755 podwire /run && exec containerd --config "$0"'
+# containerd takes its shim from PATH.
+_START = 'mount -t tmpfs -o mode=0755 podwire /run && PATH=$1:$PATH && exec containerd --config "$0"'
+
+
+def render_config(
+    age: tools.Age,
+    *,
+    places: str = "",
+    bin_dir: Path | str = "/opt/cni/bin",
+    conf_dir: Path | str = "/etc/cni/net.d",
+) -> str:
+    """Return containerd's configuration: where an installation has everything, unless said otherwise."""
+    return _CONFIG[age].format(image=image.NAME, places=places, bin_dir=bin_dir, conf_dir=conf_dir)
 
 
 class Containerd:
     """A running containerd, of which the tests use the CRI socket."""
 
-    def __init__(self, *, netns: str, directory: Path, bin_dir: Path, conflist: str) -> None:
+    def __init__(
+        self, *, netns: str, directory: Path, bin_dir: Path, conflist: str, age: tools.Age = "new"
+    ) -> None:
+        self._age = age
+        self.programs = tools.containerd(age)
         self._stack = ExitStack()
         self._directory = directory
         self._bin_dir = bin_dir
@@ -57,7 +91,7 @@ class Containerd:
         self.machine = Machine(
             netns=netns,
             directory=directory / "machine",
-            argv=("sh", "-ec", _START, str(directory / "config.toml")),
+            argv=("sh", "-ec", _START, str(directory / "config.toml"), str(self.programs)),
         )
 
     def __enter__(self) -> Self:
@@ -91,14 +125,14 @@ class Containerd:
         conf_dir = self._directory / "net.d"
         conf_dir.mkdir(parents=True)
         (conf_dir / "10-test.conflist").write_text(self._conflist)
-        text = _CONFIG.format(image=image.NAME, bin_dir=self._bin_dir, conf_dir=conf_dir)
+        text = render_config(self._age, places=_PLACES, bin_dir=self._bin_dir, conf_dir=conf_dir)
         (self._directory / "config.toml").write_text(text)
 
     def _import_image(self) -> None:
         archive = self._directory / "sandbox.tar"
         busybox = tools.installed("busybox", package="busybox-static")
         image.write_image(archive, pause=tools.cached("pause"), busybox=busybox)
-        self.machine.run("ctr", "-n", "k8s.io", "images", "import", str(archive))
+        self.machine.run(str(self.programs / "ctr"), "-n", "k8s.io", "images", "import", str(archive))
         # The CRI part of containerd learns of an image through an event.
         self._await(lambda: self.runtime.has_image(image.NAME))
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _SECONDS = 60
+_NEEDED = ("RuntimeReady", "NetworkReady")
 
 
 class RuntimeServiceError(Exception):
@@ -90,14 +91,15 @@ class Runtime:
         self._call("RuntimeService/RemovePodSandbox", pod_sandbox_id=sandbox_id)
 
     def unready(self) -> list[str]:
-        """List what the runtime still lacks before it can start pods."""
+        """List what the runtime still lacks before it can start pods; a word on what is old is no lack."""
         try:
             conditions = self._call("RuntimeService/Status").status.conditions
         except RuntimeServiceError as error:
             if "not initialized" not in str(error):
                 raise
             return [str(error)]  # the socket is there before what answers on it
-        return [f"{one.type}: {one.reason} {one.message}" for one in conditions if not one.status]
+        lacking = [one for one in conditions if one.type in _NEEDED and not one.status]
+        return [f"{one.type}: {one.reason} {one.message}" for one in lacking]
 
     def networks(self) -> list[str]:
         """List the names of the CNI networks in use, the loopback's included."""
