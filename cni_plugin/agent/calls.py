@@ -19,7 +19,7 @@ from cni_plugin import __version__
 from cni_plugin.addresses.delegate import SOURCES
 from cni_plugin.agent import metrics, wire
 from cni_plugin.agent.journal import own, render_pairs
-from cni_plugin.agent.run_lock import Baton
+from cni_plugin.agent.run_lock import RunLock
 from cni_plugin.contract.dispatch import answer, failure, render_about
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.netns import inside, open_caller
@@ -96,8 +96,8 @@ class Calls:
         """Start with nothing running."""
         self._journal = journal
         self._turns = Turns()
-        self._baton = Baton()
-        waits.let_others = self._baton.aside
+        self._run_lock = RunLock()
+        waits.let_others = self._run_lock.aside
         self._workers = threading.BoundedSemaphore(workers)
         self._deletions = threading.BoundedSemaphore(workers)
         self._managers = threading.BoundedSemaphore(workers)
@@ -120,7 +120,7 @@ class Calls:
         metrics.begin_call()
         outcome = _FAILED
         try:
-            with self._turn(call), self._slot(call), self._baton.held():
+            with self._turn(call), self._slot(call), self._run_lock.held():
                 reply, outcome = self._run_for_somebody(connection, call)
         finally:
             if call.netns_fd >= 0:

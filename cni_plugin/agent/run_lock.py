@@ -1,4 +1,4 @@
-"""Who may compute now: calls that run at once pass a baton, and one that waits too long loses it.
+"""Lets one call compute at a time; a call that waits too long goes on beside the one that holds the lock.
 
 One interpreter runs one thread at a time, and gives it to another at every system call. A call makes
 some hundred of those, each so short that the way there and back costs more than was gained. So calls
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PATIENCE = 0.01  # seconds, thrice what an ADD takes
 
 
-class Baton:
+class RunLock:
     """One holder at a time, for `patience` seconds at most; who has lost it goes on without."""
 
     def __init__(self, patience: float = PATIENCE) -> None:
@@ -30,7 +30,7 @@ class Baton:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Run the block when nobody else has the baton, or has had it for too long."""
+        """Run the block when nobody else holds the lock, or has had it for too long."""
         self._take()
         try:
             yield

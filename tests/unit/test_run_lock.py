@@ -1,4 +1,4 @@
-"""The baton: one call computes at a time, and one that waits holds nobody up for long."""
+"""The run lock: one call computes at a time, and one that waits holds nobody up for long."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cni_plugin.agent.run_lock import Baton
+from cni_plugin.agent.run_lock import RunLock
 
 
 def test_there_is_one_holder_at_a_time_and_everybody_has_a_turn() -> None:
-    baton, inside, most = Baton(patience=60), [0], [0]
+    run_lock, inside, most = RunLock(patience=60), [0], [0]
 
     def call(_: int) -> None:
-        with baton.held():
+        with run_lock.held():
             inside[0] += 1
             most[0] = max(most[0], inside[0])
             time.sleep(0.001)
@@ -26,12 +26,12 @@ def test_there_is_one_holder_at_a_time_and_everybody_has_a_turn() -> None:
     assert most == [1]
 
 
-def can_be_taken(baton: Baton, within: float = 10) -> bool:
+def can_be_taken(run_lock: RunLock, within: float = 10) -> bool:
     """Tell whether somebody else gets it in time."""
     taken = threading.Event()
 
     def call() -> None:
-        with baton.held():
+        with run_lock.held():
             taken.set()
 
     threading.Thread(target=call, daemon=True).start()
@@ -39,39 +39,39 @@ def can_be_taken(baton: Baton, within: float = 10) -> bool:
 
 
 def test_who_holds_it_for_too_long_loses_it_and_takes_it_from_nobody_afterwards() -> None:
-    baton, stuck, away = Baton(patience=0.01), threading.Event(), threading.Event()
+    run_lock, stuck, away = RunLock(patience=0.01), threading.Event(), threading.Event()
 
     def wait() -> None:
-        with baton.held():
+        with run_lock.held():
             stuck.set()
             away.wait()
 
     slow = threading.Thread(target=wait)
     slow.start()
     stuck.wait()
-    with baton.held():
+    with run_lock.held():
         away.set()
         slow.join()
-        assert baton._holder == threading.get_ident()
+        assert run_lock._holder == threading.get_ident()
 
 
 def test_who_waits_lets_others_have_it_and_is_the_only_one_afterwards() -> None:
-    baton = Baton(patience=60)
-    with baton.held():
-        with baton.aside():
-            assert can_be_taken(baton)
-        assert not can_be_taken(baton, within=0.05)
+    run_lock = RunLock(patience=60)
+    with run_lock.held():
+        with run_lock.aside():
+            assert can_be_taken(run_lock)
+        assert not can_be_taken(run_lock, within=0.05)
 
 
 def test_who_waits_without_it_takes_it_from_nobody() -> None:
-    baton = Baton(patience=60)
-    with baton.aside():
+    run_lock = RunLock(patience=60)
+    with run_lock.aside():
         pass
-    assert can_be_taken(baton)
+    assert can_be_taken(run_lock)
 
 
 def test_a_call_that_fails_gives_it_back() -> None:
-    baton = Baton(patience=60)
-    with pytest.raises(OSError, match="no"), baton.held(), baton.aside():
+    run_lock = RunLock(patience=60)
+    with pytest.raises(OSError, match="no"), run_lock.held(), run_lock.aside():
         raise OSError("no")
-    assert can_be_taken(baton)
+    assert can_be_taken(run_lock)
