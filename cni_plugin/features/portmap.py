@@ -2,7 +2,7 @@
 
 A port is one element of a map and a pod's address one of a set, whatever else is on the node. What to make of
 a configuration says portmap_plan, the chains are those of portmap_rules, and whose a port is knows
-portmap_rivals; a DEL needs none of the three. UDP flows that began before are portmap_flows'.
+portmap_conflicts; a DEL needs none of the three. UDP flows that began before are portmap_flows'.
 """
 
 from __future__ import annotations

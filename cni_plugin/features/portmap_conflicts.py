@@ -1,10 +1,10 @@
-"""Whose a host port is: what the comment of its element says, and whether he lives.
+"""Who holds a host port: what the comment of its element says, and whether that pod still lives.
 
-Two ports are rivals as two sockets would be: one protocol and number, and one address or all
-addresses on either side. A port is taken from its holder only when the host's end of his veth, whose index
-stands in the comment, is gone from the node: then nothing reaches him any more.
-Of a holder without an index nothing is known, and he keeps it. Another interface of the same container is no
-rival: a runtime may ask for a container's ports on all its networks, and the first to come has them.
+Two host ports are in conflict as two sockets would be: one protocol and number, and one address or all
+addresses on either side. A port is taken from its holder only when the host's end of the holder's veth,
+whose index stands in the comment, is gone from the node: then nothing reaches that pod any more.
+A holder without an index keeps its port, because nothing is known of it. Two interfaces of one container
+are not in conflict: a runtime may ask for its ports on all its networks, and the first one has them.
 """
 
 from __future__ import annotations
@@ -32,39 +32,39 @@ def settle(site: Site, plan: Plan) -> Settlement:
 
     CNIError 11 when another container holds a port and may live.
     """
-    rivals = _find_rivals(site, plan)
-    kin = [each for each in rivals if _is_kin(site, each)]
-    gone = [each for each in rivals if each not in kin]
+    conflicts = _find_conflicts(site, plan)
+    same_pod = [each for each in conflicts if _is_of_same_pod(site, each)]
+    gone = [each for each in conflicts if each not in same_pod]
     for each in gone:
         _require_dead(site, each)
-    return _leave_to(kin, plan), gone
+    return _leave_to(same_pod, plan), gone
 
 
 def list_own(site: Site, plan: Plan) -> list[Element]:
     """Return the elements but for ports that another interface of the container has."""
-    return _leave_to([each for each in _find_rivals(site, plan) if _is_kin(site, each)], plan)
+    return _leave_to([each for each in _find_conflicts(site, plan) if _is_of_same_pod(site, each)], plan)
 
 
-def _find_rivals(site: Site, plan: Plan) -> dict[Element, None]:
+def _find_conflicts(site: Site, plan: Plan) -> dict[Element, None]:
     versions = sorted({port.version for port in plan.ports})
     asked = ((v, [port for port in plan.ports if port.version == v]) for v in versions)
-    found = (each for v, ports in asked for each in _list_rivals(site.host.nftables, v, ports))
+    found = (each for v, ports in asked for each in _list_conflicts(site.host.nftables, v, ports))
     return dict.fromkeys(each for each in found if not is_of(site, each))
 
 
-def _is_kin(site: Site, rival: Element) -> bool:
-    holder = parse_holder(rival.comment)
+def _is_of_same_pod(site: Site, conflict: Element) -> bool:
+    holder = parse_holder(conflict.comment)
     return holder.container_id == site.attachment.container_id and not _is_dead(site, holder)
 
 
-def _leave_to(kin: Iterable[Element], plan: Plan) -> list[Element]:
-    held = {parse_key(each.set_name, each.key) for each in kin}
+def _leave_to(same_pod: Iterable[Element], plan: Plan) -> list[Element]:
+    held = {parse_key(each.set_name, each.key) for each in same_pod}
     # One of all addresses has a port of one address, too, but not the other way round.
     left = [e for port, e in plan.ports.items() if held & {port, replace(port, address=None)}]
     return [each for each in plan.elements if each not in left] if left else list(plan.elements)
 
 
-def _list_rivals(nftables: Nftables, version: int, ports: Collection[HostPort]) -> Iterator[Element]:
+def _list_conflicts(nftables: Nftables, version: int, ports: Collection[HostPort]) -> Iterator[Element]:
     everywhere = {port.service for port in ports if port.address is None}
     for name in nftables.list_sets("inet", f"hostport{version}"):
         by_address = name.startswith(f"hostport{version}at_")
@@ -76,12 +76,12 @@ def _list_rivals(nftables: Nftables, version: int, ports: Collection[HostPort]) 
             yield from (element for element in found if element.key[-SERVICE_SIZE:] in everywhere)
 
 
-def _require_dead(site: Site, rival: Element) -> None:
-    holder = parse_holder(rival.comment)
+def _require_dead(site: Site, conflict: Element) -> None:
+    holder = parse_holder(conflict.comment)
     if not _is_dead(site, holder):
         raise CNIError(
             Code.TRY_AGAIN_LATER,
-            f"host port {parse_key(rival.set_name, rival.key)}: wanted it for {site.attachment}, "
+            f"host port {parse_key(conflict.set_name, conflict.key)}: wanted it for {site.attachment}, "
             f"found it held by {holder.who}",
         )
 
