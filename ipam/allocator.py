@@ -56,8 +56,8 @@ class Terms:
     """The name whose addresses are given to it again if they are free; empty for none."""
     cool_down: int = 0
     """For how many seconds a released address is given to nobody who did not request it."""
-    place: str = ""
-    """Where the caller joins the owner to its network itself, see `places`; empty when others do."""
+    netns_mark: str = ""
+    """The namespace from which the caller attaches the owner, see `namespace_mark`; empty when others do."""
 
 
 _PLAIN: Final = Terms()
@@ -94,7 +94,7 @@ class _Call:
 
     def reserve(self, address: IPAddress) -> bool:
         """Reserve the address for the owner; False if it is taken."""
-        return self.store.reserve(address, self.owner, self.terms.place)
+        return self.store.reserve(address, self.owner, self.terms.netns_mark)
 
     def moves_pointer(self, range_set: RangeSet, address: IPAddress) -> bool:
         """Say whether the next call goes on behind the address: not if it was chosen out of turn."""

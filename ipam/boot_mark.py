@@ -1,11 +1,12 @@
-r"""In which boot of this machine a reservation was made: a mark on its file, beside the content that is Go's.
+r"""The boot mark: in which boot of this machine a reservation was made.
 
     getfattr -n user.podwire.boot <data_dir>/<network>/<address>
 
-No network namespace outlives the kernel that made it, so what was reserved under another boot id is
-nobody's, whoever reserved it and whatever a power cut has left in the file. Nothing else proves that: a
-clock jumps, and a file without a mark (Go's, or of a file system without attributes) may be a
-living pod's. So it is marked when it is seen, and proven dead one boot later.
+An extended attribute of the address file, beside the content that is Go's. No network namespace outlives
+the kernel that made it, so what was reserved under another boot id is free, whoever reserved it and
+whatever a power cut has left in the file. Nothing else proves that: a clock jumps, and a file without a
+mark (Go's, or of a file system without attributes) may belong to a living pod. So a file without one is
+marked when it is seen, and is proven dead one boot later.
 """
 # Plain os calls, as in files.py.
 # ruff: noqa: PTH116, PTH120, PTH123
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
     from ipam.store import Store
 
-MARK: Final = "user.podwire.boot"
-PLACE: Final = "user.podwire.place"
+BOOT_MARK: Final = "user.podwire.boot"
+NETNS_MARK: Final = "user.podwire.netns"
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 # Of these one kernel alone has a directory mounted; on others a boot that is not ours may be a neighbour's.
 _LOCAL: Final = frozenset(
@@ -48,15 +49,15 @@ def current() -> bytes:
     return b""
 
 
-def mark(file: int | str, place: str = "") -> None:
-    """Say that a file is of this boot, and of a place (see `places`); costs 2 microseconds each.
+def mark(file: int | str, netns_mark: str = "") -> None:
+    """Mark a file with this boot, and with a network namespace (see `namespace_mark`); 2 microseconds each.
 
     Without the marks nothing can prove it dead.
     """
     with suppress(OSError):
-        step("mark", os.setxattr, file, MARK, current())
-        if place:
-            step("mark", os.setxattr, file, PLACE, os.fsencode(place))
+        step("mark", os.setxattr, file, BOOT_MARK, current())
+        if netns_mark:
+            step("mark", os.setxattr, file, NETNS_MARK, os.fsencode(netns_mark))
 
 
 def is_dead(path: str) -> bool:
@@ -67,7 +68,7 @@ def is_dead(path: str) -> bool:
 
 def _mark_of(path: str) -> bytes:
     with suppress(OSError):
-        return os.getxattr(path, MARK, follow_symlinks=False)
+        return os.getxattr(path, BOOT_MARK, follow_symlinks=False)
     return b""
 
 

@@ -1,4 +1,4 @@
-"""What in a network's directory is not as the store writes it: found for a person, never repaired.
+"""Checks the files of a network's directory: what is not as the store writes it; repairs nothing.
 
 Each of these is harmless to everybody else: debris is reclaimed, an unreadable file blocks its
 address, a pointer that is none means a search from the start, and foreign files are left alone.
@@ -26,7 +26,7 @@ _POINTER: Final = re.compile(r"last_reserved_ip\.[0-9]+")
 _OWNER: Final = re.compile(rb"\S+(\r\n\S+)?")
 
 
-def find_damage(store: Store) -> list[tuple[str, str]]:
+def check_files(store: Store) -> list[tuple[str, str]]:
     """Return the names that are damaged and what is wrong with each; raises StoreUnavailable."""
     try:
         names = sorted(os.listdir(store.directory))

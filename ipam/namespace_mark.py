@@ -1,10 +1,11 @@
-"""Where the holder of a reservation is joined to its network: a mark on its file beside Go's content.
+"""The namespace mark: the node's network namespace from which a reservation's holder was attached.
 
-    getfattr -n user.podwire.place <data_dir>/<network>/<address>
+    getfattr -n user.podwire.netns <data_dir>/<network>/<address>
 
-It is set by who joins holders itself, and names where one can see that a holder is gone; the words
-are the caller's. Without a mark (the Go host-local's, of another plugin, of a copy, of a file
-system without attributes) nothing is known: its holder may live unseen.
+An extended attribute of the address file, beside the content that is Go's. A caller that attaches
+holders itself sets it; in that namespace it can see later that a holder is gone. The mark's text is
+the caller's. Without a mark (of the Go host-local, of another plugin, of a copy, of a file system
+without attributes) nothing is known: the holder may live.
 """
 # Plain os calls, as in files.py.
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ipam.address import render_address
-from ipam.boot_mark import PLACE
+from ipam.boot_mark import NETNS_MARK
 from ipam.store import Owner
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Reservation:
 
     address: IPAddress
     owner: Owner
-    place: str
+    netns_mark: str
     inode: int
     written: int
     """Its time of modification, in nanoseconds."""
@@ -55,16 +56,16 @@ def _look(store: Store, address: IPAddress) -> Reservation | None:
         return Reservation(
             address=address,
             owner=Owner.parse(file.read()),
-            place=_place_of(file.fileno()),
+            netns_mark=_netns_mark_of(file.fileno()),
             inode=status.st_ino,
             written=status.st_mtime_ns,
         )
     return None
 
 
-def _place_of(fd: int) -> str:
+def _netns_mark_of(fd: int) -> str:
     with suppress(OSError):
-        return os.fsdecode(os.getxattr(fd, PLACE))
+        return os.fsdecode(os.getxattr(fd, NETNS_MARK))
     return ""
 
 

@@ -1,6 +1,6 @@
-"""A network's directory that was moved aside: made anew with what living attachments hold, all at once.
+"""Rebuilds a network's directory that is gone, with the addresses that living attachments hold.
 
-    <data_dir>/.podwire/<network>.rescue   the directory while it is made; it appears by rename(2)
+    <data_dir>/.podwire/<network>.rebuild  the directory while it is made; it appears by rename(2)
 
 So nobody finds it half full, however this ends, and its lock is held when it appears. What the
 caller cannot see is not in it.
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from ipam.transfer import Claim
 
 
-def rescue(store: Store, claims: Sequence[Claim], place: str) -> bool:
+def rebuild(store: Store, claims: Sequence[Claim], netns_mark: str) -> bool:
     """Make the directory hold these addresses; False if it is there by now, by whomever.
 
     Of an address that is claimed twice the first one counts. Raises LockTimeout and StoreUnavailable.
     """
     root, network = os.path.split(store.directory)
-    staged = Store(f"{root}/.podwire", f"{network}.rescue", store.lock_timeout)
+    staged = Store(f"{root}/.podwire", f"{network}.rebuild", store.lock_timeout)
     try:
         with staged.locked():
             staged.remove_all(staged.owners().items())
             for address, owner in claims:
-                staged.reserve(address, owner, place)
+                staged.reserve(address, owner, netns_mark)
             step("rename", os.rename, staged.directory, store.directory)
     except (IPAMError, OSError) as error:
         _discard(staged)

@@ -167,12 +167,12 @@ class Store:
 
     # Writers: only under the lock.
 
-    def reserve(self, address: IPAddress, owner: Owner, place: str = "") -> bool:
+    def reserve(self, address: IPAddress, owner: Owner, netns_mark: str = "") -> bool:
         """Reserve the address; False if it is taken. Debris is reclaimed: what is empty or of a dead boot.
 
-        `place` is what `places` marks the file with.
+        `netns_mark` is written to the file, see ipam/namespace_mark.py.
         """
-        path, mark = self._path(address), partial(_mark, place)
+        path, mark = self._path(address), partial(_mark, netns_mark)
         with _failing_as("reserve", path), files.written(self.temporary, owner.content, mark) as new:
             return files.link(new, path) or (_remove_debris(path) and files.link(new, path))
 
@@ -348,10 +348,10 @@ class Store:
         return f"{self.directory}/last_reserved_ip.{set_index}"
 
 
-def _mark(place: str, fd: int) -> None:
+def _mark(netns_mark: str, fd: int) -> None:
     from ipam import boot_mark  # neither a release nor a look needs it
 
-    boot_mark.mark(fd, place)
+    boot_mark.mark(fd, netns_mark)
 
 
 def _remove_debris(path: str) -> bool:

@@ -46,11 +46,11 @@ class Delegate(Protocol):
     def addressing(self) -> Addressing:
         """Return what is known before any address is taken."""
 
-    def rescue(self, living: Callable[[], Iterable[Living]], place: str) -> None:
-        """Hold the addresses of the pods that live in `place` again if the record of them is gone."""
+    def rebuild(self, living: Callable[[], Iterable[Living]], netns_mark: str) -> None:
+        """Reserve the addresses of living pods again if the store's directory is gone."""
 
-    def allocate(self, undo: ExitStack, place: str) -> Result:
-        """Take the addresses of a pod that is joined in `place` and push their release on the undo stack."""
+    def allocate(self, undo: ExitStack, netns_mark: str) -> Result:
+        """Take a pod's addresses and push their release; `netns_mark` names the node's own network namespace."""
 
     def release(self) -> None:
         """Give the addresses back; absence is fine."""
@@ -71,11 +71,11 @@ class Source(Protocol):
     def addressing(self, request: Request) -> Addressing:
         """Return what is known before any address is taken."""
 
-    def rescue(self, request: Request, living: Callable[[], Iterable[Living]], place: str) -> None:
-        """Hold the addresses of the pods that live in `place` again if the record of them is gone."""
+    def rebuild(self, request: Request, living: Callable[[], Iterable[Living]], netns_mark: str) -> None:
+        """Reserve the addresses of living pods again if the store's directory is gone."""
 
-    def allocate(self, request: Request, place: str) -> Result:
-        """Take the addresses of a pod that is joined in `place`."""
+    def allocate(self, request: Request, netns_mark: str) -> Result:
+        """Take a pod's addresses; `netns_mark` names the node's own network namespace."""
 
     def release(self, request: Request) -> None:
         """Give them back."""
@@ -150,10 +150,10 @@ class Nobody:
         """Return that no family is in use."""
         return Addressing(layer2=True)
 
-    def rescue(self, living: Callable[[], Iterable[Living]], place: str) -> None:
+    def rebuild(self, living: Callable[[], Iterable[Living]], netns_mark: str) -> None:
         """Do nothing."""
 
-    def allocate(self, undo: ExitStack, place: str) -> Result:  # noqa: ARG002 - nothing to undo
+    def allocate(self, undo: ExitStack, netns_mark: str) -> Result:  # noqa: ARG002 - nothing to undo
         """Return no addresses."""
         return Result()
 
@@ -174,13 +174,13 @@ class Own:
         """Return what the configuration says."""
         return self.source.addressing(self.request)
 
-    def rescue(self, living: Callable[[], Iterable[Living]], place: str) -> None:
+    def rebuild(self, living: Callable[[], Iterable[Living]], netns_mark: str) -> None:
         """Look whether the store is there."""
-        self.source.rescue(self.request, living, place)
+        self.source.rebuild(self.request, living, netns_mark)
 
-    def allocate(self, undo: ExitStack, place: str) -> Result:
+    def allocate(self, undo: ExitStack, netns_mark: str) -> Result:
         """Take addresses; a failed allocation holds nothing, so it has nothing to release."""
-        result = self.source.allocate(self.request, place)
+        result = self.source.allocate(self.request, netns_mark)
         undo.callback(self.release)
         return result
 
@@ -214,10 +214,10 @@ class Foreign:
         parse_delegate_timeout(self.request.config)
         return Addressing()
 
-    def rescue(self, living: Callable[[], Iterable[Living]], place: str) -> None:
+    def rebuild(self, living: Callable[[], Iterable[Living]], netns_mark: str) -> None:
         """Leave it to the plugin, which alone knows what it has given."""
 
-    def allocate(self, undo: ExitStack, place: str) -> Result:  # noqa: ARG002 - it marks nothing
+    def allocate(self, undo: ExitStack, netns_mark: str) -> Result:  # noqa: ARG002 - it marks nothing
         """Run its ADD. Its DEL follows a failure too: what it had taken by then only it knows."""
         undo.callback(self.release)
         stdout = self._run("ADD")

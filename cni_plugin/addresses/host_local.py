@@ -78,7 +78,7 @@ def _translated() -> Iterator[None]:
         raise CNIError(code, str(error)) from error
 
 
-def rescue(request: Request, living: Callable[[], Iterable[Living]], place: str) -> None:
+def rebuild(request: Request, living: Callable[[], Iterable[Living]], netns_mark: str) -> None:
     """Hold the addresses of living pods again if the network's directory is gone: somebody moved it aside.
 
     Raises CNIError 5 or 11 when that cannot be, since the next address could be one of theirs.
@@ -94,15 +94,15 @@ def rescue(request: Request, living: Callable[[], Iterable[Living]], place: str)
         if any(within.contains(address) for within in ranges)
     ]
     if claims:
-        from ipam.rebuild import rescue as make
+        from ipam.rebuild import rebuild as rebuild_directory
 
         with _translated():
-            made = make(store, claims, place)
+            made = rebuild_directory(store, claims, netns_mark)
         log.warning("%s was gone; held again: %s addresses, made: %s", store.directory, len(claims), made)
 
 
-def allocate(request: Request, place: str = "") -> Result:
-    """Take one address from each range set for the request's attachment, which the caller joins in `place`.
+def allocate(request: Request, netns_mark: str = "") -> Result:
+    """Take one address from each range set; `netns_mark` names the node's own network namespace.
 
     Raises CNIError 4 when the attachment holds addresses already, 7 for ranges or requested addresses
     that cannot be, 11 when the pool is exhausted, an address is taken or the lock is not had in
@@ -110,7 +110,7 @@ def allocate(request: Request, place: str = "") -> Result:
     """
     section = _section(request)
     range_sets = parse_range_sets(request)
-    requested, terms = parse_requested(request), replace(parse_terms(request), place=place)
+    requested, terms = parse_requested(request), replace(parse_terms(request), netns_mark=netns_mark)
     dns = _read_resolv_conf(section.string("resolvConf"))
     routes = parse_routes(section)
     with _translated():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cni_plugin.contract.request import Request
 
 
-def allocate(request: Request, place: str = "") -> Result:  # noqa: ARG001 - nothing is reserved
+def allocate(request: Request, netns_mark: str = "") -> Result:  # noqa: ARG001 - nothing is reserved
     """Return the addresses, routes and resolver settings as configured; CNIError 4 or 7."""
     section = _section(request)
     return Result(ips=parse_addresses(request), routes=parse_routes(section), dns=parse_dns(section))
@@ -108,9 +108,9 @@ def release(request: Request) -> None:
     del request
 
 
-def rescue(request: Request, living: object, place: str) -> None:
+def rebuild(request: Request, living: object, netns_mark: str) -> None:
     """Do nothing: there is no record that could be gone."""
-    del request, living, place
+    del request, living, netns_mark
 
 
 collect = status = release

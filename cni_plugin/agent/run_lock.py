@@ -1,8 +1,8 @@
-"""Lets one call compute at a time; a call that waits too long goes on beside the one that holds the lock.
+"""The run lock: one call computes at a time, and one that waits too long goes on beside the holder.
 
 One interpreter runs one thread at a time, and gives it to another at every system call. A call makes
-some hundred of those, each so short that the way there and back costs more than was gained. So calls
-run one after another, except past those that wait: for a foreign plugin, a probe for duplicates, a lock.
+some hundred of those, each so short that the switch costs more than it gains. So calls run one after
+another, except while one waits: for a foreign plugin, a probe for duplicates, a file lock.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PATIENCE = 0.01  # seconds, thrice what an ADD takes
 
 
 class RunLock:
-    """One holder at a time, for `patience` seconds at most; who has lost it goes on without."""
+    """One holder at a time, for `patience` seconds at most; after that it computes beside the next holder."""
 
     def __init__(self, patience: float = PATIENCE) -> None:
         """Start with nobody holding it."""
@@ -39,7 +39,7 @@ class RunLock:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Let others have it while the block waits for something else; who has lost it just waits."""
+        """Let others have it while the block waits for something else."""
         if self._holder != threading.get_ident():
             yield
             return

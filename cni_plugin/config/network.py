@@ -67,7 +67,7 @@ class Attachment:
         """Return the name of the host's end of the veth pair."""
         return f"veth{self.identity[: LINK_DIGITS[0]]}"
 
-    def reference_name(self, prefix: str, length: int) -> str:
+    def go_name(self, prefix: str, length: int) -> str:
         """Return how the Go plugins call what they make for the container on the network."""
         digest = hashlib.sha512(f"{self.network}{self.container_id}".encode()).hexdigest()
         return f"{prefix}{digest}"[:length]

@@ -164,16 +164,16 @@ def delete(traces: Traces, site: Site) -> None:
     del traces
     link = get_link(site.host.netlink, ifb_name(site.attachment))
     if link is None:
-        delete_reference_device(site)
+        delete_go_device(site)
     elif link.alias.startswith(MARK):
         delete_links(site.host, link)  # which lets it go together with other pods' links
     else:
         delete_link(site.host.netlink, link.name)
 
 
-def delete_reference_device(site: Site) -> None:
+def delete_go_device(site: Site) -> None:
     """Remove the device that the Go `bandwidth` made."""
-    link = get_link(site.host.netlink, site.attachment.reference_name("bwp", _LONGEST_NAME))
+    link = get_link(site.host.netlink, site.attachment.go_name("bwp", _LONGEST_NAME))
     if link is not None and link.kind == "ifb":
         delete_link(site.host.netlink, link.name)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from netaddr import IPNetwork
 
 from cni_plugin.contract.errors import run_all
-from cni_plugin.features.bandwidth import delete_reference_device
+from cni_plugin.features.bandwidth import delete_go_device
 from cni_plugin.kernel.iptables import delete_chain, delete_rules
 
 if TYPE_CHECKING:
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 _LONGEST_CHAIN = 28
 
 
-def delete_reference(traces: Traces, site: Site) -> None:
+def delete_go_objects(traces: Traces, site: Site) -> None:
     """Remove all that is on the node, but for links and addresses."""
     run_all(
         partial(delete_masquerade, site),
         partial(delete_host_ports, site),
-        partial(delete_reference_device, site),
+        partial(delete_go_device, site),
         partial(delete_accepts, site, traces.addresses or ()),
     )
 
 
 def delete_masquerade(site: Site) -> None:
     """Remove the chains of `ipMasq`."""
-    delete_chain(site.host, site.attachment.reference_name("CNI-", _LONGEST_CHAIN), "POSTROUTING")
+    delete_chain(site.host, site.attachment.go_name("CNI-", _LONGEST_CHAIN), "POSTROUTING")
 
 
 def delete_host_ports(site: Site) -> None:
     """Remove the chains of `portmap`."""
-    chain = site.attachment.reference_name("CNI-DN-", _LONGEST_CHAIN)
+    chain = site.attachment.go_name("CNI-DN-", _LONGEST_CHAIN)
     delete_chain(site.host, chain, "CNI-HOSTPORT-DNAT")
 
 

@@ -74,7 +74,7 @@ class Namespace:
         """Run a block with the calling thread inside this namespace."""
         return inside(self.fd)
 
-    def place(self) -> str:
+    def mark(self) -> str:
         """Return a name that no other namespace of this or another kernel has at the same time.
 
         A later one may get the inode's number again, when nothing is left that was in this one.

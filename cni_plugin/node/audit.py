@@ -23,7 +23,7 @@ from cni_plugin.kernel.netns import open_host
 from cni_plugin.kernel.route import list_routes
 from ipam.address import render_address
 from ipam.boot_mark import find_dead
-from ipam.fsck import find_damage
+from ipam.fsck import check_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,7 +142,7 @@ def _judge(seen: _Seen) -> Iterator[Finding]:
     yield from _find_dead(seen)
     yield from _find_unallocated(seen)
     yield from _find_outside(seen)
-    for name, wrong in find_damage(seen.store):
+    for name, wrong in check_files(seen.store):
         path = f"{seen.store.directory}/{name}"
         yield Finding(seen.network, "damaged", path, "", f"{path}: {wrong}")
 

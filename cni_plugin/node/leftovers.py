@@ -84,7 +84,7 @@ def _find_clues(network: Network, host: Namespace) -> Iterator[_Clue]:
         for each in list_reservations(store):
             identity = _identity(network.name, each.owner.container_id, each.owner.ifname)
             whose = (identity if each.owner.ifname else "", each.owner.container_id, each.owner.ifname)
-            yield _Clue(whose, f"address {each}", each.place == host.place(), each, each.address in dead)
+            yield _Clue(whose, f"address {each}", each.netns_mark == host.mark(), each, each.address in dead)
     for element in list_of(host.nftables, network.name):
         proof = element.set_name.startswith(_MAIN_SETS)
         yield _Clue(_parse_whose(label_of(element.comment)), f"nft {element.command}", proof)

@@ -74,8 +74,8 @@ def add(request: Request) -> Result:
         wire = mode.connect(plan, host, pod, undo)
         for feature, settings in features:
             feature.prepare(settings, site_of(network, host, pod), undo)
-        delegate.rescue(lambda: _list_living(request.network, host), host.place())
-        addresses = delegate.allocate(undo, host.place())
+        delegate.rebuild(lambda: _list_living(request.network, host), host.mark())
+        addresses = delegate.allocate(undo, host.mark())
         result = mode.configure(plan, wire, host, pod, addresses)
         for feature, settings in features:
             result = feature.add(settings, site_of(network, host, pod), result, undo)
@@ -152,9 +152,9 @@ def _disconnect(request: Request, host: Namespace, pod: Namespace | None) -> Non
     link = get_link(pod.netlink, attachment.ifname) if pod is not None else None
     if pod is not None and link is not None and link.kind == "veth":
         delete_link(pod.netlink, link.name)
-    from cni_plugin.features.go_cleanup import delete_reference
+    from cni_plugin.features.go_cleanup import delete_go_objects
 
-    delete_reference(trace(request), bare_site(request, host, pod))
+    delete_go_objects(trace(request), bare_site(request, host, pod))
 
 
 def check(request: Request) -> None:

@@ -150,7 +150,7 @@ def _use(store: Store) -> None:
         ):
             raise UnexpectedError(each, before)
     usage(store, POOL, TERMS)
-    fsck.find_damage(store)
+    fsck.check_files(store)
     sticky.recall(store, TERMS.sticky)
     store.resting().cools_for(made[0].address, "other", 60)
     if not {each.address for each in made} <= set(release(store, ONE, TERMS)):

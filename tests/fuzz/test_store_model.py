@@ -150,7 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.dead = (self.model.dead & there) - again
 
     def is_marked(self, address: IPAddress) -> bool:
-        return os.getxattr(self.directory / str(address), boot_mark.MARK) == ANOTHER_BOOT
+        return os.getxattr(self.directory / str(address), boot_mark.BOOT_MARK) == ANOTHER_BOOT
 
     def give(self, index: int, address: IPAddress, name: str, terms: Terms) -> None:
         self.model.held[address] = name
@@ -214,7 +214,7 @@ class StoreMachine(RuleBasedStateMachine):
     def reboot(self) -> None:
         """Start the machine anew: every file is of another boot, every pod gone."""
         for name in files_of(self.directory.parent, "net"):
-            os.setxattr(self.directory / name, boot_mark.MARK, ANOTHER_BOOT)
+            os.setxattr(self.directory / name, boot_mark.BOOT_MARK, ANOTHER_BOOT)
         self.model.dead = set(self.model.held)
         self.restart()
 

@@ -73,7 +73,7 @@ def test_what_is_of_an_earlier_boot_goes_whoever_made_it_and_without_a_runtime(n
     store = node.data_dir / "test"
     for name, content in node.held().items():
         if dead.container_id in content:
-            os.setxattr(store / name, boot_mark.MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
+            os.setxattr(store / name, boot_mark.BOOT_MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
     said = gc(node)
     assert {(item["container_id"], item["kind"], item["action"]) for item in said["items"]} == {
         (dead.container_id, "boot", "reclaimed"),
@@ -263,9 +263,9 @@ def test_what_go_reserved_in_an_earlier_boot_is_known_by_the_next_one(node: Node
     assert counts(gc(node, "--dry-run")) == (0, 0, 1)
     assert [os.listxattr(path) for path in files] == [[], []]
     assert counts(gc(node)) == (0, 0, 1)
-    assert {os.getxattr(path, boot_mark.MARK) for path in files} == {boot_mark.current()}
+    assert {os.getxattr(path, boot_mark.BOOT_MARK) for path in files} == {boot_mark.current()}
     for path in files:
-        os.setxattr(path, boot_mark.MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
+        os.setxattr(path, boot_mark.BOOT_MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
     assert counts(gc(node)) == (1, 1, 0)
 
 
@@ -277,8 +277,8 @@ def test_a_file_of_tuning_is_of_an_earlier_boot_like_the_address_beside_it(node:
     kill(node, pod)
     for name in node.held():
         path = node.data_dir / "test" / name
-        os.removexattr(path, boot_mark.PLACE)
-        os.setxattr(path, boot_mark.MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
+        os.removexattr(path, boot_mark.NETNS_MARK)
+        os.setxattr(path, boot_mark.BOOT_MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
     report = gc(node)
     assert counts(report) == (1, 1, 0)
     assert report["items"][0]["kind"] == "boot"

@@ -40,7 +40,7 @@ def test_the_addresses_of_living_pods_are_held_again(node: Node, config: dict[st
     (node.data_dir / "test").rename(node.data_dir / "aside")
     told[pods[3].container_id] = added(node, config, pods[3])
     assert find_violations(node.data_dir, "test", attached(told)) == []
-    assert list((node.data_dir / ".podwire").glob("*.rescue")) == []
+    assert list((node.data_dir / ".podwire").glob("*.rebuild")) == []
     for pod in pods[1:]:
         node.delete(config, pod)
     assert node.held() == {}
@@ -60,15 +60,15 @@ def test_many_adds_at_once_after_the_directory_is_gone_share_one_that_is_whole(n
         thread.start()
     for thread in threads:
         thread.join()
-    assert list((node.data_dir / ".podwire").glob("*.rescue")) == []
+    assert list((node.data_dir / ".podwire").glob("*.rebuild")) == []
     assert find_violations(node.data_dir, "test", attached(told)) == []
 
 
-def test_what_a_killed_rescue_left_is_no_reservation(node: Node) -> None:
+def test_what_a_killed_rebuild_left_is_no_reservation(node: Node) -> None:
     config, pods = dual_stack(node), [node.pod() for _ in range(2)]
     told = {pods[0].container_id: added(node, config, pods[0])}
     (node.data_dir / "test").rename(node.data_dir / "aside")
-    left = node.data_dir / ".podwire" / "test.rescue"
+    left = node.data_dir / ".podwire" / "test.rebuild"
     left.mkdir()
     (left / "10.22.0.99").write_text("dead\r\neth0")
     (left / "lock").touch()

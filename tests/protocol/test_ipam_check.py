@@ -91,7 +91,7 @@ def test_an_address_of_an_earlier_boot_is_leaked_whoever_attached_its_pod(node: 
     (node.tmp / "bridge").write_bytes(b"somebody else's")
     program, node.bin_dir = node.bin_dir / "podwire", node.tmp
     (node.tmp / "podwire").symlink_to(program)
-    os.setxattr(store / "10.22.0.2", boot_mark.MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
+    os.setxattr(store / "10.22.0.2", boot_mark.BOOT_MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
     assert found(node) == [("leaked", "10.22.0.2"), ("unused", "fd00:22::2")]
     assert "no interface here and is of an earlier boot of this machine: podwire" in check(node).stdout
 

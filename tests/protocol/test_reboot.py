@@ -30,7 +30,7 @@ def reboot(node: Node, *pods: Pod) -> None:
     dead = {pod.container_id for pod in pods}
     for name, content in node.held().items():
         if content.split()[0] in dead:
-            os.setxattr(node.data_dir / "test" / name, boot_mark.MARK, ANOTHER)
+            os.setxattr(node.data_dir / "test" / name, boot_mark.BOOT_MARK, ANOTHER)
 
 
 def go(node: Node, command: str, config: dict[str, Any], pod: Pod) -> list[str]:
@@ -81,9 +81,9 @@ def test_go_and_we_share_a_directory_across_a_boot(node: Node) -> None:
     # What Go has written bears no mark, so nothing proves it dead until somebody has marked it.
     assert refusal(node.call("ADD", config, pods[3]))[0] == 11
     files = [node.data_dir / "test" / name for name in held]
-    assert {os.getxattr(file, boot_mark.MARK) for file in files} == {boot_mark.current()}
+    assert {os.getxattr(file, boot_mark.BOOT_MARK) for file in files} == {boot_mark.current()}
     for file in files:
-        os.setxattr(file, boot_mark.MARK, ANOTHER)
+        os.setxattr(file, boot_mark.BOOT_MARK, ANOTHER)
     # Go reads and releases a file with a mark as any other.
     go(node, "DEL", config, pods[0])
     (gos,) = go(node, "ADD", config, pods[3])

@@ -155,7 +155,9 @@ def relay(tmp_path: Path) -> Iterator[Callable[..., After]]:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         disk.lay_out(
-            place, loss, lambda path, found: mark == b"" or os.setxattr(path, boot_mark.MARK, mark or found)
+            place,
+            loss,
+            lambda path, found: mark == b"" or os.setxattr(path, boot_mark.BOOT_MARK, mark or found),
         )
         return After(place)
 
@@ -178,7 +180,7 @@ def cuts(sequence: Sequence[Verb]) -> Iterator[tuple[list[Operation], Verb, Verb
 def unmarked(store: After) -> Counter[bool]:
     """Return how many addresses of each family nothing proves dead: files with a content and no mark."""
     found = [name for name, owner in held(store.place, "net").items() if owner[0]]
-    marked = {name for name in found if boot_mark.MARK in os.listxattr(store.place / "net" / name)}
+    marked = {name for name in found if boot_mark.BOOT_MARK in os.listxattr(store.place / "net" / name)}
     return Counter(":" in name for name in found if name not in marked)
 
 

@@ -66,8 +66,8 @@ def lose_power(tmp: Path, image: Path) -> tuple[int, int]:
         files = list((place / "net").glob("10.*"))
         empty = sum(not file.stat().st_size for file in files)
         for file in files:
-            assert os.getxattr(file, boot_mark.MARK) == boot_mark.current()  # it came with the name
-            os.setxattr(file, boot_mark.MARK, ANOTHER_BOOT)
+            assert os.getxattr(file, boot_mark.BOOT_MARK) == boot_mark.current()  # it came with the name
+            os.setxattr(file, boot_mark.BOOT_MARK, ANOTHER_BOOT)
         store, given = Store(place, "net"), []
         while True:
             try:

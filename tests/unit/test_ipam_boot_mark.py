@@ -38,12 +38,12 @@ def path_of(store: Store, address: IPAddress) -> Path:
 def age(store: Store, *addresses: IPAddress) -> None:
     """Make these files what they would be if they were on the disk when the machine was started."""
     for address in addresses:
-        os.setxattr(path_of(store, address), boot_mark.MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
+        os.setxattr(path_of(store, address), boot_mark.BOOT_MARK, b"1b4e28ba-2fa1-11d2-883f-b9a761bde3fb")
 
 
 def unmark(store: Store, address: IPAddress) -> None:
     """Make the file what Go would have written."""
-    os.removexattr(path_of(store, address), boot_mark.MARK)
+    os.removexattr(path_of(store, address), boot_mark.BOOT_MARK)
 
 
 def given(made: list[Allocation]) -> list[IPAddress]:
@@ -52,7 +52,9 @@ def given(made: list[Allocation]) -> list[IPAddress]:
 
 def test_a_reservation_is_marked_with_this_boot_and_its_content_is_gos(store: Store) -> None:
     allocate(store, POOL, NEW)
-    assert os.getxattr(path_of(store, A), boot_mark.MARK) == Path(boot_mark._BOOT_ID).read_bytes().strip()
+    assert (
+        os.getxattr(path_of(store, A), boot_mark.BOOT_MARK) == Path(boot_mark._BOOT_ID).read_bytes().strip()
+    )
     assert path_of(store, A).read_bytes() == b"new\r\neth0"
     assert boot_mark.find_dead(store) == []
 
@@ -78,7 +80,7 @@ def test_what_has_no_mark_is_kept_and_proven_dead_one_boot_later(store: Store) -
     for _ in range(2):
         with pytest.raises(PoolExhausted):
             allocate(store, POOL, NEW)
-    assert os.getxattr(path_of(store, A), boot_mark.MARK) == boot_mark.current()
+    assert os.getxattr(path_of(store, A), boot_mark.BOOT_MARK) == boot_mark.current()
     age(store, A)
     assert given(allocate(store, POOL, NEW)) == [A]
 
@@ -140,7 +142,7 @@ def test_reclaim_releases_all_of_a_dead_boot_and_marks_the_rest(store: Store) ->
     unmark(store, B)
     assert reclaim(store) == [A]
     assert store.owners() == {B: OTHER}
-    assert os.getxattr(path_of(store, B), boot_mark.MARK) == boot_mark.current()
+    assert os.getxattr(path_of(store, B), boot_mark.BOOT_MARK) == boot_mark.current()
     assert reclaim(store) == []
 
 

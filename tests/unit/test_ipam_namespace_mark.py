@@ -7,7 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from ipam.allocator import Terms, allocate, give_up
-from ipam.boot_mark import PLACE
+from ipam.boot_mark import NETNS_MARK
 from ipam.namespace_mark import list_reservations
 from ipam.ranges import make_range, make_range_sets
 from ipam.store import Owner, Store
@@ -21,8 +21,8 @@ SETS = make_range_sets([[make_range(subnet="10.1.0.0/29")], [make_range(subnet="
 OWNER = Owner(container_id="a", ifname="eth0")
 
 
-def reserve(store: Store, owner: Owner = OWNER, place: str = "here 1") -> list[Reservation]:
-    allocate(store, SETS, owner, terms=Terms(place=place))
+def reserve(store: Store, owner: Owner = OWNER, netns_mark: str = "here 1") -> list[Reservation]:
+    allocate(store, SETS, owner, terms=Terms(netns_mark=netns_mark))
     return list_reservations(store)
 
 
@@ -31,9 +31,9 @@ def test_a_reservation_says_where_its_holder_is_and_one_without_mark_does_not(tm
     reserve(store)
     reserve(store, Owner(container_id="b", ifname="eth0"), "")
     (tmp_path / "net" / "10.1.0.6").write_bytes(b"go\r\neth0")
-    places = {each.owner.container_id: each.place for each in list_reservations(store)}
-    assert places == {"a": "here 1", "b": "", "go": ""}
-    assert os.getxattr(tmp_path / "net" / "10.1.0.2", PLACE) == b"here 1"
+    netns_marks = {each.owner.container_id: each.netns_mark for each in list_reservations(store)}
+    assert netns_marks == {"a": "here 1", "b": "", "go": ""}
+    assert os.getxattr(tmp_path / "net" / "10.1.0.2", NETNS_MARK) == b"here 1"
 
 
 def test_the_content_stays_what_go_reads(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_copy_has_no_mark(tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     for path in (tmp_path / "net").iterdir():
         shutil.copyfile(path, tmp_path / "copy" / path.name)
-    assert {each.place for each in list_reservations(Store(tmp_path, "copy"))} == {""}
+    assert {each.netns_mark for each in list_reservations(Store(tmp_path, "copy"))} == {""}
 
 
 def test_what_is_no_regular_file_is_passed_over(tmp_path: Path) -> None:
