@@ -113,17 +113,29 @@ def _guard_ruleset(plan: VxlanPlan, underlay: Underlay) -> Ruleset:
     So a pod could send frames with any source to the pods of all nodes, past every check of its own
     port. What it sends to that port is dropped where it enters the node: by the bridge, by the veth of a
     routed pod, by the tunnel itself. A node that is a container has an underlay of such a name, too.
+
+    The tunnel's own packets are not tracked: each flow inside would be an entry of conntrack outside, on
+    both nodes. What a pod sends to that port never passes the node's output hook, and stays tracked.
     """
+    port, ours = plan.tunnel.port, "fib daddr type { local, multicast }"
     links = (plan.bridge.gateway_ifname, "veth*", plan.tunnel.device)
-    chain = Chain(
+    guard = Chain(
         name=f"guard_{plan.tunnel.device}",
         hook="type filter hook prerouting priority raw; policy accept;",
         rules=(
+            f'iifname "{underlay.name}" {ours} udp dport {port} notrack accept',
             f'iifname "{underlay.name}" accept',
-            *(f'iifname "{link}" udp dport {plan.tunnel.port} drop' for link in links),
+            *(f'iifname "{link}" udp dport {port} drop' for link in links),
         ),
     )
-    return Ruleset(family="inet", title=f"{plan.tunnel.network} tunnel is for nodes", chains=(chain,))
+    untracked = Chain(
+        name=f"untracked_{plan.tunnel.device}",
+        hook="type filter hook output priority raw; policy accept;",
+        rules=(f'oifname "{underlay.name}" fib saddr type local udp dport {port} notrack',),
+    )
+    return Ruleset(
+        family="inet", title=f"{plan.tunnel.network} tunnel is for nodes", chains=(guard, untracked)
+    )
 
 
 def _gateway_ruleset(plan: VxlanPlan) -> Ruleset:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.cluster import Cluster, address_of, exchange, make_cluster, serving
+from tests.harness.cluster import TUNNEL, Cluster, address_of, exchange, make_cluster, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,3 +65,27 @@ def test_the_node_speaks_to_pods_from_an_address_of_its_own(
             for to, seen in exchange(node, *targets).items():
                 assert {seen["tcp"]["source"], seen["udp"]["source"]} <= own, to
                 assert seen["tcp"]["intact"], to
+
+
+def tracked(node: Node, *words: str) -> list[str]:
+    return [
+        line
+        for family in ("ipv4", "ipv6")
+        for line in node.run("conntrack", "-L", "-f", family, "-p", "udp", *words).stdout.splitlines()
+    ]
+
+
+@pytest.mark.parametrize(("form", "version"), [(form, v) for form, v in FORMS if form != "hostgw"])
+def test_conntrack_has_no_entry_of_the_tunnel_itself(cluster: Cluster, form: str, version: int) -> None:
+    pods = cluster.start_pods(form, version)
+    for node in cluster.nodes.values():
+        node.run("nft", "add table inet t; add chain inet t c { type filter hook input priority 0; }")
+        node.run("nft", "add rule inet t c ct state new accept")  # from now on the kernel tracks
+    with serving(pods[2]):
+        exchange(pods[1], *(address_of(pods[2], v) for v in (4, 6)))
+    for i in (1, 2):
+        assert tracked(cluster.nodes[i], "--dport", "4789") == []
+    # Without the rules the node would track it.
+    cluster.nodes[1].run("nft", "flush", "chain", "inet", "podwire", f"untracked_{TUNNEL}")
+    assert pods[1].ping(address_of(pods[2], 4))
+    assert tracked(cluster.nodes[1], "--dport", "4789")
