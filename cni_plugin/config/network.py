@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.config.paths import DATA_DIR
 from cni_plugin.contract.errors import invalid_config
-from cni_plugin.contract.request import parse_args, read_args
+from cni_plugin.contract.request import KERNELS_OWN, parse_args, read_args
 from cni_plugin.contract.result import DNS, Result, parse_dns, parse_prev_result
 
 if TYPE_CHECKING:
@@ -300,6 +300,10 @@ def parse_ifname(text: str, what: str) -> str:
     fits = 0 < len(text.encode()) <= _MAX_IFNAME and text not in {".", ".."}
     if not fits or any(c in "/:%" or c.isspace() or not c.isprintable() for c in text):
         raise invalid_config(f'{what} must be an interface name of 1 to {_MAX_IFNAME} bytes, found "{text}"')
+    if text in KERNELS_OWN:
+        raise invalid_config(
+            f'{what} must be none of {sorted(KERNELS_OWN)}, which the kernel keeps, found "{text}"'
+        )
     return text
 
 

@@ -35,6 +35,7 @@ MAX_STDIN = 4 * 1024 * 1024
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
 _MAX_IFNAME = 15  # IFNAMSIZ less the terminating zero
+KERNELS_OWN = frozenset({"all", "default"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,9 @@ def _check_ifname(environ: Mapping[str, str]) -> None:
     ifname = environ["CNI_IFNAME"]
     if len(ifname.encode(errors="surrogateescape")) > _MAX_IFNAME:
         _refuse("CNI_IFNAME", environ, f"must be at most {_MAX_IFNAME} bytes long")
+    # Below /proc/sys/net the kernel has something else under these names, so it refuses them to links.
+    if ifname in KERNELS_OWN:
+        _refuse("CNI_IFNAME", environ, f"must be none of {sorted(KERNELS_OWN)}, which the kernel keeps")
     # The kernel numbers names with a '%', and would make another than the wanted one.
     if ifname in {".", ".."} or any(c in "/:%" or c.isspace() or not c.isprintable() for c in ifname):
         _refuse(

@@ -75,6 +75,8 @@ KEYS = {
         {"disableContainerInterface": True},
         ["disableContainerInterface", "ipam"],
     ),
+    "a bridge called as the kernel calls all links": ({"bridge": "all"}, ['"bridge"', '"all"']),
+    "a bridge called as the kernel calls new links": ({"bridge": "default"}, ['"bridge"', '"default"']),
     "a VLAN interface with too long a name": ({"bridge": "bridge-of-15-by", "vlan": 10}, ["15 bytes"]),
 }
 

@@ -60,6 +60,8 @@ MALFORMED = {
         "a\u00a0b",
         "a\u0085b",
         "eth%d",
+        "all",
+        "default",
         "\udcff",
     ],
 }
