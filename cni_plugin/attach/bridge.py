@@ -202,7 +202,7 @@ def ready(plan: BridgePlan, host: Namespace) -> None:
         raise CNIError(
             Code.NOT_AVAILABLE, "VLANs: wanted a kernel that filters VLANs on bridges, found one that cannot"
         )
-    gateway.require_family_support(plan.addressing.families)
+    gateway.require_families(plan)
     for trouble in gateway.find_stale(plan, host):
         raise CNIError(
             Code.NOT_AVAILABLE, f'"bridge" {trouble.object}: {trouble.found}; remove it: {trouble.remedy}'

@@ -12,15 +12,22 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.attach.veth import host_mac
 from cni_plugin.backend.survey import Trouble
-from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.inet import default_route, is_among, width, with_prefix
 from cni_plugin.contract.result import Route
 from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses, wait_until_resolvable
+from cni_plugin.kernel.bridge import find_foreign_port
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import VethPair, add_veth, get_link, get_link_by_index, set_up
-from cni_plugin.kernel.netconf import ensure_forwarding, ignore_routers
+from cni_plugin.kernel.netconf import (
+    ensure_family,
+    ensure_forwarding,
+    has_family,
+    ignore_routers,
+    require_forwarding,
+)
 from cni_plugin.kernel.route import MAIN_TABLE
-from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
+from cni_plugin.kernel.sysctl import require_family
 from cni_plugin.kernel.vlan import access_vlan, add_vlan
 
 if TYPE_CHECKING:
@@ -82,6 +89,7 @@ def ensure_gateway(
         return bridge
     holder = _ensure_vlan_link(plan, bridge, mtu, host) if plan.vlan else bridge
     for ip in ips:
+        require_family(ip.address.version)
         _ensure_gateway_address(plan, holder, address_on_node(ip), host)
         ensure_forwarding(host.netlink, ip.address.version)
     return holder
@@ -102,8 +110,21 @@ def _ensure_gateway_address(plan: BridgePlan, holder: Link, wanted: IPNetwork, h
                 f'"{holder.name}" already has an IP address different from {wanted}: {other}'
             )
         delete_address(host.netlink, holder.index, other)
+    _ensure_family(holder, wanted.version, host.netlink)
     ensure_address(host.netlink, holder.index, wanted)
     wait_until_resolvable(host.netlink, holder.index, [wanted.ip])
+
+
+def _ensure_family(holder: Link, version: int, nl: Netlink) -> None:
+    """Switch IPv6 on where the node has it off for new links; CNIError 7 on a link that is not ours."""
+    foreign = find_foreign_port(nl, holder) if holder.kind == "bridge" else None
+    if foreign is None:
+        ensure_family(nl, holder.name, version)
+    elif not has_family(nl, holder.name, version):
+        raise invalid_config(
+            f"bridge {holder.name}: wanted IPv6 on it, found net.ipv6.conf.{holder.name}.disable_ipv6 1; "
+            f"it is not ours to change while {foreign.name} is one of its ports"
+        )
 
 
 def find_stale(plan: BridgePlan, host: Namespace) -> list[Trouble]:
@@ -200,12 +221,10 @@ def _add_vlan_link(pair: VethPair, host: Namespace) -> None:
             raise
 
 
-def require_family_support(families: frozenset[int]) -> None:
-    """Raise CNIError 50 when this kernel has no forwarding switch for one of the families."""
-    for version in sorted(families):
-        try:
-            get_sysctl(FORWARDING[version])
-        except KernelError as error:
-            raise CNIError(
-                Code.NOT_AVAILABLE, f"IPv{version}: wanted a kernel with it, found none", error.msg
-            ) from error
+def require_families(plan: BridgePlan) -> None:
+    """Raise CNIError 50 when this node cannot be the gateway of pods with the plan's families."""
+    for version in sorted(plan.addressing.families):
+        if plan.is_gateway:
+            require_forwarding(version, plan.gateway_ifname)
+        else:
+            require_family(version)

@@ -15,7 +15,7 @@ from cni_plugin.contract.inet import is_among, width
 from cni_plugin.kernel.addr import add_address, list_addresses, list_unsettled, wait_until_resolvable
 from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_mac, set_up
 from cni_plugin.kernel.route import RouteSpec, add_route, list_routes
-from cni_plugin.kernel.sysctl import ensure_sysctl, has_sysctl
+from cni_plugin.kernel.sysctl import ensure_sysctl, has_sysctl, prefer_sysctl, require_family
 from ipam.seam import waits
 
 if TYPE_CHECKING:
@@ -89,23 +89,24 @@ def dress(pod: Namespace, link: Link, outfit: Outfit) -> None:
 
 def _prepare_ipv6(ifname: str, *, dad: bool) -> None:
     """Set what takes effect only before the link is up."""
+    require_family(6)
     for name in ("lo", ifname):
         ensure_sysctl(f"net/ipv6/conf/{name}/disable_ipv6", 0)
     conf = f"net/ipv6/conf/{ifname}"
-    ensure_sysctl(f"{conf}/keep_addr_on_down", 1)
+    prefer_sysctl(f"{conf}/keep_addr_on_down", 1, "a link that is set down and up loses its IPv6 addresses")
     # Without detection the link-local address is usable at once too, and neighbour discovery
     # from it does not wait.
-    ensure_sysctl(f"{conf}/accept_dad", int(dad))
+    prefer_sysctl(f"{conf}/accept_dad", int(dad), "the pod's link-local address waits up to two seconds")
     if dad:
         # RFC 7527: a looped-back probe is not a duplicate.
-        ensure_sysctl(f"{conf}/enhanced_dad", 1)
+        prefer_sysctl(f"{conf}/enhanced_dad", 1, "a looped-back probe is taken for a duplicate address")
 
 
 def _ignore_routers(ifname: str) -> None:
     """Keep a neighbour that advertises itself from becoming the pod's router: CVE-2020-10749."""
     key = f"net/ipv6/conf/{ifname}/accept_ra"
     if has_sysctl(key):  # below 1280 bytes, and without IPv6, there is none
-        ensure_sysctl(key, 0)
+        prefer_sysctl(key, 0, "a neighbour can make itself the pod's router")
 
 
 def plan_routes(index: int, outfit: Outfit) -> list[RouteSpec]:
@@ -174,7 +175,8 @@ def announce_addresses(pod: Namespace, link: Link, ips: tuple[IPConfig, ...]) ->
     wait_until_resolvable(pod.netlink, link.index, [ip.address.ip for ip in ips])
     with pod.entered():
         for version in sorted({ip.address.version for ip in ips}):
-            ensure_sysctl(f"net/ipv{version}/conf/{link.name}/{_NOTIFY[version]}", 1)
+            key = f"net/ipv{version}/conf/{link.name}/{_NOTIFY[version]}"
+            prefer_sysctl(key, 1, "neighbours are not told of the pod's addresses")
     pod.netlink.change(set_mac(link.name, link.mac))
 
 

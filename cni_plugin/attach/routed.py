@@ -33,7 +33,7 @@ from cni_plugin.contract.result import DNS, Interface, IPConfig, Result, Route
 from cni_plugin.kernel.bridge import random_mac
 from cni_plugin.kernel.link import Link, get_link, get_link_by_index
 from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
-from cni_plugin.kernel.netconf import ensure_forwarding, ignore_routers
+from cni_plugin.kernel.netconf import ensure_family, ensure_forwarding, ignore_routers, require_forwarding
 from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, find_path, list_routes, set_route
 from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
 from ipam.seam import waits
@@ -178,6 +178,7 @@ def configure(plan: RoutedPlan, wire: int, host: Namespace, pod: Namespace, addr
     hops = [Neighbour(address=NEXT_HOP[version], mac=outside.mac) for version in versions]
     pod.netlink.change(*(set_neighbour(inside.index, hop) for hop in hops))
     for version in versions:
+        ensure_family(host.netlink, outside.name, version)
         ensure_forwarding(host.netlink, version)
     host.netlink.change(
         *(set_neighbour(outside.index, _neighbour(ip, inside)) for ip in addresses.ips),
@@ -333,7 +334,7 @@ def ready(plan: RoutedPlan, host: Namespace) -> None:
     """Raise CNIError 50 when a pod could not be attached here now."""
     try:
         for version in sorted(plan.addressing.families):
-            get_sysctl(FORWARDING[version])
+            require_forwarding(version, plan.attachment.host_ifname)
         if plan.peers is not None:
             desired_routes(plan, host.netlink)
     except CNIError as error:

@@ -36,7 +36,7 @@ from cni_plugin.backend.tunnel import (
 from cni_plugin.backend.underlay import VXLAN_OVERHEAD
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.kernel.link import get_link
-from cni_plugin.kernel.netconf import ensure_forwarding, ignore_routers
+from cni_plugin.kernel.netconf import ensure_family, ensure_forwarding, ignore_routers, require_forwarding
 from cni_plugin.kernel.nft import Chain, Ruleset, ensure_ruleset, find_difference, require_nft
 from cni_plugin.kernel.vxlan import ensure_master, ensure_vxlan, find_vxlan
 
@@ -98,7 +98,7 @@ def _ensure_network(plan: VxlanPlan, host: Namespace, *, doubt: bool) -> tuple[B
     changes += ensure_ruleset(host.nftables, _guard_ruleset(plan, underlay))
     wire = bridge_mode.ensure_shared(replace(plan.bridge, mtu=mtu), host)
     if plan.tunnel.routed:
-        accept_answers(device.name)
+        accept_answers(nl, device.name)
         changes += ensure_ruleset(host.nftables, plan_marks(plan.tunnel))
     else:
         # In this order: once the device is a port, what the bridge says crosses it.
@@ -187,6 +187,7 @@ def _ensure_tunnel(
         if tunnel.routed:
             for version in sorted({subnet.version for subnet in tunnel.subnets}):
                 ensure_forwarding(nl, version)
+                ensure_family(nl, device.name, version)
             ignore_routers(nl, device.name)
         return device, int(made) + settle(nl, mark, desired_state(tunnel, underlay, device.index, nl))
 
@@ -302,6 +303,9 @@ def _list_unruled(plan: VxlanPlan, underlay: Underlay, host: Namespace) -> list[
 def ready(plan: VxlanPlan, host: Namespace) -> None:
     """Raise CNIError 50 when a pod could not be attached here now."""
     bridge_mode.ready(plan.bridge, host)
+    if plan.tunnel.routed:
+        for version in sorted({subnet.version for subnet in plan.tunnel.subnets}):
+            require_forwarding(version, plan.tunnel.device)
     require_nft()
     try:
         locate(plan.tunnel, host.netlink)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cni_plugin.kernel.netconf import loosen_rp_filter
 from cni_plugin.kernel.nft import Chain, Ruleset
 from cni_plugin.kernel.rule import RuleSpec
-from cni_plugin.kernel.sysctl import ensure_sysctl, get_sysctl
+from cni_plugin.kernel.sysctl import get_sysctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
     from netaddr import IPAddress, IPNetwork
 
     from cni_plugin.backend.tunnel import Tunnel
+    from cni_plugin.kernel.netlink import Netlink
 
 # A bit that kube-proxy (0x4000, 0x8000), the reference's portmap (0x2000) and other networks leave alone.
 MARK = 0x1000
 _NFT_FAMILY = {4: "ip", 6: "ip6"}
-_STRICT, _LOOSE = 1, 2  # rp_filter, RFC 3704
+_STRICT = 1  # rp_filter, RFC 3704
 
 
 def list_rules(subnets: Iterable[IPNetwork], table: int) -> frozenset[RuleSpec]:
@@ -69,7 +71,7 @@ def _list_addresses(tunnel: Tunnel, version: int) -> list[IPAddress]:
     return [a for peer in tunnel.source.read() for a in peer.addresses if a.version == version]
 
 
-def accept_answers(device: str) -> None:
+def accept_answers(nl: Netlink, device: str) -> None:
     """Let answers from the peers' own addresses come out of the tunnel.
 
     The route to such an address leads over the underlay for everybody but marked packets, so strict rp_filter
@@ -77,4 +79,4 @@ def accept_answers(device: str) -> None:
     """
     own = f"net/ipv4/conf/{device}/rp_filter"
     if max(int(get_sysctl("net/ipv4/conf/all/rp_filter")), int(get_sysctl(own))) == _STRICT:
-        ensure_sysctl(own, _LOOSE)
+        loosen_rp_filter(nl, device)

@@ -38,13 +38,18 @@ from cni_plugin.kernel.link import (
 from cni_plugin.kernel.message import nested, text, u8, u32
 from cni_plugin.kernel.netlink import Change, Netlink
 from cni_plugin.kernel.pyroute import pack_device
-from cni_plugin.kernel.sysctl import ensure_sysctl
+from cni_plugin.kernel.sysctl import prefer_sysctl
 
 _OURS = "podwire:"
 ALIAS = f"{_OURS} bridge"
 MAX_MTU = 65535  # bytes, ETH_MAX_MTU
 _NO_MAC = "00:00:00:00:00:00"
 _FILTERING = (("IFLA_BR_VLAN_FILTERING", 1),)
+# What a bridge does without, and what it costs where it cannot be switched off.
+_IPV6 = {
+    "accept_ra": "while the node does not forward IPv6 a pod can make itself its router",
+    "accept_dad": "IPv6 packets to pods may be lost for two seconds after the bridge was made",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +92,7 @@ def ensure_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
         _bring_in_line(nl, found, differences)
     if found.mtu > spec.mtu:
         lower_mtu(nl, found, spec.mtu)
-    if found.alias != ALIAS and not _foreign_port(nl, found):
+    if found.alias != ALIAS and not find_foreign_port(nl, found):
         _adopt(nl, found)
     return found
 
@@ -95,7 +100,7 @@ def ensure_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
 def attainable_mtu(nl: Netlink, name: str, mtu: int) -> int:
     """Return `mtu`, or the smaller one of a bridge that is not ours to change."""
     found = get_link(nl, name)
-    settled = found is not None and found.mtu < mtu and _foreign_port(nl, found)
+    settled = found is not None and found.mtu < mtu and find_foreign_port(nl, found)
     return found.mtu if found and settled else mtu
 
 
@@ -145,8 +150,8 @@ def _prepare_ipv6(name: str) -> None:
     is probed for duplicates it does not look at all: one to two seconds of lost packets.
     """
     try:
-        for key in ("accept_ra", "accept_dad"):
-            ensure_sysctl(f"net/ipv6/conf/{name}/{key}", 0)
+        for key, otherwise in _IPV6.items():
+            prefer_sysctl(f"net/ipv6/conf/{name}/{key}", 0, otherwise)
     except KernelError as error:
         # A link below 1280 bytes has no IPv6, nor has any where the kernel has it switched off.
         if error.errno != errno.ENOENT:
@@ -187,7 +192,7 @@ def _set_vlan_filtering(name: str) -> Change:
 
 
 def _bring_in_line(nl: Netlink, found: Link, differences: list[_Difference]) -> None:
-    foreign = _foreign_port(nl, found)
+    foreign = find_foreign_port(nl, found)
     if foreign is not None:
         first = differences[0]
         raise invalid_config(
@@ -205,7 +210,8 @@ def _bring_in_line(nl: Netlink, found: Link, differences: list[_Difference]) -> 
     _prepare_ipv6(found.name)
 
 
-def _foreign_port(nl: Netlink, bridge: Link) -> Link | None:
+def find_foreign_port(nl: Netlink, bridge: Link) -> Link | None:
+    """Return a port that makes the bridge not ours to change, None when there is none."""
     return next(filter(_is_foreign, list_links(nl, master=bridge.index)), None)
 
 

@@ -9,6 +9,8 @@ from cni_plugin.contract.errors import CNIError, Code
 
 # What passes by itself: a retry may succeed with nothing changed.
 _TRANSIENT = frozenset({errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOBUFS, errno.ENOMEM})
+# What the place that we run in forbids: /proc/sys is read-only, a capability is missing, IPv6 is off.
+REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class KernelError(CNIError):
@@ -17,6 +19,11 @@ class KernelError(CNIError):
     def __init__(self, command: str, number: int, reason: str = "") -> None:
         """Keep errno, so that a caller can tell absence and existence from failure."""
         words = f"{os.strerror(number)} ({reason})" if reason else os.strerror(number)
-        code = Code.TRY_AGAIN_LATER if number in _TRANSIENT else Code.INTERNAL
-        super().__init__(code, f"{command}: {words}")
+        super().__init__(_find_code(number), f"{command}: {words}")
         self.errno = number
+
+
+def _find_code(number: int) -> Code:
+    if number in REFUSED:
+        return Code.NOT_AVAILABLE
+    return Code.TRY_AGAIN_LATER if number in _TRANSIENT else Code.INTERNAL

@@ -19,12 +19,21 @@ from cni_plugin.kernel.message import (
     AF_INET6,
     FAMILY,
     find_attribute,
+    nested,
     parse_attributes,
     parse_number,
     text,
+    u32,
 )
 from cni_plugin.kernel.netlink import HEADER, Query
-from cni_plugin.kernel.sysctl import FORWARDING, ensure_sysctl
+from cni_plugin.kernel.sysctl import (
+    FORWARDING,
+    ensure_sysctl,
+    has_sysctl,
+    prefer_sysctl,
+    require_family,
+    require_sysctl,
+)
 
 _RTM_GETNETCONF = 82
 _NETCONFA_IFINDEX, _NETCONFA_FORWARDING, _ALL = 1, 2, -1
@@ -32,14 +41,52 @@ _NETCONFMSG = struct.Struct("=Bxxx")  # family
 _IFINDEX = struct.Struct("=HHi")
 _IFLA_AF_SPEC, _IFLA_INET_CONF, _IFLA_INET6_CONF = 26, 1, 2
 # Places in the arrays of switches: IPV4_DEVCONF_ROUTE_LOCALNET, which counts from 1, and DEVCONF_ACCEPT_RA.
-_ROUTE_LOCALNET, _ACCEPT_RA = 25, 3
+_ROUTE_LOCALNET, _RP_FILTER, _ACCEPT_RA, _DISABLE_IPV6 = 25, 7, 3, 26
+_LOOSE = 2  # RFC 3704
 _ALTHOUGH_FORWARDING = 2
 
 
 def ensure_forwarding(nl: netlink.Netlink, version: int) -> None:
     """Let the thread's namespace, which is that of `nl`, forward packets of one family (4 or 6)."""
-    if not _is_forwarding(nl, version):
-        ensure_sysctl(FORWARDING[version], 1)
+    if _is_forwarding(nl, version):
+        return
+    require_family(version)
+    ensure_sysctl(FORWARDING[version], 1)
+
+
+def require_forwarding(version: int, link: str) -> None:
+    """Raise CNIError 50 when the thread's namespace cannot be made to forward a family over a link.
+
+    Where there is no such link yet the switches of new ones count.
+    """
+    require_family(version)
+    require_sysctl(FORWARDING[version], 1)
+    if version == 6:
+        key = _disable_ipv6(link)
+        require_sysctl(key if has_sysctl(key) else _disable_ipv6("default"), 0)
+
+
+def accept_ra(link: str) -> str:
+    """Return the key of the switch."""
+    return f"net/ipv6/conf/{link}/accept_ra"
+
+
+def ensure_family(nl: netlink.Netlink, link: str, version: int) -> None:
+    """Let a link of ours in the thread's namespace have addresses and routes of a family (4 or 6).
+
+    The node may have IPv6 switched off for all new links; the others stay without.
+    """
+    if not has_family(nl, link, version):
+        ensure_sysctl(_disable_ipv6(link), 0)
+
+
+def has_family(nl: netlink.Netlink, link: str, version: int) -> bool:
+    """Tell whether a link can have addresses and routes of a family (4 or 6)."""
+    return version == 4 or not _get_switch(nl, link, (AF_INET6, _IFLA_INET6_CONF), _DISABLE_IPV6)
+
+
+def _disable_ipv6(link: str) -> str:
+    return f"net/ipv6/conf/{link}/disable_ipv6"
 
 
 def _is_forwarding(nl: netlink.Netlink, version: int) -> bool:
@@ -56,7 +103,19 @@ def _is_forwarding(nl: netlink.Netlink, version: int) -> bool:
 def ensure_route_localnet(nl: netlink.Netlink, link: str) -> None:
     """Let packets for 127.0.0.0/8 pass by a link of the thread's namespace, which is that of `nl`."""
     if not _get_switch(nl, link, (AF_INET, _IFLA_INET_CONF), _ROUTE_LOCALNET):
-        ensure_sysctl(route_localnet(link), 1)
+        nl.change(_set_switch(link, route_localnet(link), _ROUTE_LOCALNET, 1))
+
+
+def loosen_rp_filter(nl: netlink.Netlink, link: str) -> None:
+    """Let a link of the namespace of `nl` take packets from sources that it has no route to."""
+    nl.change(_set_switch(link, f"net/ipv4/conf/{link}/rp_filter", _RP_FILTER, _LOOSE))
+
+
+def _set_switch(link: str, key: str, place: int, value: int) -> netlink.Change:
+    """Return the change of an IPv4 switch, which needs no /proc/sys that can be written to; IPv6 has none."""
+    switches = nested(_IFLA_INET_CONF, u32(place + 1, value))
+    body = link_body(text(IFLA_IFNAME, link), nested(_IFLA_AF_SPEC, nested(AF_INET, switches)))
+    return netlink.Change(f"sysctl -w {key}={value}", netlink.RTM_SETLINK, body)
 
 
 def _get_switch(nl: netlink.Netlink, link: str, array: tuple[int, int], place: int) -> int:
@@ -74,7 +133,7 @@ def ignore_routers(nl: netlink.Netlink, link: str) -> None:
     their default that get their own addresses so.
     """
     if _get_switch(nl, link, (AF_INET6, _IFLA_INET6_CONF), _ACCEPT_RA) == _ALTHOUGH_FORWARDING:
-        ensure_sysctl(f"net/ipv6/conf/{link}/accept_ra", 0)
+        prefer_sysctl(accept_ra(link), 0, "a pod behind it can make itself the node's router")
 
 
 def route_localnet(link: str) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 
-from cni_plugin.kernel.errors import KernelError
+from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.kernel.errors import REFUSED, KernelError
 from ipam.seam import step
 
 log = logging.getLogger("podwire")
@@ -39,6 +40,35 @@ def ensure_sysctl(key: str, value: int) -> None:
     """Set the value when it differs."""
     if get_sysctl(key) != str(value):
         set_sysctl(key, str(value))
+
+
+def prefer_sysctl(key: str, value: int, otherwise: str) -> None:
+    """Set the value when it differs; where that is refused warn with what follows from it, and go on."""
+    found = get_sysctl(key)
+    if found == str(value):
+        return
+    try:
+        set_sysctl(key, str(value))
+    except KernelError as error:
+        if error.errno not in REFUSED:
+            raise
+        log.warning("%s; it stays %s: %s", error, found, otherwise)
+
+
+def require_sysctl(key: str, value: int) -> None:
+    """Raise CNIError 50 when a value is another and cannot be set, for what an ADD cannot do without."""
+    found = get_sysctl(key)
+    if found != str(value) and not os.access(f"{_ROOT}/{key}", os.W_OK):
+        raise CNIError(
+            Code.NOT_AVAILABLE,
+            f"sysctl {key}: wanted {value}, found {found} and {_ROOT} not to be written to",
+        )
+
+
+def require_family(version: int) -> None:
+    """Raise CNIError 50 when this kernel has no IPv4 or no IPv6."""
+    if not has_sysctl(FORWARDING[version]):
+        raise CNIError(Code.NOT_AVAILABLE, f"IPv{version}: wanted a kernel with it, found none")
 
 
 def set_sysctl(key: str, value: str) -> None:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
+from tests.conftest import in_process
+from tests.harness.answers import assert_ok, assert_refused
 from tests.harness.networks import (
+    V4,
     V6,
+    add_foreign_port,
     address_of,
     calm,
     delegate_calls,
@@ -17,6 +23,8 @@ from tests.harness.networks import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.harness.node import Node, Pod, Space
 
 
@@ -44,6 +52,57 @@ def test_ipv6_is_switched_on_where_the_pod_has_it_off(node: Node) -> None:
     node.add(network(node, V6, isDefaultGateway=True), pod)
     assert pod.ping("fd00:22::1")
     assert pod.ping("::1")
+
+
+@pytest.mark.parametrize("mode", ["bridge", "routed"])
+@pytest.mark.parametrize("scope", ["default", "all"])
+def test_ipv6_is_switched_on_where_the_node_has_it_off_for_its_links(
+    node: Node, mode: str, scope: str
+) -> None:
+    """Ours have it then; the others are as before."""
+    node.run("sysctl", "-qw", f"net.ipv6.conf.{scope}.disable_ipv6=1")
+    if scope == "all":
+        node.run("sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=0")
+    node.run("ip", "addr", "add", "2001:db8::1/128", "dev", "lo")
+    config, pods = dual_stack(node, mode=mode), [node.pod(), node.pod()]
+    assert_ok(node.call("STATUS", config))
+    results = [node.add(config, pod) for pod in pods]
+    for target in ("2001:db8::1", address_of(results[1], 6), *(["fd00:22::1"] if mode == "bridge" else [])):
+        assert pods[0].ping(target)
+    assert_ok(node.check(config, results[0], pods[0]))
+    node.run("ip", "link", "add", "other0", "type", "bridge")
+    assert sysctl(node, "net.ipv6.conf.other0.disable_ipv6") == "1"
+
+
+def test_ipv6_is_switched_on_for_a_bridge_of_before(node: Node) -> None:
+    node.add(network(node, V4, isDefaultGateway=True), node.pod())
+    node.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.lo.disable_ipv6=0")
+    pod = node.pod()
+    node.add(network(node, V6, name="six", isDefaultGateway=True), pod)
+    assert pod.ping("fd00:22::1")
+
+
+def test_ipv6_that_is_off_on_a_bridge_of_others_is_said_and_left_off(node: Node) -> None:
+    node.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+    node.run("ip", "link", "add", "cni0", "type", "bridge")
+    node.run("ip", "link", "set", "cni0", "up")
+    add_foreign_port(node, "cni0")
+    config = network(node, V6, isDefaultGateway=True)
+    words = ["cni0", "wanted IPv6", "disable_ipv6", "tap0"]
+    assert_refused(node.call("ADD", config, node.pod()), 7, *words)
+    assert sysctl(node, "net.ipv6.conf.cni0.disable_ipv6") == "1"
+
+
+@in_process
+@pytest.mark.parametrize("mode", ["bridge", "routed"])
+def test_a_kernel_without_ipv6_is_no_internal_error(node: Node, tmp_path: Path, mode: str) -> None:
+    script = tmp_path / "without"
+    mount = "mount -t tmpfs none /proc/sys/net/ipv6"
+    script.write_text(f"#!/bin/sh\nexec unshare --mount sh -ec '{mount}; exec {node.bin_dir}/podwire'\n")
+    script.chmod(0o755)
+    config = network(node, V6, mode=mode, isDefaultGateway=True)
+    answer = node.call("ADD", config, node.pod(), program=str(script))
+    assert_refused(answer, 50, "IPv6: wanted a kernel with it, found none")
 
 
 def test_sysctls_of_the_pod_without_detection(node: Node) -> None:
