@@ -10,8 +10,11 @@ from cni_plugin.config.network import MARK, ipam_type
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.doctor.finding import Finding
 from cni_plugin.doctor.site import read_requests
+from cni_plugin.kernel.addr import list_advertised_links
 from cni_plugin.kernel.link import list_links
+from cni_plugin.kernel.netconf import accept_ra, accepts_unless_forwarding
 from cni_plugin.kernel.netns import open_host
+from cni_plugin.kernel.route import list_advertised
 from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl, has_sysctl
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ def check(site: Site) -> Iterator[Finding]:
         attached = any(link.alias.startswith(MARK) for link in list_links(host.netlink, kind="veth"))
         if attached:
             yield from _forwarding(site)
+        yield from _routers(host)
         yield from judge_conntrack(_number(_COUNT), _number(_LIMIT))
         if attached:
             yield from _bridge_filter(site, host)
@@ -51,6 +55,27 @@ def _forwarding(site: Site) -> Iterator[Finding]:
                 found="it is 0",
                 meaning=f"the node forwards no IPv{version}: pods reach the node and nothing beyond it",
                 remedy=f"sysctl -w {key.replace('/', '.')}=1",
+            )
+
+
+def _routers(host: Namespace) -> Iterator[Finding]:
+    """Yield the links whose routers' advertisements the node takes no more because it forwards.
+
+    Their routes are gone by then; what is left is an address that the kernel made of an advertisement.
+    """
+    key = FORWARDING[6]
+    if not has_sysctl(key) or get_sysctl(key) == "0":
+        return
+    taught = list_advertised_links(host.netlink) | {route.index for route in list_advertised(host.netlink)}
+    for link in list_links(host.netlink):
+        if link.index in taught and accepts_unless_forwarding(host.netlink, link.name):
+            yield Finding(
+                severity="error",
+                object=f"sysctl {accept_ra(link.name)}",
+                found=f"it is 1, the node forwards IPv6, and {link.name} has its addresses from a router",
+                meaning="the kernel takes no router advertisements then: the default route over "
+                f"{link.name} is gone, or goes when it runs out, and node and pods lose the IPv6 world",
+                remedy=f"sysctl -w {accept_ra(link.name)}=2",
             )
 
 

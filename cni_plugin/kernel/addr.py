@@ -42,6 +42,7 @@ _SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_MULTICAST, _IFA_FLAGS = 1, 2, 4, 7, 8
 _IFA_TARGET_NETNSID = 10
 _IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x02, 0x08, 0x40
+_IFA_F_MANAGED = 0x100  # IFA_F_MANAGETEMPADDR, which the kernel gives what it made of an advertisement
 _RT_SCOPE_LINK = 253
 _JOIN_TIMEOUT = 5.0  # seconds; the work queue is one for the whole machine
 _JOIN_POLLS = (0.0003, 0.02)  # seconds, from the first to the longest pause
@@ -127,6 +128,16 @@ def list_peer_addresses(nl: Netlink, link: Link) -> list[IPNetwork]:
             return []
         raise
     return [a for a, _, scope in found if a.version == 4 or scope != _RT_SCOPE_LINK]
+
+
+def list_advertised_links(nl: Netlink) -> set[int]:
+    """Return the indexes of the links with an address that the kernel made of a router's advertisement."""
+    found = nl.dump(Query("ip -6 addr show", netlink.RTM_GETADDR, _IFADDRMSG.pack(AF_INET6, 0, 0, 0, 0)))
+    return {_IFADDRMSG.unpack_from(raw, HEADER.size)[4] for raw in found if _read_flags(raw) & _IFA_F_MANAGED}
+
+
+def _read_flags(raw: bytes) -> int:
+    return parse_number(parse_attributes(raw, _ATTRIBUTES).get(_IFA_FLAGS))
 
 
 def _list(nl: Netlink, index: int, *where: bytes) -> Iterator[_Found]:

@@ -13,7 +13,7 @@ import struct
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import IFLA_IFNAME, link_body, read_link
+from cni_plugin.kernel.link import IFLA_IFNAME, get_link_by_index, link_body, read_link
 from cni_plugin.kernel.message import (
     AF_INET,
     AF_INET6,
@@ -43,7 +43,7 @@ _IFLA_AF_SPEC, _IFLA_INET_CONF, _IFLA_INET6_CONF = 26, 1, 2
 # Places in the arrays of switches: IPV4_DEVCONF_ROUTE_LOCALNET, which counts from 1, and DEVCONF_ACCEPT_RA.
 _ROUTE_LOCALNET, _RP_FILTER, _ACCEPT_RA, _DISABLE_IPV6 = 25, 7, 3, 26
 _LOOSE = 2  # RFC 3704
-_ALTHOUGH_FORWARDING = 2
+_UNLESS_FORWARDING, _ALTHOUGH_FORWARDING = 1, 2
 
 
 def ensure_forwarding(nl: netlink.Netlink, version: int) -> None:
@@ -51,6 +51,8 @@ def ensure_forwarding(nl: netlink.Netlink, version: int) -> None:
     if _is_forwarding(nl, version):
         return
     require_family(version)
+    if version == 6:
+        _keep_routers(nl)
     ensure_sysctl(FORWARDING[version], 1)
 
 
@@ -64,6 +66,30 @@ def require_forwarding(version: int, link: str) -> None:
     if version == 6:
         key = _disable_ipv6(link)
         require_sysctl(key if has_sysctl(key) else _disable_ipv6("default"), 0)
+
+
+def _keep_routers(nl: netlink.Netlink) -> None:
+    """Let the node keep its own routes that came by router advertisement when it begins to forward.
+
+    The kernel removes them then, the default route among them, wherever `accept_ra` is not 2
+    (rt6_purge_dflt_routers in net/ipv6/route.c), and takes no new ones. Where it is 0 a program of the node
+    takes the advertisements itself, and its routes stay.
+    """
+    from cni_plugin.kernel.route import list_advertised
+
+    for index in sorted({route.index for route in list_advertised(nl)}):
+        link = get_link_by_index(nl, index)
+        if link is not None and accepts_unless_forwarding(nl, link.name):
+            prefer_sysctl(
+                accept_ra(link.name),
+                _ALTHOUGH_FORWARDING,
+                "the node loses its routes that a router advertised",
+            )
+
+
+def accepts_unless_forwarding(nl: netlink.Netlink, link: str) -> bool:
+    """Tell whether a link takes router advertisements only as long as the node does not forward."""
+    return _get_switch(nl, link, (AF_INET6, _IFLA_INET6_CONF), _ACCEPT_RA) == _UNLESS_FORWARDING
 
 
 def accept_ra(link: str) -> str:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 MAIN_TABLE = 254
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
-_RTPROT_BOOT = 3
+_RTPROT_BOOT, _RTPROT_RA = 3, 9
 PODWIRE_PROTO = 112  # a number nobody has in iproute2's rt_protos: the routes that a sync owns
 # A sync's routes have a priority from here on (network_priority in backend/peers.py), a pod's have none.
 SYNC_PRIORITY = 0x40000000
@@ -153,6 +153,11 @@ def _command(verb: str, spec: RouteSpec) -> str:
 def list_routes(nl: Netlink, version: int) -> list[RouteSpec]:
     """Return the unicast routes of all tables of one family (4 or 6)."""
     return [_parse(raw) for raw in _list_raw(nl, version) if _head(raw).type == _RTN_UNICAST]
+
+
+def list_advertised(nl: Netlink) -> list[RouteSpec]:
+    """Return the IPv6 routes of all tables that came by router advertisement."""
+    return [route for route in list_routes(nl, 6) if route.proto == _RTPROT_RA]
 
 
 def list_own_routes(nl: Netlink, version: int, priority: int) -> list[RouteSpec]:
