@@ -50,7 +50,7 @@ class Delegate(Protocol):
         """Reserve the addresses of living pods again if the store's directory is gone."""
 
     def allocate(self, undo: ExitStack, netns_mark: str) -> Result:
-        """Take a pod's addresses and push their release; `netns_mark` names the node's own network namespace."""
+        """Take a pod's addresses and push their release; `netns_mark` names the node's namespace."""
 
     def release(self) -> None:
         """Give the addresses back; absence is fine."""
