@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from netaddr import IPAddress, IPNetwork
 
 from ipam.address import collapse, render_address
-from ipam.errors import AddressTaken, DuplicateAllocation, NotInRange, PoolExhausted, PoolResting
+from ipam.errors import AddressTaken, DuplicateAllocation, NotInRange, PoolCooling, PoolExhausted
 from ipam.seam.undo import Undo
 from ipam.store import Holdings, Owner, Store
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from ipam.address import Version
-    from ipam.cache import Memory
-    from ipam.cooldown import Rest
+    from ipam.cache import StoreCache
+    from ipam.cooldown import CoolingAddress
     from ipam.namespace_mark import Reservation
     from ipam.ranges import Range, RangeSet, RangeSpan
 
@@ -34,12 +34,12 @@ __all__ = [
     "Terms",
     "Usage",
     "allocate",
+    "cached_usage",
     "collect",
     "give_up",
     "held",
     "reclaim",
     "release",
-    "remembered_usage",
     "usage",
 ]
 
@@ -131,7 +131,7 @@ def _allocate(
     terms: Terms,
 ) -> list[Allocation]:
     with Undo() as undo:
-        holdings = store.find(owner, resting=terms.cool_down > 0) if None in wanted else _NOTHING
+        holdings = store.find(owner, cooldown=terms.cool_down > 0) if None in wanted else _NOTHING
         call = _Call(
             store=store, owner=owner, holdings=holdings, terms=terms, last=_recall(store, terms.sticky)
         )
@@ -157,7 +157,7 @@ def release(store: Store, owner: Owner, terms: Terms = _PLAIN) -> list[IPAddress
     if not found:
         return []
     with store.locked():
-        _let_rest(store, found, terms)
+        _start_cooldown(store, found, terms)
         released = store.release(owner, found)
         if terms.sticky and released:
             from ipam import sticky
@@ -166,14 +166,14 @@ def release(store: Store, owner: Owner, terms: Terms = _PLAIN) -> list[IPAddress
     return released
 
 
-def _let_rest(store: Store, addresses: Collection[IPAddress], terms: Terms, age: float = 0) -> None:
+def _start_cooldown(store: Store, addresses: Collection[IPAddress], terms: Terms, age: float = 0) -> None:
     if terms.cool_down:
-        store.resting().add(addresses, terms.sticky, terms.cool_down, age)
+        store.cooldown().add(addresses, terms.sticky, terms.cool_down, age)
 
 
 def held(store: Store, owner: Owner, terms: Terms = _PLAIN) -> list[IPAddress]:
     """Return what the owner holds; legacy files by its id count where it has no others."""
-    return list(store.find(owner, resting=terms.cool_down > 0).addresses)
+    return list(store.find(owner, cooldown=terms.cool_down > 0).addresses)
 
 
 def collect(store: Store, valid: Collection[Owner], terms: Terms = _PLAIN) -> list[IPAddress]:
@@ -191,7 +191,7 @@ def collect(store: Store, valid: Collection[Owner], terms: Terms = _PLAIN) -> li
         return []
     with store.locked():
         store.remove_debris()
-        _let_rest(store, [address for address, _ in stale], terms)
+        _start_cooldown(store, [address for address, _ in stale], terms)
         return store.remove_all(stale)
 
 
@@ -211,12 +211,12 @@ def reclaim(store: Store, terms: Terms = _PLAIN) -> list[IPAddress]:
 
 
 def _reclaim(store: Store, terms: Terms) -> list[IPAddress]:
-    """Whoever had these addresses ended at the latest when this boot began: they rest since then."""
+    """Whoever had these addresses ended at the latest when this boot began: their cooldown began then."""
     from ipam import boot_mark
 
     dead, uptime = boot_mark.find_dead(store), boot_mark.uptime()
     if dead and uptime < terms.cool_down:
-        _let_rest(store, dead, replace(terms, sticky=""), uptime)
+        _start_cooldown(store, dead, replace(terms, sticky=""), uptime)
     boot_mark.remove(store, dead)
     boot_mark.mark_unmarked(store)
     return dead
@@ -231,7 +231,7 @@ def give_up(store: Store, dead: Collection[Reservation], terms: Terms = _PLAIN) 
     with store.locked():
         found = set(list_reservations(store))
         stale = [(each.address, each.owner) for each in dead if each in found]
-        _let_rest(store, [address for address, _ in stale], terms)
+        _start_cooldown(store, [address for address, _ in stale], terms)
         return store.remove_all(stale)
 
 
@@ -240,7 +240,7 @@ def usage(store: Store, range_sets: Sequence[RangeSet], terms: Terms = _PLAIN) -
 
     Addresses that cool down are in use.
     """
-    cooling = store.resting().cooling(terms.cool_down) if terms.cool_down else []
+    cooling = store.cooldown().cooling(terms.cool_down) if terms.cool_down else []
     reserved = sorted({*store.reserved(), *cooling})
     found = [_usage(each, reserved) for each in range_sets]
     if all(each.free for each in found):
@@ -314,21 +314,21 @@ def _reserve_last(call: _Call, range_set: RangeSet) -> Allocation | None:
 
 def _cools_for_others(call: _Call, address: IPAddress) -> bool:
     terms = call.terms
-    return bool(terms.cool_down) and call.store.resting().cools_for(address, terms.sticky, terms.cool_down)
+    return bool(terms.cool_down) and call.store.cooldown().cools_for(address, terms.sticky, terms.cool_down)
 
 
 def _reserve_free(call: _Call, range_set: RangeSet, after: IPAddress | None) -> Allocation:
-    """Reserve one outside of the band before one of the band, a fresh one before one that has rested."""
+    """Reserve one outside of the band before one of the band, a fresh one before one that has cooled down."""
     band = range_set.band() if call.terms.keep_band else 0
     outside = tuple(range_set.spans_after(after, band))
     inside = range_set.band_spans() if band else ()
     for spans in (outside, inside):
-        made = _reserve_fresh(call, spans) or _reserve_rested(call, spans)
+        made = _reserve_fresh(call, spans) or _reserve_cooled(call, spans)
         if made:
             return made
-    rest = _oldest(call, outside + inside)
-    if rest:
-        raise PoolResting(range_set, rest.name, rest.remaining(call.terms.cool_down))
+    cooling = _oldest(call, outside + inside)
+    if cooling:
+        raise PoolCooling(range_set, cooling.name, cooling.remaining(call.terms.cool_down))
     raise PoolExhausted(range_set)
 
 
@@ -344,15 +344,15 @@ def _reserve_fresh(call: _Call, spans: Sequence[RangeSpan]) -> Allocation | None
     return None
 
 
-def _reserve_rested(call: _Call, spans: Sequence[RangeSpan]) -> Allocation | None:
-    while (rest := _oldest(call, spans)) and not rest.remaining(call.terms.cool_down):
-        if call.reserve(rest.address):
-            within = next(each for each, _, _ in spans if each.contains(rest.address))
-            return _allocation(within, rest.address)
+def _reserve_cooled(call: _Call, spans: Sequence[RangeSpan]) -> Allocation | None:
+    while (cooling := _oldest(call, spans)) and not cooling.remaining(call.terms.cool_down):
+        if call.reserve(cooling.address):
+            within = next(each for each, _, _ in spans if each.contains(cooling.address))
+            return _allocation(within, cooling.address)
     return None
 
 
-def _oldest(call: _Call, spans: Sequence[RangeSpan]) -> Rest | None:
+def _oldest(call: _Call, spans: Sequence[RangeSpan]) -> CoolingAddress | None:
     if not spans:
         return None
     return call.holdings.oldest(spans[0][0].version, [(first, last) for _, first, last in spans])
@@ -362,13 +362,13 @@ def _allocation(within: Range, address: IPAddress) -> Allocation:
     return Allocation(address=address, subnet=within.subnet, gateway=within.gateway)
 
 
-def remembered_usage(memory: Memory, store: Store, range_sets: Sequence[RangeSet]) -> list[Usage] | None:
-    """Return how full each set is without a walk; None where this process remembers too little.
+def cached_usage(cache: StoreCache, store: Store, range_sets: Sequence[RangeSet]) -> list[Usage] | None:
+    """Return how full each set is without a walk; None where this process has cached too little.
 
     Addresses that cool down are not in use.
     """
-    remembered = memory.known(store.directory)
-    counts = [remembered.counted(_spans(each)) if remembered else None for each in range_sets]
+    cached = cache.known(store.directory)
+    counts = [cached.counted(_spans(each)) if cached else None for each in range_sets]
     used = [count for count in counts if count is not None]
     if len(used) < len(range_sets):
         return None

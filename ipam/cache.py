@@ -1,10 +1,9 @@
-"""What a process that stays remembers of its stores; all of it may be forgotten at any moment.
+"""The cache of a long-lived process: an index of each store directory, which may be lost at any moment.
 
-Of each directory that it has looked at more than once: an index, and a turn for its threads, so
-that they wait for each other and not at the lock. The index follows the kernel's own account of
-what changed, by whomever, and is believed only while the path still leads to the same directory
-and its times are explained by that account; else the directory is walked again.
-A process that makes one call looks once and pays for none of this.
+An index is made when a directory is searched for the second time. It follows the changes that inotify(7)
+reports, whoever made them. It is used only while the path still leads to the same directory and the
+reported changes explain its times; else the directory is walked again. Threads take turns here, so
+that they do not wait at the lock. A process that makes one call searches once and pays for none of this.
 """
 # Plain os calls, as in files.py.
 # ruff: noqa: PTH116
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
     from netaddr import IPAddress
 
     from ipam.address import Version
-    from ipam.cooldown import Rest, Resting
+    from ipam.cooldown import Cooldown, CoolingAddress
     from ipam.index import Index
     from ipam.ranges import Span
-    from ipam.watch import Watch
+    from ipam.watch import DirectoryWatch
 
 # An index of 60,000 addresses is 4 MB. A directory costs one of the 128 inotify instances that
 # a user has by default.
@@ -37,19 +36,19 @@ _DIRECTORIES: Final = 16
 Stamp = tuple[int, int, int, int]
 
 
-class Remembered:
+class CachedDirectory:
     """One directory as this process knows it; `turn` is held by the thread that is at its lock."""
 
-    def __init__(self, directory: str, resting: Resting | None = None) -> None:
-        """Know nothing yet; with resting addresses, these are not free either."""
+    def __init__(self, directory: str, cooldown: Cooldown | None = None) -> None:
+        """Know nothing yet; with a cooldown, addresses that cool down are not free either."""
         self.turn = Lock()
         self._directory = directory
-        self._resting = resting
+        self._cooldown = cooldown
         self._guard = Lock()
         self._looked = False
         self._lock: FileLock | None = None
         self._index: Index | None = None
-        self._watch: Watch | None = None
+        self._watch: DirectoryWatch | None = None
         self._stamp: Stamp = (0, 0, 0, 0)
 
     def lock(self, make: Callable[[str], FileLock]) -> FileLock:
@@ -59,7 +58,7 @@ class Remembered:
         return self._lock
 
     def count(self) -> int:
-        """Return how many addresses are remembered."""
+        """Return how many addresses are cached."""
         return len(self._index) if self._index is not None else 0
 
     def look(self) -> bool:
@@ -84,21 +83,21 @@ class Remembered:
         with self._guard:
             return self._index.first_free(version, first, last) if self._index is not None else first
 
-    def oldest(self, version: Version, spans: Sequence[Span]) -> Rest | None:
-        """Return the address of these spans that seems to have rested longest."""
+    def oldest(self, version: Version, spans: Sequence[Span]) -> CoolingAddress | None:
+        """Return the address of these spans that seems to have been released first."""
         with self._guard:
-            return self._resting.oldest(version, spans) if self._resting is not None else None
+            return self._cooldown.oldest(version, spans) if self._cooldown is not None else None
 
-    def forget_rest(self, name: str) -> None:
-        """Read the file of an address again that does not rest."""
+    def forget_cooling(self, name: str) -> None:
+        """Read the file again of an address that does not cool down."""
         with self._guard:
-            if self._resting is not None and self._index is not None:
-                self._resting.forget(name)
+            if self._cooldown is not None and self._index is not None:
+                self._cooldown.forget(name)
                 self._put(self._index, name)
 
     def _put(self, index: Index, name: str) -> None:
         content = files.content(f"{self._directory}/{name}")
-        index.put(name, content if self._resting is None else self._resting.seen(name, content))
+        index.put(name, content if self._cooldown is None else self._cooldown.seen(name, content))
 
     def _follow(self) -> bool:
         """Apply what has changed; False if the index can no longer be believed."""
@@ -113,7 +112,7 @@ class Remembered:
                 return False
             for name in filter(files.may_be_address, changes.names):
                 self._put(index, name)
-            if self._resting is not None and not self._follow_rests(index, self._resting):
+            if self._cooldown is not None and not self._follow_cooldown(index, self._cooldown):
                 return False
             stamp = _stamp_of(self._directory)
             if stamp[:2] == self._stamp[:2] and (stamp == self._stamp or changes.listing):
@@ -121,69 +120,69 @@ class Remembered:
                 return True
         return False
 
-    def _follow_rests(self, index: Index, resting: Resting) -> bool:
-        followed = resting.follow(index)
-        for name in resting.overflow():
+    def _follow_cooldown(self, index: Index, cooldown: Cooldown) -> bool:
+        followed = cooldown.follow(index)
+        for name in cooldown.overflow():
             self._put(index, name)
         return followed
 
     def _learn(self) -> bool:
         """Walk the directory under a watch; False if it cannot be watched."""
         from ipam.index import Index
-        from ipam.watch import Watch
+        from ipam.watch import DirectoryWatch
 
         before = _stamp_of(self._directory)
         try:
-            watch = Watch(self._directory)
+            watch = DirectoryWatch(self._directory)
         except OSError:
             return False  # a walk says what is wrong, if anything is
         stamp = _stamp_of(self._directory)
         if stamp[:2] != before[:2]:
             return False  # which of the two is watched cannot be told
         found = files.walk(self._directory)
-        self._index = Index(found if self._resting is None else self._resting.learn(found))
+        self._index = Index(found if self._cooldown is None else self._cooldown.learn(found))
         self._watch, self._stamp = watch, stamp
         return True
 
 
-class Memory:
+class StoreCache:
     """The directories of a process: those used last, and no more than `addresses` in all."""
 
     def __init__(self, addresses: int = _ADDRESSES) -> None:
-        """Remember nothing yet."""
+        """Start empty."""
         self._addresses = addresses
         self._guard = Lock()
-        self._remembered: dict[tuple[str, str], Remembered] = {}
+        self._cached: dict[tuple[str, str], CachedDirectory] = {}
 
-    def of(self, directory: str, released: str = "") -> Remembered:
-        """Return what is remembered of the directory, and forget what was used longest ago.
+    def of(self, directory: str, released: str = "") -> CachedDirectory:
+        """Return the directory's cache, and drop the one that was used longest ago.
 
-        With a file of what was released these addresses are remembered as not free.
+        With a file of what was released these addresses count as not free.
         """
         key = (directory, released)
         with self._guard:
-            found = self._remembered.pop(key, None) or _remember(directory, released)
-            self._remembered[key] = found
-            while len(self._remembered) > 1 and self._is_full():
-                del self._remembered[next(iter(self._remembered))]
+            found = self._cached.pop(key, None) or _cached_directory(directory, released)
+            self._cached[key] = found
+            while len(self._cached) > 1 and self._is_full():
+                del self._cached[next(iter(self._cached))]
             return found
 
-    def known(self, directory: str) -> Remembered | None:
-        """Return what is remembered of the directory already; that somebody asks keeps it no longer."""
+    def known(self, directory: str) -> CachedDirectory | None:
+        """Return the directory's cache if there is one; this does not count as a use."""
         with self._guard:
-            return self._remembered.get((directory, ""))
+            return self._cached.get((directory, ""))
 
     def _is_full(self) -> bool:
-        total = sum(each.count() for each in self._remembered.values())
-        return len(self._remembered) > _DIRECTORIES or total > self._addresses
+        total = sum(each.count() for each in self._cached.values())
+        return len(self._cached) > _DIRECTORIES or total > self._addresses
 
 
-def _remember(directory: str, released: str) -> Remembered:
+def _cached_directory(directory: str, released: str) -> CachedDirectory:
     if not released:
-        return Remembered(directory)
-    from ipam.cooldown import Resting  # few networks ask for it
+        return CachedDirectory(directory)
+    from ipam.cooldown import Cooldown  # few networks ask for it
 
-    return Remembered(directory, Resting(released))
+    return CachedDirectory(directory, Cooldown(released))
 
 
 def _stamp_of(directory: str) -> Stamp:

@@ -1,11 +1,11 @@
-r"""Addresses that were released: free, but the last to be given, and not before they have cooled down.
+r"""The cooldown of released addresses: free, but the last to be given, and only after some time.
 
     <data_dir>/.podwire/<network>.released     `<time> <address> <name>\n`, time in seconds since 1970
 
-The name is that of a sticky owner, if any. A line is written before its address file goes, so
-that a crash in between cannot make the address look fresh; until the file is gone, and once the
-address is given again, the line says nothing. An address without a line has been free since
-always: nobody ever had it, its line is forgotten, or the Go host-local released it.
+The name is that of a sticky owner, if any. A line is written before the address file is removed, so
+that a crash in between cannot make the address look fresh. While the file is there, the line has no
+meaning. An address without a line counts as never used: nobody ever had it, its line was dropped, or
+the Go host-local released it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from ipam.index import Index
     from ipam.ranges import Span
 
-_REMEMBERED: Final = 32_768  # of each family, by a process that stays; 8 MB
+_MOST_KEPT: Final = 32_768  # of each family, by a process that stays; 8 MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rest:
-    """An address that rests, under the name it has in the store, since a time (seconds since 1970)."""
+class CoolingAddress:
+    """A released address that cools down: its name in the store, and since when (seconds since 1970)."""
 
     name: str
     address: IPAddress
@@ -44,8 +44,8 @@ class Rest:
         return remaining(self.since, cool_down)
 
 
-class Resting:
-    """The resting addresses of one network, as a file tells of them; none before `learn`."""
+class Cooldown:
+    """The addresses of one network that cool down, as a file lists them; none before `learn`."""
 
     __slots__ = ("_mark", "_notes", "_since")
 
@@ -56,7 +56,7 @@ class Resting:
         self._since: dict[Version, OrderedDict[str, float]] = {4: OrderedDict(), 6: OrderedDict()}
 
     def learn(self, found: Iterable[tuple[str, bytes | None]]) -> Iterable[tuple[str, bytes | None]]:
-        """Begin anew; return the files of a walk with the resting addresses among them, as unreadable."""
+        """Begin anew; return the files of a walk with the cooling addresses among them, as unreadable."""
         known = dict(found)
         self._since = {4: OrderedDict(), 6: OrderedDict()}
         lines, self._mark = self._notes.read_all()
@@ -65,7 +65,7 @@ class Resting:
         return known.items()
 
     def follow(self, index: Index) -> bool:
-        """Add to the index what began to rest; False if it cannot be told any more."""
+        """Add to the index what was released; False if it cannot be told any more."""
         later = self._notes.read_from(self._mark)
         if later is None:
             return False
@@ -76,11 +76,11 @@ class Resting:
         return True
 
     def overflow(self) -> list[str]:
-        """Forget what has rested longest where more rest than are to be remembered; return the names."""
+        """Forget what was released first where more cool down than are to be kept; return the names."""
         return [
             by_name.popitem(last=False)[0]
             for by_name in self._since.values()
-            for _ in range(len(by_name) - _REMEMBERED)
+            for _ in range(len(by_name) - _MOST_KEPT)
         ]
 
     def _note(self, lines: bytes) -> list[str]:
@@ -95,22 +95,22 @@ class Resting:
         return names
 
     def seen(self, name: str, content: bytes | None) -> bytes | None:
-        """Return what an index should hold of a file's content: an address that is free may rest."""
+        """Return what an index should hold of a file's content: an address that is free may cool down."""
         if content == b"":
             return None if name in self._since[_version_of(name)] else content
         self.forget(name)
         return content
 
     def forget(self, name: str) -> None:
-        """Forget that an address rests."""
+        """Forget that an address cools down."""
         self._since[_version_of(name)].pop(name, None)
 
-    def oldest(self, version: Version, spans: Sequence[Span]) -> Rest | None:
-        """Return the address of these spans that has rested longest."""
+    def oldest(self, version: Version, spans: Sequence[Span]) -> CoolingAddress | None:
+        """Return the address of these spans that was released first."""
         for name, since in self._since[version].items():
             value = parse_value(name)
             if value and value[1] == version and any(a <= value[0] <= b for a, b in spans):
-                return Rest(name=name, address=IPAddress(*value), since=since)
+                return CoolingAddress(name=name, address=IPAddress(*value), since=since)
         return None
 
     def cooling(self, cool_down: int) -> list[tuple[int, int]]:

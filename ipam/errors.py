@@ -1,8 +1,7 @@
-"""What can go wrong in the address manager, in its own words.
+"""The errors of the address manager; `cni_plugin` translates them to the codes of the CNI specification.
 
-Every message is a sentence fragment that names the object, what was wanted and what was
-found; where the reference `host-local` has a text for the same failure, the text is kept.
-`cni_plugin` translates the classes to the codes of the CNI specification: a `LockTimeout`,
+Every message is a sentence fragment that names the object, what was wanted and what was found.
+Where the reference `host-local` has a text for the same failure, the text is kept. A `LockTimeout`,
 an `AddressTaken` and a `PoolExhausted` may pass with time, the others need an operator.
 """
 # ruff: noqa: N818 - the names are said the way callers read them: `except PoolExhausted`
@@ -45,7 +44,7 @@ class PoolExhausted(IPAMError):
         super().__init__(f"no IP addresses available in range set: {range_set}")
 
 
-class PoolResting(PoolExhausted):
+class PoolCooling(PoolExhausted):
     """The only free addresses of a range set were released a short time ago."""
 
     def __init__(self, range_set: object, address: str, seconds: float) -> None:

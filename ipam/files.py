@@ -1,4 +1,4 @@
-"""The few file operations that the store is made of, and nothing that knows what an owner is.
+"""The file operations of the store: walk, read, write, link and remove, without a word of owners.
 
 Everything here raises plain OSError; the store says which object was meant. A walk is one
 scandir and three system calls for each file, relative to the directory's descriptor.

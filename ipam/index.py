@@ -1,4 +1,4 @@
-"""Which addresses of a store are taken and by whom, in memory: nothing here touches a file.
+"""An index in memory: which addresses of a store are taken, and by whom. It touches no file.
 
 Sorted rows, since 60,000 addresses in dictionaries are 16 MB and here 4: the addresses, each as
 one number with IPv6 behind IPv4, beside them their owners, and the same pairs sorted by owner.

@@ -1,11 +1,11 @@
-"""Hints, written a line at a time: two generations of one file, so that they stay small.
+"""Small files of hints (`.released`, `.sticky`): appended by the line, bounded by two generations.
 
     <data_dir>/.podwire/<network>.<kind>      the later lines
     <data_dir>/.podwire/<network>.<kind>.old  those before them
 
-A file that has grown takes the place of the old one, which is how lines are forgotten. Writing
-is for who holds the store's lock. A crash or a full disk costs these lines and nothing else, since
-nobody believes them before link(2) has given the address.
+A file that has grown replaces the old one; this is how old lines are dropped. Only the holder of the
+store's lock writes. A crash or a full disk costs these lines and nothing else: they are hints, and an
+address is given only when link(2) succeeds.
 """
 # Plain os calls, as in files.py.
 # ruff: noqa: PTH116, PTH120
@@ -55,7 +55,7 @@ class Notes:
             step("rename", os.rename, self._path, self._old)
 
     def read_all(self) -> tuple[bytes, Mark]:
-        """Return all whole lines that are remembered, oldest first, and a mark to read on from."""
+        """Return all whole lines, oldest first, and a mark to read on from."""
         became = _changed(self._old)
         # The later one first, for it may become the old one at any moment.
         later, inode = _read(self._path, 0)

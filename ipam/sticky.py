@@ -1,4 +1,4 @@
-r"""Which addresses a pod had last, by the name that it keeps when it is made anew.
+r"""Sticky addresses: which ones a pod had last, by the name that it keeps when it is made anew.
 
     <data_dir>/.podwire/<network>.sticky       `<name> <address> <address>\n`, the last line counts
 

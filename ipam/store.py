@@ -9,7 +9,7 @@ This is the reference `host-local`'s own format on its own lock, so both can sha
 the same time. What changes a file is done under the lock; an address file of ours appears with
 its content (link(2)), so under the lock an empty one is debris of a crash. Readers need neither
 lock nor write access. An operator reads it with `ls` and `cat` and repairs it with `rm`.
-Every search is a walk, but for a process that stays: see `memory`.
+Every search is a walk, but for a process that stays: see `cache`.
 """
 # Plain os calls, as in files.py.
 # ruff: noqa: PTH120
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from netaddr import IPAddress
 
     from ipam.address import Version
-    from ipam.cache import Memory, Remembered
-    from ipam.cooldown import Rest, Resting
+    from ipam.cache import CachedDirectory, StoreCache
+    from ipam.cooldown import Cooldown, CoolingAddress
     from ipam.ranges import Span
 
     FirstFree = Callable[[Version, int, int], int | None]
-    Oldest = Callable[[Version, Sequence[Span]], Rest | None]
+    Oldest = Callable[[Version, Sequence[Span]], CoolingAddress | None]
 
 # filelock polls; how often (seconds) is a trade of CPU against idle time, measured with 16
 # processes: 1 ms costs twice the CPU of 3 ms and saves nothing, 50 ms idles half of the time.
@@ -86,7 +86,7 @@ class Holdings:
     `legacy` are files that name only the container id. `first_free` takes a version and two
     numbers and returns the lowest between them that no file takes, or None. It merely spares
     vain attempts: what decides is `Store.reserve`. `oldest` returns which address of some spans has
-    rested longest; addresses that rest are not free.
+    been released first; addresses that cool down are not free.
     """
 
     exact: tuple[IPAddress, ...]
@@ -103,14 +103,14 @@ class Holdings:
 class Store:
     """The address files of one network. Making a Store touches no file."""
 
-    __slots__ = ("_memory", "_remembered", "directory", "lock_timeout", "temporary")
+    __slots__ = ("_cache", "_cached", "directory", "lock_timeout", "temporary")
 
     def __init__(
-        self, data_dir: str | Path, network: str, lock_timeout: float = 10.0, memory: Memory | None = None
+        self, data_dir: str | Path, network: str, lock_timeout: float = 10.0, cache: StoreCache | None = None
     ) -> None:
         """Name a network's directory; `lock_timeout` is in seconds. Raises InvalidNetwork.
 
-        `memory` is one and the same for all stores of a process, or none.
+        `cache` is one and the same for all stores of a process, or none.
         """
         if not network or network.startswith(".") or "/" in network or "\0" in network:
             raise InvalidNetwork(network)
@@ -118,8 +118,8 @@ class Store:
         self.directory = f"{root}/{network}"
         self.temporary = f"{root}/{_PRIVATE}/{network}.new"
         self.lock_timeout = lock_timeout
-        self._memory = memory
-        self._remembered = memory.of(self.directory) if memory else None
+        self._cache = cache
+        self._cached = cache.of(self.directory) if cache else None
 
     def hints(self, kind: str) -> str:
         """Return where `notes` of a kind are kept: outside of what Go reads."""
@@ -139,21 +139,21 @@ class Store:
     @contextmanager
     def _turn(self, path: str) -> Iterator[None]:
         """Let the threads of this process wait for each other here, where they are woken at once."""
-        if self._remembered is None:
+        if self._cached is None:
             yield
             return
-        if not self._remembered.turn.acquire(timeout=self.lock_timeout):
+        if not self._cached.turn.acquire(timeout=self.lock_timeout):
             raise LockTimeout(path, self.lock_timeout)
         try:
             yield
         finally:
-            self._remembered.turn.release()
+            self._cached.turn.release()
 
     @contextmanager
     def _file_locked(self, path: str, deadline: float) -> Iterator[None]:
         from filelock import Timeout  # readers need not pay for it
 
-        lock = self._remembered.lock(_make_lock) if self._remembered else _make_lock(path)
+        lock = self._cached.lock(_make_lock) if self._cached else _make_lock(path)
         with _failing_as("lock", path):
             make_directories(self.directory)
             try:
@@ -226,51 +226,51 @@ class Store:
             return parse_address(os.fsdecode(files.read(self._pointer(set_index))))
         return None
 
-    def find(self, owner: Owner, *, resting: bool = False) -> Holdings:
-        """Return the owner's addresses and what else is in use, from memory or in one walk.
+    def find(self, owner: Owner, *, cooldown: bool = False) -> Holdings:
+        """Return the owner's addresses and what else is in use, from the cache or in one walk.
 
-        With `resting` an address that was released is not free, but may be the oldest that rests.
+        With `cooldown` an address that was released is not free, but may be the oldest that cools down.
         """
         with _failing_as("read", self.directory):
-            remembered = self._remembering(resting)
-            if remembered is not None and remembered.look():
-                return self._find_remembered(owner, remembered)
-        return self._find_resting(owner) if resting else self._find_in_walk(owner, self._walk())
+            cached = self._cached_with(cooldown)
+            if cached is not None and cached.look():
+                return self._find_cached(owner, cached)
+        return self._find_cooling(owner) if cooldown else self._find_in_walk(owner, self._walk())
 
-    def _remembering(self, resting: bool) -> Remembered | None:
-        if self._memory is None or not resting:
-            return self._remembered
-        return self._memory.of(self.directory, self.hints("released"))
+    def _cached_with(self, cooldown: bool) -> CachedDirectory | None:
+        if self._cache is None or not cooldown:
+            return self._cached
+        return self._cache.of(self.directory, self.hints("released"))
 
-    def _find_remembered(self, owner: Owner, remembered: Remembered) -> Holdings:
-        """Read again what memory names: a digest may be another's, and a file changes without the lock."""
+    def _find_cached(self, owner: Owner, cached: CachedDirectory) -> Holdings:
+        """Read again what the cache names: a digest may be another's, and a file changes without the lock."""
         exact, legacy = (
-            tuple(each for each in remembered.named(key) if files.content(self._path(each)) == key)
+            tuple(each for each in cached.named(key) if files.content(self._path(each)) == key)
             for key in owner.keys
         )
-        oldest = self._oldest_of(remembered.oldest, remembered.forget_rest)
-        return Holdings(exact=exact, legacy=legacy, first_free=remembered.first_free, oldest=oldest)
+        oldest = self._oldest_of(cached.oldest, cached.forget_cooling)
+        return Holdings(exact=exact, legacy=legacy, first_free=cached.first_free, oldest=oldest)
 
-    def _find_resting(self, owner: Owner) -> Holdings:
-        resting = self.resting()
-        found = self._find_in_walk(owner, resting.learn(self._walk()))
-        return replace(found, oldest=self._oldest_of(resting.oldest, resting.forget))
+    def _find_cooling(self, owner: Owner) -> Holdings:
+        cooldown = self.cooldown()
+        found = self._find_in_walk(owner, cooldown.learn(self._walk()))
+        return replace(found, oldest=self._oldest_of(cooldown.oldest, cooldown.forget))
 
     def _oldest_of(self, oldest: Oldest, forget: Callable[[str], None]) -> Oldest:
         """Return `oldest` without what has been given again since."""
 
-        def verified(version: Version, spans: Sequence[Span]) -> Rest | None:
-            while (rest := oldest(version, spans)) and files.content(self._path(rest.address)) != b"":
-                forget(rest.name)
-            return rest
+        def verified(version: Version, spans: Sequence[Span]) -> CoolingAddress | None:
+            while (cooling := oldest(version, spans)) and files.content(self._path(cooling.address)) != b"":
+                forget(cooling.name)
+            return cooling
 
         return verified
 
-    def resting(self) -> Resting:
-        """Return the addresses of this network that rest; nothing is read yet."""
-        from ipam.cooldown import Resting  # few networks ask for it
+    def cooldown(self) -> Cooldown:
+        """Return the addresses of this network that cool down; nothing is read yet."""
+        from ipam.cooldown import Cooldown  # few networks ask for it
 
-        return Resting(self.hints("released"))
+        return Cooldown(self.hints("released"))
 
     def _find_in_walk(self, owner: Owner, found: Iterable[tuple[str, bytes | None]]) -> Holdings:
         key, legacy_key = owner.keys

@@ -1,4 +1,4 @@
-"""Many reservations at once, as a backup or another node had them: all of a network's, or none."""
+"""Import of many reservations at once, from a backup or another node: all of a network's, or none."""
 
 from __future__ import annotations
 

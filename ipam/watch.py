@@ -1,4 +1,4 @@
-"""What changes in one directory, told by the kernel: inotify(7).
+"""A watch on one directory: which names changed, as the kernel reports it by inotify(7).
 
 An event is queued before the system call that caused it returns, so what is drained under the
 store's lock is everything that happened before, whoever did it: no clock's granularity and no
@@ -34,7 +34,7 @@ class Changes:
     listing: bool
 
 
-class Watch:
+class DirectoryWatch:
     """The changes of one directory from now on; the kernel forgets it with the object."""
 
     __slots__ = ("__weakref__", "_fd")

@@ -23,7 +23,7 @@ from cni_plugin.contract.request import parse_args, parse_valid_attachments
 from cni_plugin.contract.result import DNS, IPConfig, Result, parse_prev_result, parse_routes
 from ipam import allocator
 from ipam.allocator import Terms, Usage
-from ipam.cache import Memory
+from ipam.cache import StoreCache
 from ipam.errors import (
     AddressTaken,
     DuplicateAllocation,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("podwire")
 
 # Of use to the agent; a process that makes one call looks once, which is not remembered.
-_MEMORY: Final = Memory()
+_CACHE: Final = StoreCache()
 # A network's ranges come with every call, and are the same text every time.
 _make_range = lru_cache(maxsize=256)(make_range)
 
@@ -205,14 +205,14 @@ def usage(request: Request) -> list[Usage]:
         return allocator.usage(open_store(request), parse_range_sets(request), parse_terms(request))
 
 
-def remembered_usage(request: Request) -> list[Usage] | None:
+def cached_usage(request: Request) -> list[Usage] | None:
     """Return the same without a walk; None where this process remembers too little."""
     range_sets = parse_range_sets(request)
     if parse_terms(request).cool_down:
         return None  # what cools down is in use, and is remembered elsewhere
     with _translated():
         store = Store(data_dir(request.config), request.network)
-        return allocator.remembered_usage(_MEMORY, store, range_sets)
+        return allocator.cached_usage(_CACHE, store, range_sets)
 
 
 def addressing(request: Request) -> Addressing:
@@ -242,7 +242,7 @@ def open_store(request: Request) -> Store:
     """Return the network's store; nothing is touched on disk until it is used."""
     _section(request)
     with _translated():
-        return Store(data_dir(request.config), request.network, memory=_MEMORY)
+        return Store(data_dir(request.config), request.network, cache=_CACHE)
 
 
 def _section(request: Request) -> Fields:

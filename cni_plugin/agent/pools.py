@@ -62,7 +62,7 @@ class Pools:
         try:
             if ipam_type(request.config) not in OWN_NAMES:
                 return
-            usages = host_local.remembered_usage(request) or self._list(request)
+            usages = host_local.cached_usage(request) or self._list(request)
         except CNIError:
             return
         for family in sorted({usage.range_set.version for usage in usages}):

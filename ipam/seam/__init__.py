@@ -1,4 +1,4 @@
-"""The seam: every change that podwire makes to the kernel, to files and by programs passes `step`.
+"""The seam for tests of faults: every change to the kernel, to files and by programs passes `step`.
 
 In production it is one call more, 0.1 microseconds. A test that starts the program itself sets `hook`
 and then sees each step before it is made: it can refuse it, make it and lose the answer, or end

@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and directories: what every room does in the same way.
+"""Replaces files as a whole and makes directories, in the same way for every room.
 
 Everything here raises plain OSError. By hand: `mkdir -p`, `mv -f NEW FILE`.
 """

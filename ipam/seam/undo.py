@@ -1,4 +1,4 @@
-"""What is taken back when a call fails: in reverse order, all of it, and without a word of its own."""
+"""The undo stack: what a failed call takes back, in reverse order, without hiding the first error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting: a call that waits in an agent lets other calls compute meanwhile.
+"""Waits of a call; in an agent other calls compute meanwhile.
 
 An agent says how (cni_plugin/agent/run_lock.py); in a process of one call there is nobody to let.
 """

@@ -152,7 +152,7 @@ def _use(store: Store) -> None:
     usage(store, POOL, TERMS)
     fsck.check_files(store)
     sticky.recall(store, TERMS.sticky)
-    store.resting().cools_for(made[0].address, "other", 60)
+    store.cooldown().cools_for(made[0].address, "other", 60)
     if not {each.address for each in made} <= set(release(store, ONE, TERMS)):
         raise UnexpectedError(made)
     allocate(store, POOL, TWO, terms=TERMS)

@@ -18,7 +18,7 @@ from netaddr import IPAddress
 
 from ipam import boot_mark, cooldown
 from ipam.allocator import Terms, allocate, collect, reclaim, release, usage
-from ipam.cache import Memory
+from ipam.cache import StoreCache
 from ipam.errors import AddressTaken, DuplicateAllocation, NotInRange, PoolExhausted
 from ipam.ranges import make_range, make_range_sets
 from ipam.store import Owner, Store
@@ -101,7 +101,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """Go on with another process."""
-        self.store = Store(self.directory.parent, "net", memory=Memory() if self.remembers else None)
+        self.store = Store(self.directory.parent, "net", cache=StoreCache() if self.remembers else None)
 
     @rule(names=st.lists(NAMES, min_size=1, max_size=6), pod=PODS)
     def add(self, names: list[str], pod: str) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ipam.allocator import allocate, release
-from ipam.cache import Memory
+from ipam.cache import StoreCache
 from ipam.errors import IPAMError, LockTimeout, PoolExhausted
 from ipam.ranges import make_range, make_range_sets
 from ipam.store import Owner, Store
@@ -42,7 +42,7 @@ def owner(name: str) -> Owner:
 
 def remembering(tmp_path: Path) -> Store:
     """Return a store whose directory has been looked at, so that the next look learns it."""
-    store = Store(tmp_path, "net", lock_timeout=5, memory=Memory())
+    store = Store(tmp_path, "net", lock_timeout=5, cache=StoreCache())
     allocate(store, POOLS, owner("first"))
     allocate(store, POOLS, owner("second"))
     return store
@@ -105,10 +105,10 @@ def second_process(data_dir: Path) -> Iterator[Callable[[str, str], str]]:
 
 
 def serve(data_dir: str) -> None:
-    memory = Memory()
+    cache = StoreCache()
     for line in sys.stdin:
         verb, name = line.split()
-        answer = ours(verb, Store(data_dir, "net", memory=memory), name)
+        answer = ours(verb, Store(data_dir, "net", cache=cache), name)
         sys.stdout.write(answer + "\n")
         sys.stdout.flush()
 
@@ -216,7 +216,7 @@ def test_what_is_remembered_may_be_lost_at_any_moment(tmp_path: Path) -> None:
     for name in NAMES:
         ours("ADD", store, name)
         assert_true(store)
-        store = Store(tmp_path, "net", memory=Memory())
+        store = Store(tmp_path, "net", cache=StoreCache())
         assert_true(store)
 
 
@@ -264,10 +264,10 @@ def test_where_nothing_can_be_watched_it_walks(tmp_path: Path) -> None:
 
 
 def test_of_many_directories_those_used_last_are_watched(tmp_path: Path) -> None:
-    memory, before = Memory(), len(watches())
+    cache, before = StoreCache(), len(watches())
     for _ in range(2):
         for number in range(40):
-            store = Store(tmp_path, f"net{number}", memory=memory)
+            store = Store(tmp_path, f"net{number}", cache=cache)
             for name in ("first", "second"):
                 allocate(store, POOLS, owner(name))
                 release(store, owner(name))
@@ -275,12 +275,12 @@ def test_of_many_directories_those_used_last_are_watched(tmp_path: Path) -> None
 
 
 def test_more_addresses_than_are_to_be_remembered_push_out_the_oldest(tmp_path: Path) -> None:
-    memory = Memory(addresses=len(NAMES))
-    stores = [Store(tmp_path, f"net{number}", memory=memory) for number in range(3)]
+    cache = StoreCache(addresses=len(NAMES))
+    stores = [Store(tmp_path, f"net{number}", cache=cache) for number in range(3)]
     for store in stores:
         for name in NAMES:
-            allocate(Store(*os.path.split(store.directory), memory=memory), POOLS, owner(name))
-    assert [memory.of(each.directory).count() > len(NAMES) for each in reversed(stores)] == [
+            allocate(Store(*os.path.split(store.directory), cache=cache), POOLS, owner(name))
+    assert [cache.of(each.directory).count() > len(NAMES) for each in reversed(stores)] == [
         True,
         False,
         False,
@@ -294,11 +294,11 @@ def watches() -> list[str]:
 
 def test_threads_of_one_process_give_every_address_once(tmp_path: Path) -> None:
     pools = make_range_sets([[make_range(subnet="10.1.0.0/22")]])
-    memory = Memory()
+    cache = StoreCache()
     names = [f"many{number}" for number in range(400)]
 
     def add(name: str) -> str:
-        store = Store(tmp_path, "net", memory=memory)
+        store = Store(tmp_path, "net", cache=cache)
         (made,) = allocate(store, pools, owner(name))
         return str(made.address)
 
@@ -306,16 +306,16 @@ def test_threads_of_one_process_give_every_address_once(tmp_path: Path) -> None:
         given = list(pool.map(add, names))
         assert len(set(given)) == len(names)
         released = list(
-            pool.map(lambda name: release(Store(tmp_path, "net", memory=memory), owner(name)), names)
+            pool.map(lambda name: release(Store(tmp_path, "net", cache=cache), owner(name)), names)
         )
     assert [str(each) for (each,) in released] == given
     assert Store(tmp_path, "net").owners() == {}
 
 
 def test_a_thread_waits_for_its_turn_no_longer_than_told(tmp_path: Path) -> None:
-    memory = Memory()
-    with Store(tmp_path, "net", memory=memory).locked(), ThreadPoolExecutor(1) as pool:
-        waiting = Store(tmp_path, "net", lock_timeout=0.1, memory=memory)
+    cache = StoreCache()
+    with Store(tmp_path, "net", cache=cache).locked(), ThreadPoolExecutor(1) as pool:
+        waiting = Store(tmp_path, "net", lock_timeout=0.1, cache=cache)
         began = time.monotonic()
         with pytest.raises(LockTimeout, match=r"net/lock: wanted within 0\.1 s"):
             pool.submit(allocate, waiting, POOLS, owner("pod1")).result()

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from ipam.allocator import Terms, allocate, release
-from ipam.cache import Memory
-from ipam.errors import PoolResting
+from ipam.cache import StoreCache
+from ipam.errors import PoolCooling
 from ipam.ranges import make_range, make_range_sets
 from ipam.store import Owner, Store
 
@@ -23,7 +23,7 @@ SECONDS = 4.0
 
 
 def test_no_address_is_given_again_before_its_time(tmp_path: Path) -> None:
-    memories = [Memory(), Memory(), None]
+    caches = [StoreCache(), StoreCache(), None]
     given: list[tuple[float, str]] = []
     released: list[tuple[float, str]] = []
     end = time.time() + SECONDS
@@ -32,10 +32,10 @@ def test_no_address_is_given_again_before_its_time(tmp_path: Path) -> None:
         chance, waits = random.Random(name), 0
         owner = Owner(container_id=name, ifname="eth0")
         while time.time() < end:
-            store = Store(tmp_path, "net", memory=chance.choice(memories))
+            store = Store(tmp_path, "net", cache=chance.choice(caches))
             try:
                 made = allocate(store, POOLS, owner, terms=COOL)
-            except PoolResting:
+            except PoolCooling:
                 waits += 1
                 time.sleep(0.02)
                 continue

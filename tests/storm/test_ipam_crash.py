@@ -90,7 +90,7 @@ def kill(operation: str, data_dir: Path | str, kind: str) -> None:
         line += 1
         survived = run_until(line, lambda: operate(store))  # noqa: B023 - it is called at once
         if kind != "plain" and operation != "allocate":
-            check_resting(store)
+            check_cooldown(store)
         check_reclaimable(store)
         if survived:
             sys.stdout.write(f"{line}\n")
@@ -124,9 +124,9 @@ def die_before(line: int) -> None:
     sys.settrace(trace)
 
 
-def check_resting(store: Store) -> None:
-    """Whatever was released is known to rest, though its release did not come to an end."""
-    known = {IPAddress(value, version) for version, value in store.resting().cooling(3600)}
+def check_cooldown(store: Store) -> None:
+    """Whatever was released cools down, though its release did not come to an end."""
+    known = {IPAddress(value, version) for version, value in store.cooldown().cooling(3600)}
     released = {IPAddress(each) for each in GIVEN_FIRST} - set(store.owners())
     assert released <= known, (released, known)
 

@@ -2,7 +2,7 @@
 
 Run as a script the file is the worker: it forks one process for each allocation or release of
 ours, so that every call is a process of its own as it is on a node, without the start of Python;
-or it has a thread for each and a memory, as the agent does.
+or it has a thread for each and a cache, as the agent does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ipam.allocator import allocate, release
-from ipam.cache import Memory
+from ipam.cache import StoreCache
 from ipam.errors import LockTimeout
 from ipam.ranges import make_range, make_range_sets
 from ipam.store import Owner, Store
@@ -196,8 +196,8 @@ def test_an_observer_never_sees_an_empty_address_file(tmp_path: Path) -> None:
     assert addresses(tmp_path) == {}
 
 
-def work(command: str, data_dir: Path | str, name: str, memory: Memory | None = None) -> None:
-    store = Store(data_dir, "net", lock_timeout=60, memory=memory)
+def work(command: str, data_dir: Path | str, name: str, cache: StoreCache | None = None) -> None:
+    store = Store(data_dir, "net", lock_timeout=60, cache=cache)
     if command == "add":
         assert len(allocate(store, range_sets(), owner(name))) == len(SUBNETS)
     else:
@@ -219,9 +219,9 @@ def in_processes(command: str, data_dir: Path | str, *todo: str) -> int:
 
 
 def in_threads(command: str, data_dir: Path | str, *todo: str) -> int:
-    memory = Memory()
+    cache = StoreCache()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda name: work(command, data_dir, name, memory), todo))
+        list(pool.map(lambda name: work(command, data_dir, name, cache), todo))
     return 0
 
 

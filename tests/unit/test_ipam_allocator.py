@@ -9,7 +9,7 @@ import pytest
 from netaddr import IPAddress
 
 from ipam.allocator import allocate, collect, held, release, usage
-from ipam.cache import Memory
+from ipam.cache import StoreCache
 from ipam.errors import (
     AddressTaken,
     AddressUnavailable,
@@ -44,10 +44,10 @@ def texts(addresses: Iterable[IPAddress]) -> list[str]:
     return sorted(map(str, addresses))
 
 
-@pytest.fixture(params=["walks", "remembers"])
+@pytest.fixture(params=["walks", "cached"])
 def store(tmp_path: Path, request: pytest.FixtureRequest) -> Store:
-    memory = Memory() if request.param == "remembers" else None
-    return Store(tmp_path, "net", lock_timeout=5, memory=memory)
+    cache = StoreCache() if request.param == "cached" else None
+    return Store(tmp_path, "net", lock_timeout=5, cache=cache)
 
 
 def given(store: Store, range_sets: tuple[RangeSet, ...], name: str, *requested: str) -> list[str]:

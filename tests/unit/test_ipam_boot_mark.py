@@ -10,8 +10,8 @@ from netaddr import IPAddress
 
 from ipam import boot_mark
 from ipam.allocator import Allocation, Terms, allocate, reclaim, release, usage
-from ipam.cache import Memory
-from ipam.errors import AddressTaken, DuplicateAllocation, PoolExhausted, PoolResting
+from ipam.cache import StoreCache
+from ipam.errors import AddressTaken, DuplicateAllocation, PoolCooling, PoolExhausted
 from ipam.ranges import make_range, make_range_sets
 from ipam.store import Owner, Store
 
@@ -25,10 +25,10 @@ A, B = IPAddress("10.1.0.2"), IPAddress("10.1.0.3")
 STICKY = Terms(sticky="shop/web-0/eth0")
 
 
-@pytest.fixture(params=["walks", "remembers"])
+@pytest.fixture(params=["walks", "cached"])
 def store(tmp_path: Path, request: pytest.FixtureRequest) -> Store:
-    memory = Memory() if request.param == "remembers" else None
-    return Store(tmp_path / "networks", "net", lock_timeout=5, memory=memory)
+    cache = StoreCache() if request.param == "cached" else None
+    return Store(tmp_path / "networks", "net", lock_timeout=5, cache=cache)
 
 
 def path_of(store: Store, address: IPAddress) -> Path:
@@ -112,7 +112,7 @@ def test_addresses_of_a_dead_boot_rest_since_this_one_began(store: Store) -> Non
     for each in (OLD, OTHER):
         allocate(store, POOL, each)
     age(store, A, B)
-    with pytest.raises(PoolResting):
+    with pytest.raises(PoolCooling):
         allocate(store, POOL, NEW, terms=Terms(cool_down=int(boot_mark.uptime()) + 3600))
     assert store.owners() == {}
     assert given(allocate(store, POOL, NEW, terms=Terms(cool_down=int(boot_mark.uptime()) // 2))) == [A]

@@ -13,8 +13,8 @@ from netaddr import IPAddress
 
 from ipam import cooldown
 from ipam.allocator import Terms, allocate, collect, release, usage
-from ipam.cache import Memory
-from ipam.errors import IPAMError, PoolResting, StoreUnavailable
+from ipam.cache import StoreCache
+from ipam.errors import IPAMError, PoolCooling, StoreUnavailable
 from ipam.ranges import make_range, make_range_sets
 from ipam.store import Owner, Store
 
@@ -47,10 +47,10 @@ def owner(name: str) -> Owner:
     return Owner(container_id=name, ifname="eth0")
 
 
-@pytest.fixture(params=["walks", "remembers"])
+@pytest.fixture(params=["walks", "cached"])
 def store(tmp_path: Path, request: pytest.FixtureRequest) -> Store:
-    memory = Memory() if request.param == "remembers" else None
-    return Store(tmp_path, "net", lock_timeout=5, memory=memory)
+    cache = StoreCache() if request.param == "cached" else None
+    return Store(tmp_path, "net", lock_timeout=5, cache=cache)
 
 
 def given(store: Store, name: str, *requested: str, terms: Terms = COOL) -> str:
@@ -96,7 +96,7 @@ def test_a_full_pool_says_which_address_can_be_given_when(store: Store, clock: C
     release(store, owner(ALL[1]), COOL)
     clock.now += 10
     release(store, owner(ALL[0]), COOL)
-    with pytest.raises(PoolResting) as caught:
+    with pytest.raises(PoolCooling) as caught:
         given(store, "one more")
     assert str(caught.value) == (
         "no IP addresses available in range set: 10.1.0.1-10.1.0.6: "
@@ -107,14 +107,14 @@ def test_a_full_pool_says_which_address_can_be_given_when(store: Store, clock: C
     clock.now += 50
     assert [(each.used, each.free) for each in usage(store, POOLS, COOL)] == [(4, 1)]
     assert given(store, "one more") == ALL[1]
-    with pytest.raises(PoolResting, match=r"10\.1\.0\.2 was released, wanted 10\.0 s more"):
+    with pytest.raises(PoolCooling, match=r"10\.1\.0\.2 was released, wanted 10\.0 s more"):
         given(store, "and another")
 
 
 def test_without_the_option_nothing_rests(store: Store) -> None:
     fill(store)
     release(store, owner(ALL[1]), COOL)
-    with pytest.raises(PoolResting):
+    with pytest.raises(PoolCooling):
         given(store, "one more")
     assert given(store, "one more", terms=Terms()) == ALL[1]
 
@@ -122,7 +122,7 @@ def test_without_the_option_nothing_rests(store: Store) -> None:
 def test_what_gc_releases_rests_too(store: Store) -> None:
     fill(store)
     assert len(collect(store, [owner(ALL[0])], COOL)) == 4
-    with pytest.raises(PoolResting):
+    with pytest.raises(PoolCooling):
         given(store, "one more")
 
 
@@ -131,7 +131,7 @@ def test_what_another_program_releases_was_always_free(store: Store) -> None:
     release(store, owner(ALL[0]), COOL)
     (Path(store.directory) / ALL[4]).unlink()
     assert given(store, "one more") == ALL[4]
-    with pytest.raises(PoolResting):
+    with pytest.raises(PoolCooling):
         given(store, "and another")
 
 
@@ -141,7 +141,7 @@ def test_what_another_program_takes_does_not_rest(store: Store, clock: Clock) ->
     clock.now += 1
     release(store, owner(ALL[1]), COOL)
     (Path(store.directory) / ALL[0]).write_bytes(b"theirs\r\neth0")
-    with pytest.raises(PoolResting, match=ALL[1]):
+    with pytest.raises(PoolCooling, match=ALL[1]):
         given(store, "one more")
     clock.now += 100
     assert given(store, "one more") == ALL[1]
@@ -194,7 +194,7 @@ def test_a_time_that_cannot_be_holds_no_address_back(store: Store, stamp: str, c
     release(store, owner(ALL[0]))
     Path(store.hints("released")).write_bytes(os.fsencode(f"{stamp} {ALL[0]} \nhalf a line {ALL[0]}"))
     if cools:
-        with pytest.raises(PoolResting):
+        with pytest.raises(PoolCooling):
             given(store, "one more")
     else:
         assert given(store, "one more") == ALL[0]
@@ -215,9 +215,11 @@ def test_many_releases_are_remembered_in_two_files_of_bounded_size(store: Store)
     release(store, owner(ALL[0]), COOL)
     for number in range(200_000):
         if number % 20 == 0:
-            store.resting().add([IPAddress((10 << 24) + each) for each in range(number, number + 20)], "", 60)
+            store.cooldown().add(
+                [IPAddress((10 << 24) + each) for each in range(number, number + 20)], "", 60
+            )
         if number == 20_000:
-            with pytest.raises(PoolResting):
+            with pytest.raises(PoolCooling):
                 given(store, "one more")
     sizes = [path.stat().st_size for path in Path(store.hints("released")).parent.glob("net.released*")]
     assert len(sizes) == 2
@@ -227,20 +229,20 @@ def test_many_releases_are_remembered_in_two_files_of_bounded_size(store: Store)
 
 def test_files_of_what_has_cooled_down_stay_small(store: Store) -> None:
     for number in range(0, 100_000, 20):
-        store.resting().add([IPAddress((10 << 24) + each) for each in range(number, number + 20)], "", 0)
+        store.cooldown().add([IPAddress((10 << 24) + each) for each in range(number, number + 20)], "", 0)
     assert sum(path.stat().st_size for path in Path(store.hints("released")).parent.iterdir()) < 140_000
 
 
 def test_an_agent_remembers_so_many_and_forgets_what_was_released_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cooldown, "_REMEMBERED", 3)
-    store = Store(tmp_path, "net", memory=Memory())
+    monkeypatch.setattr(cooldown, "_MOST_KEPT", 3)
+    store = Store(tmp_path, "net", cache=StoreCache())
     fill(store)
     for address in ALL:
         release(store, owner(address), COOL)
     assert sorted(given(store, name) for name in "ab") == ALL[:2]
-    with pytest.raises(PoolResting, match=ALL[2]):
+    with pytest.raises(PoolCooling, match=ALL[2]):
         given(store, "c")
 
 
@@ -248,11 +250,11 @@ def test_an_agent_remembers_so_many_and_forgets_what_was_released_first(
 def test_any_sequence_gives_what_a_simple_model_gives(tmp_path: Path, clock: Clock, seed: int) -> None:
     """Two agents and processes of one call share the directory; some die before their release."""
     chance = random.Random(seed)
-    memories = [Memory(), Memory(), None]
+    caches = [StoreCache(), StoreCache(), None]
     rests: dict[str, float] = {}
     held: dict[str, str] = {}
     for step in range(600):
-        store = Store(tmp_path, "net", memory=chance.choice(memories))
+        store = Store(tmp_path, "net", cache=chance.choice(caches))
         what = chance.choices(["add", "delete", "wait", "crash", "rotate"], [10, 10, 10, 2, 0.3])[0]
         if what == "add":
             said = said_by(store, f"pod{step}")
@@ -271,7 +273,7 @@ def test_any_sequence_gives_what_a_simple_model_gives(tmp_path: Path, clock: Clo
                 rests[address] = clock.now
             elif what == "crash":
                 with store.locked():
-                    store.resting().add([IPAddress(address)], "", 60)
+                    store.cooldown().add([IPAddress(address)], "", 60)
 
 
 def said_by(store: Store, name: str) -> str:
@@ -310,18 +312,18 @@ def rotate(store: Store) -> None:
 
 def test_an_agent_looks_at_none_of_the_files_that_did_not_change(tmp_path: Path) -> None:
     """A walk of 5,000 files takes 20 ms, what is remembered a tenth of one."""
-    stores = [Store(tmp_path, "net", memory=memory) for memory in (Memory(), None)]
+    stores = [Store(tmp_path, "net", cache=cache) for cache in (StoreCache(), None)]
     fill(stores[0])
     others = [IPAddress((10 << 24) + (2 << 16) + number) for number in range(5000)]
     for number, address in enumerate(others):
         Path(stores[0].directory, str(address)).write_bytes(b"%d\r\neth0" % number)
-    stores[0].resting().add(others[::10], "", 60)
-    stores[0].find(owner(ALL[0]), resting=True)
+    stores[0].cooldown().add(others[::10], "", 60)
+    stores[0].find(owner(ALL[0]), cooldown=True)
     remembering, walking = (min(timed(each) for _ in range(5)) for each in stores)
     assert remembering < walking / 10
 
 
 def timed(store: Store) -> float:
     began = time.perf_counter()
-    assert len(store.find(owner(ALL[0]), resting=True).addresses) == 1
+    assert len(store.find(owner(ALL[0]), cooldown=True).addresses) == 1
     return time.perf_counter() - began

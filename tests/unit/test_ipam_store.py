@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from netaddr import IPAddress
 
-from ipam.cache import Memory
+from ipam.cache import StoreCache
 from ipam.errors import InvalidNetwork, LockTimeout, StoreUnavailable
 from ipam.store import Owner, Store, list_networks
 
@@ -26,10 +26,10 @@ A = IPAddress("10.1.0.2")
 B = IPAddress("fd00::2")
 
 
-@pytest.fixture(params=["walks", "remembers"])
+@pytest.fixture(params=["walks", "cached"])
 def store(tmp_path: Path, request: pytest.FixtureRequest) -> Store:
-    memory = Memory() if request.param == "remembers" else None
-    return Store(tmp_path / "a" / "networks", "net", lock_timeout=5, memory=memory)
+    cache = StoreCache() if request.param == "cached" else None
+    return Store(tmp_path / "a" / "networks", "net", lock_timeout=5, cache=cache)
 
 
 @pytest.fixture

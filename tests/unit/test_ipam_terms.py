@@ -8,7 +8,7 @@ import pytest
 from netaddr import IPAddress
 
 from ipam.allocator import Terms, allocate, release
-from ipam.cache import Memory
+from ipam.cache import StoreCache
 from ipam.errors import PoolExhausted
 from ipam.ranges import make_range, make_range_sets
 from ipam.sticky import keep, recall
@@ -23,10 +23,10 @@ def owner(name: str) -> Owner:
     return Owner(container_id=name, ifname="eth0")
 
 
-@pytest.fixture(params=["walks", "remembers"])
+@pytest.fixture(params=["walks", "cached"])
 def store(tmp_path: Path, request: pytest.FixtureRequest) -> Store:
-    memory = Memory() if request.param == "remembers" else None
-    return Store(tmp_path, "net", lock_timeout=5, memory=memory)
+    cache = StoreCache() if request.param == "cached" else None
+    return Store(tmp_path, "net", lock_timeout=5, cache=cache)
 
 
 KEEPING = Terms(keep_band=True)
