@@ -87,10 +87,19 @@ def _survey(site: Site, request: Request, survey: Survey) -> Iterator[Finding]:
 
 
 def _obstacle(request: Request, obstacle: Obstacle) -> Finding:
+    what = f"what is forwarded from and to {obstacle.interface}"
+    if not obstacle.certain:
+        return Finding(
+            severity="note",
+            object=obstacle.chain.rstrip(","),
+            found=f"whether it drops {what} cannot be told: its rules ask for more than that",
+            meaning=f"if it does, pods of {_name(request)} reach the node and nothing beyond it",
+            remedy=obstacle.command,
+        )
     return Finding(
         severity="error",
         object=obstacle.chain.rstrip(","),
-        found=f"it drops what is forwarded from and to {obstacle.interface}",
+        found=f"it drops {what}",
         meaning=f"pods of {_name(request)} reach the node and nothing beyond it",
         remedy=obstacle.command,
     )

@@ -1,7 +1,9 @@
-"""Whether other firewalls let pods' packets through: one line at ADD, code 51 at STATUS.
+"""Whether other firewalls let pods' packets through: a line at ADD, more for who asks.
 
 ADD goes on, because pods of one node reach each other all the same. What is asked of the kernel
-then costs the same however many rules there are; STATUS reads the rules of the tables in question.
+then costs the same however many rules there are. `podwire status` and doctor read the rules of the tables
+in question. So does STATUS with the key `strictStatus`, and answers 51: without it STATUS fails only for
+what would make an ADD fail, because a runtime takes any failure as "the node is not ready".
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.forward import find_suspects
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
+    from cni_plugin.config.network import Addressing
     from cni_plugin.contract.result import Result
+    from cni_plugin.kernel.forward import Obstacle
     from cni_plugin.kernel.netns import Namespace
 
 log = logging.getLogger("podwire")
@@ -33,10 +35,19 @@ def warn_of_drops(host: Namespace, interface: str, result: Result) -> None:
             log.warning("policy drop: unless a rule there accepts it, %s", suspect)
 
 
-def require_open(host: Namespace, interface: str, versions: Collection[int]) -> None:
-    """Raise CNIError 51 that names every chain that would drop the pods' packets, and what opens it."""
-    from cni_plugin.kernel.obstacles import find_obstacles  # no ADD needs it
+def list_obstacles(host: Namespace, interface: str, addressing: Addressing) -> list[Obstacle]:
+    """Return the chains of others that drop the pods' packets, and those of which nobody can say it."""
+    from cni_plugin.kernel.obstacles import Forwarded, find_obstacles  # no ADD needs it
 
-    found = find_obstacles(host.nftables, interface, versions) if interface else []
+    if not interface:
+        return []
+    networks = [each.subnet for each in addressing.ranges]
+    forwarded = Forwarded(interface=interface, versions=addressing.families, networks=networks)
+    return find_obstacles(host.nftables, forwarded)
+
+
+def require_open(obstacles: list[Obstacle]) -> None:
+    """Raise CNIError 51 that names every chain that drops the pods' packets, and what opens it."""
+    found = [str(each) for each in obstacles if each.certain]
     if found:
-        raise CNIError(Code.LIMITED_CONNECTIVITY, "; ".join(map(str, found)))
+        raise CNIError(Code.LIMITED_CONNECTIVITY, "; ".join(found))

@@ -33,11 +33,15 @@ _UFW = ("ufw-user-forward", "ufw6-user-forward")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Obstacle:
-    """A chain that drops what is forwarded, and the command that opens it for an interface."""
+    """A chain that drops what is forwarded, and the command that opens it for an interface.
+
+    It is not `certain` where rules of the chain ask for something that we do not know.
+    """
 
     chain: str
     interface: str
     command: str
+    certain: bool = True
 
     def __str__(self) -> str:
         """Return it as STATUS says it."""

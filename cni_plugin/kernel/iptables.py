@@ -28,6 +28,7 @@ log = logging.getLogger("podwire")
 
 _PROGRAMS = ("iptables", "ip6tables")
 _INTERFACES = {"-i": "iifname", "-o": "oifname"}
+_ADDRESSES = {"-s": "saddr", "-d": "daddr"}
 _LOCK_WAIT = "5"  # seconds for the xtables lock
 
 
@@ -120,6 +121,9 @@ def _parse_rule(words: list[str]) -> Iterator[dict[str, Any]]:
         elif word in _INTERFACES:
             name = next(rest).replace("+", "*")
             yield {"match": {"op": op, "left": {"meta": {"key": _INTERFACES[word]}}, "right": name}}
+        elif word in _ADDRESSES:
+            left = {"payload": {"protocol": "ip", "field": _ADDRESSES[word]}}
+            yield {"match": {"op": op, "left": left, "right": next(rest)}}
         elif word == "--ctstate":
             states = next(rest).lower().split(",")
             yield {"match": {"op": op, "left": {"ct": {"key": "state"}}, "right": states}}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,13 @@ from cni_plugin.kernel.forward import (
 from cni_plugin.kernel.iptables import legacy_in_use, list_legacy_rules
 from cni_plugin.kernel.nfnetlink import TABLE
 from cni_plugin.kernel.nft import require_nft
-from cni_plugin.kernel.walk import Packet, walk
+from cni_plugin.kernel.walk import Outcome, Packet, decide
 from ipam.seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+
+    from netaddr import IPNetwork
 
     from cni_plugin.kernel.nfnetlink import Nftables
     from cni_plugin.kernel.walk import Rules
@@ -38,17 +41,44 @@ if TYPE_CHECKING:
 _INPUT, _OUTPUT = 1, 3  # NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT
 
 
-def find_obstacles(nftables: Nftables, interface: str, versions: Collection[int]) -> list[Obstacle]:
-    """Return the chains that would drop packets of pods behind an interface (`veth*` for all such)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forwarded:
+    """What the node forwards for a network's pods.
+
+    That is the interface they are behind (`veth*` for all such), their families (4, 6), and their networks,
+    as far as they are known.
+    """
+
+    interface: str
+    versions: Collection[int]
+    networks: Collection[IPNetwork] = ()
+
+    def packets(self, family: str) -> Iterator[tuple[Packet, Packet]]:
+        """Yield what a pod sends and what answers it, in the families that a table of nftables sees."""
+        for version in sorted(VERSIONS[family] & set(self.versions)):
+            networks: list[IPNetwork | None] = [each for each in self.networks if each.version == version]
+            for network in networks or [None]:
+                leaving = Packet(iifname=self.interface, oifname=None, state="new", saddr=network)
+                answer = Packet(iifname=None, oifname=self.interface, state="established", daddr=network)
+                yield leaving, answer
+
+
+def find_obstacles(nftables: Nftables, forwarded: Forwarded) -> list[Obstacle]:
+    """Return the chains that would drop packets of pods, and those of which nobody can say it."""
     heads = nftables.list_chains()
-    tables = {(head.family, head.table) for head in list_foreign(heads, versions)}
+    foreign = list(list_foreign(heads, forwarded.versions))
+    tables = {(head.family, head.table) for head in foreign}
     rules = {table: _read_rules(*table) for table in sorted(tables)}
-    found = [
-        describe(head, interface, heads)
-        for head in list_foreign(heads, versions)
-        if _drops(rules[head.family, head.table], head.name, interface, drops=head.drops)
+    fates = [
+        _fate(rules[head.family, head.table], head.name, forwarded, head.family, drops=head.drops)
+        for head in foreign
     ]
-    return [*found, *_find_legacy(interface, versions)]
+    found = [
+        replace(describe(head, forwarded.interface, heads), certain=fate == "drop")
+        for head, fate in zip(foreign, fates, strict=True)
+        if fate != "accept"
+    ]
+    return [*found, *_find_legacy(forwarded)]
 
 
 def find_closed(nftables: Nftables, interface: str, version: int, port: int) -> list[Obstacle]:
@@ -65,8 +95,7 @@ def find_closed(nftables: Nftables, interface: str, version: int, port: int) -> 
     found = []
     for head in heads:
         rules = _read_rules(head.family, head.table)
-        verdict = walk(rules, head.name, packets[head.hook or 0]) or ("drop" if head.drops else "accept")
-        if verdict == "drop":
+        if decide(rules, head.name, packets[head.hook or 0], drops=head.drops) == "drop":
             found.append(describe_closed(head, interface, port, [h.name for h in heads]))
     return found
 
@@ -86,24 +115,25 @@ def _read_rules(family: str, table: str) -> Rules:
     return rules
 
 
-def _drops(rules: Rules, chain: str, interface: str, *, drops: bool) -> bool:
-    leaving = Packet(iifname=interface, oifname=None, state="new")
-    answering = Packet(iifname=None, oifname=interface, state="established")
-    verdicts = [
-        walk(rules, chain, packet) or ("drop" if drops else "accept") for packet in (leaving, answering)
-    ]
-    return "drop" in verdicts
+def _fate(rules: Rules, chain: str, forwarded: Forwarded, family: str, *, drops: bool) -> Outcome:
+    """Return the worst that becomes of the packets of pods in a chain."""
+    fates = {
+        decide(rules, chain, packet, drops=drops) for pair in forwarded.packets(family) for packet in pair
+    }
+    return "drop" if "drop" in fates else "unknown" if "unknown" in fates else "accept"
 
 
-def _find_legacy(interface: str, versions: Collection[int]) -> Iterator[Obstacle]:
+def _find_legacy(forwarded: Forwarded) -> Iterator[Obstacle]:
     """Yield what the tables of the old iptables drop, which nftables does not show."""
     for family, program in PROGRAMS.items():
-        if not VERSIONS[family] & set(versions) or not legacy_in_use(program):
+        if not VERSIONS[family] & set(forwarded.versions) or not legacy_in_use(program):
             continue
         rules, policy = list_legacy_rules(f"{program}-legacy")
-        if _drops(rules, "FORWARD", interface, drops=policy == "DROP"):
+        fate = _fate(rules, "FORWARD", forwarded, family, drops=policy == "DROP")
+        if fate != "accept":
             yield Obstacle(
                 chain=f"{program}-legacy table filter, chain FORWARD,",
-                interface=interface,
-                command=open_iptables(f"{program}-legacy", interface, rules),
+                interface=forwarded.interface,
+                command=open_iptables(f"{program}-legacy", forwarded.interface, rules),
+                certain=fate == "drop",
             )

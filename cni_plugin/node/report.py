@@ -20,7 +20,7 @@ from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.request import parse_document, parse_request
 from cni_plugin.kernel.link import list_links
 from cni_plugin.kernel.netns import open_host
-from cni_plugin.plugins import PLUGINS
+from cni_plugin.plugins import PLUGINS, podwire
 from ipam import allocator
 from ipam.address import render_address
 from ipam.errors import IPAMError
@@ -166,12 +166,12 @@ def _read_network(path: str, plugin: dict[str, object], bin_dir: str, problems: 
 
 
 def _ask_status(request: Request, path: str) -> list[str]:
-    """Return why a pod could not be added now, in the words that the runtime would get."""
+    """Return why a pod could not be added now, or not be reached, in the words that the runtime would get."""
     try:
         PLUGINS["podwire"]().status(request)
+        return [f"{path}: {each}" for each in podwire.obstacles(request) if each.certain]
     except CNIError as error:
         return [f"{path}: {error.msg}"]
-    return []
 
 
 def _read_pools(request: Request) -> Iterator[PoolReport]:

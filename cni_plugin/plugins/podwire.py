@@ -199,9 +199,7 @@ def _is_stale(link: Link, network: str, keep: Container[str]) -> bool:
 
 
 def status(request: Request) -> None:
-    """Raise CNIError 50 when a pod could not be added now, 51 when its packets would be dropped."""
-    from cni_plugin.features.forwarding import require_open
-
+    """Raise CNIError 50 when a pod could not be added now; with `strictStatus` 51 for foreign firewalls."""
     network = _parse(request)
     _require_cluster(network)
     mode, delegate = _mode(network), find_delegate(request)
@@ -211,7 +209,10 @@ def status(request: Request) -> None:
         for feature, settings in features:
             feature.ready(settings, host)
         delegate.status()
-        require_open(host, mode.forwarded_by(plan), delegate.addressing().families)
+        if network.fields.boolean("strictStatus"):
+            from cni_plugin.features.forwarding import list_obstacles, require_open
+
+            require_open(list_obstacles(host, mode.forwarded_by(plan), delegate.addressing()))
 
 
 def _require_cluster(network: Network) -> None:
@@ -235,15 +236,23 @@ def synchronize(request: Request) -> int:
 
 def survey(request: Request) -> tuple[Survey, list[Obstacle]]:
     """Return what this node has of a network, and which chains of others drop what it forwards."""
-    from cni_plugin.kernel.obstacles import find_obstacles
+    from cni_plugin.features.forwarding import list_obstacles
 
     network = _parse(request)
     mode, addressing = _mode(network), find_delegate(request).addressing()
     plan = mode.plan(network, addressing)
     with open_host() as host:
-        interface = mode.forwarded_by(plan)
-        obstacles = find_obstacles(host.nftables, interface, addressing.families) if interface else []
-        return mode.survey(plan, host), obstacles
+        return mode.survey(plan, host), list_obstacles(host, mode.forwarded_by(plan), addressing)
+
+
+def obstacles(request: Request) -> list[Obstacle]:
+    """Return which chains of others drop what the node forwards for a network's pods."""
+    from cni_plugin.features.forwarding import list_obstacles
+
+    network = _parse(request)
+    mode, addressing = _mode(network), find_delegate(request).addressing()
+    with open_host() as host:
+        return list_obstacles(host, mode.forwarded_by(mode.plan(network, addressing)), addressing)
 
 
 def explain_mtu(request: Request) -> list[str]:
