@@ -148,4 +148,20 @@ def _run(lines: list[str], *options: str) -> str:
         done = step("program", run, argv)
     except OSError as error:
         return f"{argv[0]} cannot be started: {error.strerror}"
-    return (done.stderr.strip() or f"exit {done.returncode}") if done.returncode != 0 else ""
+    return (done.stderr.strip() or _describe_end(done.returncode)) if done.returncode != 0 else ""
+
+
+def _describe_end(status: int) -> str:
+    """Return what an exit status says of an nft that has said nothing itself.
+
+    nft reads every table at its start. One before 1.1.2 dies of what 1.1.2 and newer write about a set's type
+    (nftables commit be737a1986bf), and a node may have both: one on the host, one in a container.
+    """
+    from signal import SIGSEGV
+
+    if status == -SIGSEGV:
+        return (
+            "wanted an nft that reads the node's ruleset, found that it dies of it (SIGSEGV); "
+            "before version 1.1.2 it does so of any set that a newer nft has made: nft --version"
+        )
+    return f"exit {status}"

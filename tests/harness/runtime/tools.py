@@ -70,9 +70,34 @@ def containerd(age: Age) -> Path:
     return built("containerd") if age == "new" else installed("containerd", package="containerd").parent
 
 
+def kubernetes(age: Age) -> Path:
+    """Return the directory of a Kubernetes: 1.20, or today's."""
+    if age == "new":
+        return built("kubernetes")
+    directory = cache() / "kubernetes/bin"
+    assert directory.exists(), (
+        f"{directory} is missing: run tests/kubernetes/build-kubernetes (scripts/test does)"
+    )
+    return directory
+
+
+def etcd(age: Age) -> Path:
+    """Return the store of a Kubernetes."""
+    return built("etcd") / "etcd" if age == "new" else installed("etcd", package="etcd-server")
+
+
 def cnitool(age: Age) -> Path:
     """Return the reference runtime of CNI."""
     return built("cni", f"plugins-{NEW_PLUGINS}") / "cnitool" if age == "new" else cached("cnitool")
+
+
+def nft(age: Age) -> Path:
+    """Return the program of nftables: the machine's, or today's."""
+    if age == "old":
+        return installed("nft", package="nftables")
+    path = cache() / "nftables/bin/nft"
+    assert path.exists(), f"{path} is missing: run tests/runtime/fetch-nftables as root (scripts/test does)"
+    return path
 
 
 def reference_plugins(version: str = OLD_PLUGINS) -> Path:

@@ -1,0 +1,107 @@
+"""nft of Debian 12 and today's nft write and read our tables, whoever of them has made them."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import in_process
+from tests.harness.networks import dual_stack
+from tests.harness.runtime import tools
+
+if TYPE_CHECKING:
+    from tests.harness.node import Node
+
+pytestmark = in_process
+
+PORTS = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+# Not new and then old: nft 1.0.6 dies of any set that 1.1.2 or a newer one has made.
+both_ways = pytest.mark.parametrize(("writer", "reader"), [("old", "new"), ("new", "new"), ("old", "old")])
+
+
+def nft(age: tools.Age) -> str:
+    return str(tools.nft(age))
+
+
+def environ(age: tools.Age) -> dict[str, str | None]:
+    """Return the variables with which podwire starts this nft."""
+    return {"PATH": f"{tools.nft(age).parent}:{os.environ['PATH']}"}
+
+
+def config_of(node: Node) -> dict[str, Any]:
+    """Return a network that uses all that we have in nftables."""
+    wishes = {"ipMasq": True, "macspoofchk": True, "runtimeConfig": {"portMappings": PORTS}}
+    return dual_stack(node, capabilities={"portMappings": True}, **wishes)
+
+
+def lines(listing: str) -> list[str]:
+    return [line.strip() for line in listing.splitlines()]
+
+
+@both_ways
+def test_a_listing_names_the_pod_of_each_element_and_can_be_loaded_again(
+    node: Node, writer: tools.Age, reader: tools.Age
+) -> None:
+    pod = node.pod()
+    node.add(config_of(node), pod, environ=environ(writer))
+    listing = node.run(nft(reader), "list", "ruleset").stdout
+    assert f"{pod.container_id} eth0" in listing
+    shown = json.loads(node.run(nft(reader), "-j", "list", "ruleset").stdout)
+    assert f"{pod.container_id} eth0" in json.dumps(shown)
+    copy = node.pod()
+    copy.run(nft(reader), "-f", "-", input=listing)
+    assert sorted(lines(copy.run(nft(reader), "list", "ruleset").stdout)) == sorted(lines(listing))
+
+
+@both_ways
+def test_what_one_has_made_the_other_checks_and_deletes(
+    node: Node, writer: tools.Age, reader: tools.Age
+) -> None:
+    config = config_of(node)
+    first, second = node.pod(), node.pod()
+    del config["runtimeConfig"]
+    node.add(config, first, environ=environ(writer))
+    before = node.run(nft(reader), "list", "ruleset").stdout
+    result = node.add(config, second, environ=environ(writer))
+    checked = node.check(config, result, second, environ=environ(reader))
+    assert checked.status == 0, checked.stdout
+    node.delete(config, second, environ=environ(reader))
+    assert lines(node.run(nft(reader), "list", "ruleset").stdout) == lines(before)
+    node.delete(config, first, environ=environ(reader))
+    assert " eth0" not in node.run(nft(reader), "list", "ruleset").stdout
+
+
+@both_ways
+def test_rules_that_another_loads_beside_ours_change_nothing_of_them(
+    node: Node, writer: tools.Age, reader: tools.Age
+) -> None:
+    config, pod = config_of(node), node.pod()
+    result = node.add(config, pod, environ=environ(writer))
+    tables = ("inet podwire", "bridge podwire")
+    ours = [node.run(nft(reader), "list", "table", *table.split()).stdout for table in tables]
+    others = (
+        "table inet others\ndelete table inet others\ntable inet others {\n set s { type ipv4_addr; }\n}\n"
+    )
+    for _ in range(2):  # as a service that is restarted does
+        node.run(nft(reader), "-f", "-", input=others)
+    assert [node.run(nft(reader), "list", "table", *table.split()).stdout for table in tables] == ours
+    # A second pod has podwire write with what it finds.
+    node.add({**config, "runtimeConfig": {}}, node.pod(), environ=environ(reader))
+    assert node.check(config, result, pod, environ=environ(reader)).status == 0
+    assert "table inet others" in node.run(nft(reader), "list", "tables").stdout
+
+
+def test_an_nft_that_dies_of_a_newer_ones_sets_is_what_the_error_names(node: Node) -> None:
+    """A program that ends as nft 1.0.6 does: a distribution may have mended its own."""
+    dying = node.tmp / "dying"
+    dying.mkdir()
+    (dying / "nft").write_text("#!/bin/sh\nkill -SEGV $$\n")
+    (dying / "nft").chmod(0o755)
+    path = {"PATH": f"{dying}:{os.environ['PATH']}"}
+    answer = node.call("ADD", config_of(node), node.pod(), environ=path)
+    assert (answer.status, answer.json["code"]) == (1, 11)
+    assert "SIGSEGV" in answer.json["msg"]
+    assert "1.1.2" in answer.json["msg"]
