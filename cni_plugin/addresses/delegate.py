@@ -20,6 +20,7 @@ from cni_plugin.config.network import DEFAULT_DELEGATE_TIMEOUT, Addressing, ipam
 from cni_plugin.contract import versions
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.fields import Fields
+from cni_plugin.contract.request import environ_of
 from cni_plugin.contract.result import Result, parse_result
 from ipam.seam import step, waits
 
@@ -272,7 +273,7 @@ class Foreign:
         import subprocess
 
         timeout = self._timeout()
-        environ = dict(self.request.environ) | {"CNI_COMMAND": command}
+        environ = environ_of(self.request.environ, command)
         try:
             with waits.waiting():
                 status, stdout, stderr = step(

@@ -22,6 +22,7 @@ from cni_plugin.agent.journal import own, render_pairs
 from cni_plugin.agent.run_lock import RunLock
 from cni_plugin.contract.dispatch import answer, failure, render_about
 from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.contract.request import environ_of
 from cni_plugin.kernel.netns import inside, open_caller
 from cni_plugin.plugins import PLUGINS, type_of
 from ipam.seam import waits
@@ -138,7 +139,7 @@ class Calls:
         added = call.environ.get("CNI_COMMAND") == "ADD" and reply.status == 0
         if added and wire.has_left(connection):
             # What the executable does when it is told to end: a runtime may never send the DEL.
-            self._run(connection, replace(call, environ={**call.environ, "CNI_COMMAND": "DEL"}))
+            self._run(connection, replace(call, environ=environ_of(call.environ, "DEL")))
             return None, _UNDONE
         return reply, outcome
 

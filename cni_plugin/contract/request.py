@@ -84,6 +84,22 @@ def parse_request(environ: Mapping[str, str], stdin: bytes, netns_fd: int | None
     )
 
 
+def make_request(command: str, document: Mapping[str, object], *, path: str = "/", **names: str) -> Request:
+    """Return the call that a runtime would make, for a command of ours that asks a plugin in this process.
+
+    `path` is where plugins are looked for, `names` are CONTAINERID, IFNAME, NETNS and ARGS where the verb
+    has them. Raises CNIError as `parse_request` does.
+    """
+    environ = {"CNI_COMMAND": command, "CNI_PATH": path}
+    environ |= {f"CNI_{name}": value for name, value in names.items()}
+    return parse_request(environ, json.dumps(document).encode())
+
+
+def environ_of(environ: Mapping[str, str], command: str) -> dict[str, str]:
+    """Return the environment of the same call with another verb."""
+    return {**environ, "CNI_COMMAND": command}
+
+
 def parse_command(environ: Mapping[str, str]) -> str:
     """Return the verb; its spelling is exact."""
     command = environ.get("CNI_COMMAND", "")

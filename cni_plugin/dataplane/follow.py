@@ -21,7 +21,7 @@ from cni_plugin.config.paths import BIN_DIR
 from cni_plugin.config.state_file import ClusterState
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.inet import parse_cidr
-from cni_plugin.contract.request import parse_request
+from cni_plugin.contract.request import make_request
 from cni_plugin.dataplane.nodes.conflist import read_ours, render, write_ours
 from cni_plugin.dataplane.nodes.desired import (
     PeerPlan,
@@ -46,10 +46,8 @@ if TYPE_CHECKING:
     from cni_plugin.cluster.objects import Node
     from cni_plugin.cluster.settings import ClusterSettings
     from cni_plugin.cluster.watch import Known, Watch
+    from cni_plugin.contract.request import Request
     from cni_plugin.kernel.netlink import Netlink
-
-# What STATUS needs: the newest version, and a place for plugins that none of ours is looked for in.
-_ENVIRON = {"CNI_COMMAND": "STATUS", "CNI_PATH": BIN_DIR}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +158,7 @@ class Follower:
             return
         replace_file(self._order.places.peers_file, wanted.peers.text)
         started = time.monotonic()
-        changes = podwire.synchronize(parse_request(_ENVIRON, _request_of(wanted.network)))
+        changes = podwire.synchronize(_request_of(wanted.network))
         seconds = time.monotonic() - started
         written = write_ours(self._order.conflist, wanted.network)
         replace_file(self._order.settings_file, wanted.settings)
@@ -235,11 +233,11 @@ def _cidrs_of(network: str) -> tuple[Any, ...]:
     return tuple(parse_cidr(r["subnet"], "subnet") for (r,) in _plugin_of(network)["ipam"]["ranges"])
 
 
-def _request_of(network: str) -> bytes:
-    """Return what the runtime would hand to the plugin, in the newest version."""
+def _request_of(network: str) -> Request:
+    """Return what the runtime would ask of the plugin, in the newest version."""
     conflist = json.loads(network)
     common = {"name": conflist["name"], "cniVersion": conflist["cniVersions"][-1]}
-    return json.dumps(_plugin_of(network) | common).encode()
+    return make_request("STATUS", _plugin_of(network) | common, path=BIN_DIR)
 
 
 def _find_device(me: Node, address: IPAddress) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.contract.inet import parse_ip
-from cni_plugin.contract.request import parse_request
+from cni_plugin.contract.request import make_request
 from cni_plugin.doctor.finding import Finding
 from cni_plugin.doctor.site import read_json
 from cni_plugin.kernel.probe import Echo, ask_twice, smallest
@@ -130,11 +130,11 @@ def _requests(site: Site, attachment: AttachmentReport, kept: dict[str, Any]) ->
                 "runtimeConfig": kept.get("capabilityArgs") or {},
                 "prevResult": result,
             }
-            environ = {
-                "CNI_COMMAND": "CHECK",
-                "CNI_CONTAINERID": attachment.container_id,
-                "CNI_IFNAME": attachment.ifname,
-                "CNI_NETNS": netns,
-                "CNI_PATH": site.bin_dir,
-            }
-            yield parse_request(environ, json.dumps(document).encode())
+            yield make_request(
+                "CHECK",
+                document,
+                path=site.bin_dir,
+                CONTAINERID=attachment.container_id,
+                IFNAME=attachment.ifname,
+                NETNS=netns,
+            )

@@ -6,7 +6,6 @@ in host-local's format, whoever joins its pods, and what our features made.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from cni_plugin.config.paths import DATA_DIR
 from cni_plugin.contract import versions
 from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.contract.fields import Fields
-from cni_plugin.contract.request import parse_document, parse_request
+from cni_plugin.contract.request import make_request, parse_document
 from cni_plugin.features import CHAINED
 from cni_plugin.node.report import MAIN_TYPES, list_files
 from ipam.store import list_networks
@@ -81,8 +80,7 @@ def _read_file(path: str) -> Network | None:
 
 
 def _request(name: str, plugin: dict[str, object]) -> Request:
-    document = plugin | {"name": name, "cniVersion": versions.NEWEST}
-    return parse_request({"CNI_COMMAND": "GC", "CNI_PATH": "/"}, json.dumps(document).encode())
+    return make_request("GC", plugin | {"name": name, "cniVersion": versions.NEWEST})
 
 
 def _list_forgotten(known: Iterable[Network]) -> Iterator[Network]:

@@ -7,7 +7,6 @@ consult: an attachment is a veth whose alias names it, an address is a file in t
 from __future__ import annotations
 
 import glob
-import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from cni_plugin.config.network import MARK, data_dir, parse_network
 from cni_plugin.contract import versions
 from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.contract.fields import Fields
-from cni_plugin.contract.request import parse_document, parse_request
+from cni_plugin.contract.request import make_request, parse_document
 from cni_plugin.kernel.link import list_links
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.plugins import PLUGINS, podwire
@@ -142,8 +141,7 @@ def _request(plugin: dict[str, object], bin_dir: str) -> Request:
 
     What ADD would do depends on the file's own.
     """
-    environ = {"CNI_COMMAND": "STATUS", "CNI_PATH": bin_dir}
-    asked = parse_request(environ, json.dumps(plugin | {"cniVersion": versions.NEWEST}).encode())
+    asked = make_request("STATUS", plugin | {"cniVersion": versions.NEWEST}, path=bin_dir)
     stated = plugin["cniVersion"] or versions.DEFAULT
     # One that nobody speaks is said elsewhere.
     return replace(asked, cni_version=str(stated)) if stated in versions.SUPPORTED else asked

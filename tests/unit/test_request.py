@@ -12,6 +12,8 @@ from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.request import (
     MAX_STDIN,
     ValidAttachment,
+    environ_of,
+    make_request,
     parse_args,
     parse_document,
     parse_request,
@@ -117,3 +119,13 @@ def test_cni_args_that_cannot_be_read_are_code_4(args: str) -> None:
 )
 def test_no_list_of_valid_attachments_is_not_an_empty_one(config: Any, wanted: Any) -> None:
     assert parse_valid_attachments(Fields(config)) == wanted
+
+
+def test_a_call_that_we_make_ourselves_is_a_runtimes() -> None:
+    document = {"name": "test", "type": "podwire", "cniVersion": "1.1.0"}
+    made = make_request("CHECK", document, path="/a:/b", CONTAINERID="box", IFNAME="eth0", NETNS="/ns")
+    environ = {"CNI_COMMAND": "CHECK", "CNI_CONTAINERID": "box", "CNI_IFNAME": "eth0", "CNI_NETNS": "/ns"}
+    asked = parse_request(environ | {"CNI_PATH": "/a:/b"}, json.dumps(document).encode())
+    assert (made.environ, made.stdin, made.path) == (asked.environ, asked.stdin, ("/a", "/b"))
+    assert (made.network, made.container_id, made.ifname, made.netns) == ("test", "box", "eth0", "/ns")
+    assert environ_of(made.environ, "DEL") == {**asked.environ, "CNI_COMMAND": "DEL"}
