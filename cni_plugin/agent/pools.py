@@ -15,7 +15,7 @@ from cni_plugin.addresses import host_local
 from cni_plugin.addresses.delegate import OWN_NAMES
 from cni_plugin.config.network import ipam_type
 from cni_plugin.contract.errors import CNIError
-from cni_plugin.node import report
+from cni_plugin.node.configured import read_configured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,9 +53,7 @@ class Pools:
 
     def read(self) -> list[Pool]:
         """Return the pools that can be read; what is wrong with the others STATUS says."""
-        # Which plugins there are matters to other verbs.
-        requests = report.list_requests(self._conf_dir, "", [])
-        named = {request.network: request for request in requests}
+        named = {request.network: request for request in read_configured(self._conf_dir).ours}
         return [pool for request in named.values() for pool in self._read_network(request)]
 
     def _read_network(self, request: Request) -> Iterator[Pool]:

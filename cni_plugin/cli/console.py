@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.config.paths import BIN_DIR, CONF_DIR
 from cni_plugin.contract.errors import CNIError, invalid_config
-from cni_plugin.node import report
+from cni_plugin.node.configured import read_configured
 
 if TYPE_CHECKING:
     import argparse
@@ -29,8 +29,9 @@ def add_conf_dir(parser: argparse.ArgumentParser) -> None:
 
 def chosen(arguments: argparse.Namespace, problems: list[CNIError]) -> list[Request]:
     """Return the networks that a command is about; CNIError when there is none."""
-    requests = report.list_requests(arguments.conf_dir, arguments.bin_dir, problems)
-    found = [r for r in requests if arguments.network in (None, r.network)]
+    configured = read_configured(arguments.conf_dir, arguments.bin_dir)
+    problems += configured.problems
+    found = [r for r in configured.ours if arguments.network in (None, r.network)]
     if not found and not problems:
         named = arguments.network or "a network"
         raise invalid_config(f"{arguments.conf_dir}: wanted {named} of podwire's, found none")

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Final
 from cni_plugin.agent.garbage import Collection
 from cni_plugin.cli.console import add_conf_dir, write
 from cni_plugin.contract.errors import CNIError, invalid_config
+from cni_plugin.node.configured import read_configured
 from cni_plugin.node.gc import Wish, reclaim
-from cni_plugin.node.networks import read_networks
 from ipam.errors import IPAMError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cni_plugin.node.configured import ConfiguredNetwork
     from cni_plugin.node.gc import Item
-    from cni_plugin.node.networks import Network
 
 _GRACE: Final = 60.0  # seconds
 
@@ -128,9 +128,10 @@ def _wish(arguments: argparse.Namespace, problems: list[CNIError]) -> Wish:
     )
 
 
-def _choose(arguments: argparse.Namespace, problems: list[CNIError]) -> list[Network]:
-    networks = read_networks(arguments.conf_dir, problems)
-    found = [each for each in networks if arguments.network in (None, each.name)]
+def _choose(arguments: argparse.Namespace, problems: list[CNIError]) -> list[ConfiguredNetwork]:
+    configured = read_configured(arguments.conf_dir)
+    problems += configured.problems
+    found = [each for each in configured.list_networks(problems) if arguments.network in (None, each.name)]
     if not found and arguments.network and not problems:
         raise invalid_config(f"{arguments.conf_dir}: wanted network {arguments.network}, found none")
     return found

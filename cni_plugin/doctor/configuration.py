@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from cni_plugin.config.state_file import read_state
 from cni_plugin.contract import versions
 from cni_plugin.doctor.finding import Finding
-from cni_plugin.doctor.site import read_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_plugin.doctor.site import ConfFile, Site
+    from cni_plugin.doctor.site import Site
+    from cni_plugin.node.configured import ConfFile
 
 _NOT_INITIALIZED = (
     'the runtime has no pod network: kubelet says "cni plugin not initialized" and the node is NotReady'
@@ -22,7 +22,7 @@ _NOT_INITIALIZED = (
 
 def check(site: Site) -> Iterator[Finding]:
     """Yield what is wrong with the files."""
-    files = read_files(site)
+    files = site.configured.files
     if not files:
         yield _nothing(site)
         return
@@ -61,7 +61,7 @@ def _read(file: ConfFile) -> Iterator[Finding]:
             meaning="containerd takes no configuration from the directory while a file in it is broken",
             remedy=f"correct it (python3 -m json.tool {path} says where), or: mv {path} {path}.disabled",
         )
-    elif file.ours and file.version not in versions.SUPPORTED:
+    elif file.mains and file.version not in versions.SUPPORTED:
         yield Finding(
             severity="error",
             object=file.path,
@@ -71,9 +71,9 @@ def _read(file: ConfFile) -> Iterator[Finding]:
         )
 
 
-def _order(site: Site, files: list[ConfFile]) -> Iterator[Finding]:
+def _order(site: Site, files: tuple[ConfFile, ...]) -> Iterator[Finding]:
     readable = [file for file in files if not file.problem]
-    ours = next((file for file in readable if file.ours), None)
+    ours = next((file for file in readable if file.mains), None)
     if ours is None:
         if readable:
             yield Finding(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from cni_plugin import __version__
 from cni_plugin.addresses.delegate import MARKER, OWN_TYPE
 from cni_plugin.doctor.finding import Finding
-from cni_plugin.doctor.site import read_files
 from cni_plugin.plugins import PLUGINS
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def _head(path: str) -> bytes:
 
 def _needed(site: Site) -> list[str]:
     """Return the names of the programs that a runtime, or we ourselves, will execute."""
-    ours = [file for file in read_files(site) if file.ours]
+    ours = [file for file in site.configured.files if file.mains]
     return [name for file in ours for name in (*file.types, *file.ipam_types) if name and name != OWN_TYPE]
 
 

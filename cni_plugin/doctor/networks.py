@@ -15,7 +15,6 @@ from cni_plugin.config.network import alias_prefix, data_dir, ipam_type
 from cni_plugin.config.paths import DATA_DIR
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.doctor.finding import Finding
-from cni_plugin.doctor.site import read_requests
 from cni_plugin.kernel.link import list_links
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.node import audit
@@ -43,7 +42,7 @@ _KINDS: Final = {
 
 def check(site: Site) -> Iterator[Finding]:
     """Yield what is wrong with each network."""
-    for request in read_requests(site):
+    for request in site.configured.ours:
         found = list(_check_one(site, request))
         yield from found
         if not any(each.severity == "error" for each in found):

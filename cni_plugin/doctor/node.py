@@ -9,7 +9,6 @@ from cni_plugin.addresses.delegate import OWN_NAMES
 from cni_plugin.config.network import MARK, ipam_type
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.doctor.finding import Finding
-from cni_plugin.doctor.site import read_requests
 from cni_plugin.kernel.addr import list_advertised_links
 from cni_plugin.kernel.link import list_links
 from cni_plugin.kernel.netconf import accept_ra, accepts_unless_forwarding
@@ -82,7 +81,7 @@ def _routers(host: Namespace) -> Iterator[Finding]:
 def _families(site: Site) -> set[int]:
     """Return the families of what pods of the networks that have a gateway get."""
     return {
-        pool.version for request in read_requests(site) if _is_forwarded(request) for pool in _pools(request)
+        pool.version for request in site.configured.ours if _is_forwarded(request) for pool in _pools(request)
     }
 
 
@@ -117,7 +116,7 @@ def judge_conntrack(count: int, limit: int) -> Iterator[Finding]:
 
 def _bridge_filter(site: Site, host: Namespace) -> Iterator[Finding]:
     """Yield a finding where kube-proxy translates, and frames between pods of a bridge pass it by."""
-    bridged = any(r.config.string("mode") in {"", "bridge", "vxlan"} for r in read_requests(site))
+    bridged = any(r.config.string("mode") in {"", "bridge", "vxlan"} for r in site.configured.ours)
     proxied = any(host.nftables.get_chain(*place) is not None for place in _KUBE_PROXY)
     if bridged and proxied and not _number(_CALL_IPTABLES):
         yield Finding(

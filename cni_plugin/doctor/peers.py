@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.doctor.finding import Finding
-from cni_plugin.doctor.site import read_requests
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.kernel.obstacles import find_closed
 from cni_plugin.kernel.probe import Echo, ask_twice, count_reverse_path_drops, find_largest, smallest
@@ -51,7 +50,7 @@ class _Heard:
 
 def check(site: Site) -> Iterator[Finding]:
     """Yield what is wrong with the ways of each network."""
-    for request in read_requests(site):
+    for request in site.configured.ours:
         try:
             survey, _ = podwire.survey(request)
         except CNIError:

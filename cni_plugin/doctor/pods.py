@@ -18,6 +18,7 @@ from cni_plugin.doctor.finding import Finding
 from cni_plugin.doctor.site import read_json
 from cni_plugin.kernel.probe import Echo, ask_twice, smallest
 from cni_plugin.node import report
+from cni_plugin.node.configured import MAIN_TYPES
 from cni_plugin.plugins import PLUGINS
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _requests(site: Site, attachment: AttachmentReport, kept: dict[str, Any]) ->
     if not isinstance(result, dict) or not isinstance(config, dict):
         return
     for plugin in config.get("plugins") or [config]:
-        if plugin.get("type") in report.MAIN_TYPES:
+        if plugin.get("type") in MAIN_TYPES:
             netns = next((i["sandbox"] for i in result.get("interfaces", []) if i.get("sandbox")), "")
             if not os.path.exists(netns):
                 return

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cni_plugin.doctor.executables import check_one
 from cni_plugin.doctor.finding import Finding
-from cni_plugin.doctor.site import read_files
 from cni_plugin.node import runtime
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def check_word(site: Site) -> Iterator[Finding]:
         )
         return
     # Only containerd tells its networks.
-    ours = next((file for file in read_files(site) if file.ours), None)
+    ours = next((file for file in site.configured.files if file.mains), None)
     if ours is not None and word.networks and ours.name not in word.networks:
         path = shlex.quote(ours.path)
         yield Finding(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.contract.request import Request
     from cni_plugin.kernel.netns import Namespace
-    from cni_plugin.node.networks import Network
+    from cni_plugin.node.configured import ConfiguredNetwork
     from ipam.namespace_mark import Reservation
 
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Wish:
     """What is asked for: networks, whose word counts for them, and how long to wait between two looks."""
 
-    networks: Sequence[Network]
+    networks: Sequence[ConfiguredNetwork]
     endpoint: str
     """Of the runtime; empty for none."""
     named: Collection[str]
@@ -99,12 +99,12 @@ def _look(wish: Wish, problems: list[CNIError]) -> list[Finding]:
     return [(trail, verdict) for trail, verdict in judged if verdict is not None]
 
 
-def _about(network: Network, error: CNIError | IPAMError) -> CNIError:
+def _about(network: ConfiguredNetwork, error: CNIError | IPAMError) -> CNIError:
     code = error.code if isinstance(error, CNIError) else Code.IO_FAILURE
     return CNIError(code, f"network {network.name}: {error}")
 
 
-def _settle(network: Network, findings: Sequence[Finding], *, dry_run: bool) -> Iterator[Item]:
+def _settle(network: ConfiguredNetwork, findings: Sequence[Finding], *, dry_run: bool) -> Iterator[Item]:
     own = [(trail, verdict) for trail, verdict in findings if trail.network == network.name]
     dead = [trail for trail, verdict in own if verdict.is_dead]
     refusals = {} if dry_run or not dead else _try_to_remove(network, dead)
@@ -117,7 +117,7 @@ def _settle(network: Network, findings: Sequence[Finding], *, dry_run: bool) -> 
         yield Item(trail=trail, verdict=verdict, action=action, refusal=refusal)
 
 
-def _try_to_remove(network: Network, dead: Sequence[Trail]) -> dict[Trail, str]:
+def _try_to_remove(network: ConfiguredNetwork, dead: Sequence[Trail]) -> dict[Trail, str]:
     """Remove what the dead have left; return of whom not all is gone, and why."""
     try:
         _remove(network, dead)
@@ -129,7 +129,7 @@ def _try_to_remove(network: Network, dead: Sequence[Trail]) -> dict[Trail, str]:
     return {}
 
 
-def _remove(network: Network, dead: Sequence[Trail]) -> None:
+def _remove(network: ConfiguredNetwork, dead: Sequence[Trail]) -> None:
     """Remove what is on the node, then the addresses, as a DEL does; one failure leaves what comes after it.
 
     What proves the death goes last, elements and addresses: without them nobody would find the rest again.
@@ -145,7 +145,7 @@ def _remove(network: Network, dead: Sequence[Trail]) -> None:
             run_all(removal)
 
 
-def _give_up(network: Network, reservations: list[Reservation]) -> None:
+def _give_up(network: ConfiguredNetwork, reservations: list[Reservation]) -> None:
     if reservations:
         host_local.give_up(network.main, reservations)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.features.feature import Belonging
     from cni_plugin.kernel.netns import Namespace
-    from cni_plugin.node.networks import Network
+    from cni_plugin.node.configured import ConfiguredNetwork
     from ipam.namespace_mark import Reservation
 
 # Elements of sets that the main plugin alone fills: masquerade, spoofCheck.
@@ -68,7 +68,7 @@ class _Clue:
     old: bool = False
 
 
-def follow(network: Network, host: Namespace) -> list[Trail]:
+def follow(network: ConfiguredNetwork, host: Namespace) -> list[Trail]:
     """Return the trails of a network's attachments. Raises CNIError, IPAMError and KernelError."""
     clues: dict[tuple[str, str], list[_Clue]] = {}
     for clue in _find_clues(network, host):
@@ -77,7 +77,7 @@ def follow(network: Network, host: Namespace) -> list[Trail]:
     return [_join(network.name, found) for found in clues.values()]
 
 
-def _find_clues(network: Network, host: Namespace) -> Iterator[_Clue]:
+def _find_clues(network: ConfiguredNetwork, host: Namespace) -> Iterator[_Clue]:
     if network.has_store:
         store = host_local.open_store(network.main)
         dead = frozenset(find_dead(store))
@@ -92,7 +92,7 @@ def _find_clues(network: Network, host: Namespace) -> Iterator[_Clue]:
         yield _Clue(_parse_whose(belonging.whose), belonging.what, proof=False)
 
 
-def _list_belongings(network: Network, host: Namespace) -> Iterator[Belonging]:
+def _list_belongings(network: ConfiguredNetwork, host: Namespace) -> Iterator[Belonging]:
     for each in FEATURES.values():
         yield from each.load().belongings(network.name, bare_site(network.main, host, None))
     for request in network.chained:

@@ -6,19 +6,16 @@ consult: an attachment is a veth whose alias names it, an address is a file in t
 
 from __future__ import annotations
 
-import glob
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cni_plugin.addresses import host_local as addresses
 from cni_plugin.addresses.delegate import OWN_NAMES
 from cni_plugin.config.network import MARK, data_dir, parse_network
-from cni_plugin.contract import versions
-from cni_plugin.contract.errors import CNIError, invalid_config
-from cni_plugin.contract.fields import Fields
-from cni_plugin.contract.request import make_request, parse_document
+from cni_plugin.contract.errors import CNIError
 from cni_plugin.kernel.link import list_links
 from cni_plugin.kernel.netns import open_host
+from cni_plugin.node.configured import read_configured
 from cni_plugin.plugins import PLUGINS, podwire
 from ipam import allocator
 from ipam.address import render_address
@@ -30,9 +27,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.contract.request import Request
     from cni_plugin.kernel.link import Link
-
-# The types whose attachments are ours to look for.
-MAIN_TYPES = frozenset({"podwire", "bridge"})
+    from cni_plugin.node.configured import ConfFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +75,9 @@ class NodeReport:
 
 def look(conf_dir: str, bin_dir: str) -> NodeReport:
     """Return the report for the networks that the files in `conf_dir` define."""
-    problems: list[str] = []
-    networks = [n for path in list_files(conf_dir) for n in _read_file(path, bin_dir, problems)]
+    configured = read_configured(conf_dir, bin_dir)
+    problems = [error.msg for error in configured.problems]
+    networks = [network for file in configured.files for network in _read_file(file, problems)]
     held = _read_held(networks)
     attachments = [
         replace(a, addresses=tuple(held.get((a.network, _owner(a)), ()))) for a in list_attachments()
@@ -97,58 +93,15 @@ def list_attachments() -> list[AttachmentReport]:
     return [_parse_attachment(link) for link in links if link.alias.startswith(MARK)]
 
 
-def list_files(conf_dir: str) -> list[str]:
-    """Return the files that a runtime reads, in its order."""
-    found = (glob.glob(f"{glob.escape(conf_dir)}/*.{ending}") for ending in ("conflist", "conf", "json"))
-    return sorted(path for paths in found for path in paths)
-
-
-def _read_file(path: str, bin_dir: str, problems: list[str]) -> list[NetworkReport]:
+def _read_file(file: ConfFile, problems: list[str]) -> list[NetworkReport]:
     try:
-        return [_read_network(path, plugin, bin_dir, problems) for plugin in read_plugins(path)]
-    except (CNIError, OSError, IPAMError) as error:
-        problems.append(f"{path}: {error}")
+        return [_read_network(file.path, request, problems) for request in file.mains]
+    except (CNIError, IPAMError) as error:
+        problems.append(f"{file.path}: {error}")
         return []
 
 
-def read_plugins(path: str) -> list[dict[str, object]]:
-    """Return the plugin configurations of a file that are ours, with the file's name and version."""
-    with open(path, "rb") as file:
-        document = parse_document(file.read())
-    fields = Fields(document)
-    members = [dict(member.raw) for member in fields.objects("plugins")] or [document]
-    ours = [member for member in members if Fields(member).string("type") in MAIN_TYPES]
-    common = {"name": fields.string("name"), "cniVersion": fields.string("cniVersion")}
-    return [member | common for member in ours]
-
-
-def list_requests(conf_dir: str, bin_dir: str, problems: list[CNIError]) -> list[Request]:
-    """Return what a runtime would ask of each network that the files in `conf_dir` define.
-
-    A file that cannot be read is a problem and no reason to leave the others alone.
-    """
-    requests: list[Request] = []
-    for path in list_files(conf_dir):
-        try:
-            requests += [_request(plugin, bin_dir) for plugin in read_plugins(path)]
-        except (CNIError, OSError) as error:
-            problems.append(invalid_config(f"{path}: {error}"))
-    return requests
-
-
-def _request(plugin: dict[str, object], bin_dir: str) -> Request:
-    """Return the STATUS of a network, which is asked in the newest version: only that one has the verb.
-
-    What ADD would do depends on the file's own.
-    """
-    asked = make_request("STATUS", plugin | {"cniVersion": versions.NEWEST}, path=bin_dir)
-    stated = plugin["cniVersion"] or versions.DEFAULT
-    # One that nobody speaks is said elsewhere.
-    return replace(asked, cni_version=str(stated)) if stated in versions.SUPPORTED else asked
-
-
-def _read_network(path: str, plugin: dict[str, object], bin_dir: str, problems: list[str]) -> NetworkReport:
-    request = _request(plugin, bin_dir)
+def _read_network(path: str, request: Request, problems: list[str]) -> NetworkReport:
     network = parse_network(request)
     ours = network.ipam_type in OWN_NAMES
     problems += _ask_status(request, path)
