@@ -18,7 +18,7 @@ from cni_plugin.config.network import KNOWN_ARGS, Addressing, RangeFacts, data_d
 from cni_plugin.contract import versions
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.fields import Fields, objects
-from cni_plugin.contract.inet import parse_ip_or_cidr, with_prefix
+from cni_plugin.contract.inet import is_assignable, parse_ip_or_cidr, with_prefix
 from cni_plugin.contract.request import parse_args, parse_valid_attachments
 from cni_plugin.contract.result import DNS, IPConfig, Result, parse_prev_result, parse_routes
 from ipam import allocator
@@ -284,13 +284,17 @@ def _parse_set(member: object, path: str) -> list[Range]:
 
 def _parse_range(fields: Fields) -> Range:
     with _translated():
-        return _make_range(
+        made = _make_range(
             subnet=fields.string("subnet"),
             range_start=fields.string("rangeStart") or None,
             range_end=fields.string("rangeEnd") or None,
             gateway=fields.string("gateway") or None,
             exclude=tuple(fields.strings("exclude")),
         )
+    for address in (made.start, made.end, *([made.gateway] if made.gateway else [])):
+        if not is_assignable(address):
+            raise invalid_config(f"range {made}: wanted addresses that a host can have, found {address}")
+    return made
 
 
 def _refuse_many_per_family(range_sets: tuple[RangeSet, ...], version: str) -> None:

@@ -107,6 +107,7 @@ def configure(
     plan: BridgePlan, wire: BridgeWire, host: Namespace, pod: Namespace, addresses: Result
 ) -> Result:
     """Give the pod its addresses and the bridge its gateway's, and wait until packets pass."""
+    pod_side.refuse_unassignable(addresses.ips)
     pod_side.refuse_small_mtu(wire.mtu, {ip.address.version for ip in addresses.ips})
     addresses = gateway.complete(plan, addresses)
     link = pod_side.require_link(pod, plan.attachment)

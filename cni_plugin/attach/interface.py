@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
-from cni_plugin.contract.inet import is_among, width
+from cni_plugin.contract.inet import is_among, is_assignable, width
 from cni_plugin.kernel.addr import add_address, list_addresses, list_unsettled, wait_until_resolvable
 from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_mac, set_up
 from cni_plugin.kernel.route import RouteSpec, add_route, list_routes
@@ -53,6 +53,14 @@ def refuse_small_mtu(mtu: int, families: frozenset[int] | set[int]) -> None:
     """Raise CNIError 7 when IPv6 cannot work over this MTU (bytes)."""
     if 6 in families and mtu < MIN_IPV6_MTU:
         raise invalid_config(f'"mtu" must be at least {MIN_IPV6_MTU} for IPv6, found {mtu}')
+
+
+def refuse_unassignable(ips: tuple[IPConfig, ...]) -> None:
+    """Raise CNIError 7 for an address or a gateway that no host can have, whoever gave it."""
+    for ip in ips:
+        for what, address in (("address", ip.address.ip), ("gateway", ip.gateway)):
+            if address is not None and not is_assignable(address):
+                raise invalid_config(f"{what} {address}: wanted one that a host can have")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +126,8 @@ def _plan_route(index: int, route: Route, ips: tuple[IPConfig, ...]) -> RouteSpe
     gw = route.gw
     if gw is None and not is_link_scope(route):
         gw = first_gateway(ips, route.dst.version)
+    if gw is not None and not is_assignable(gw):
+        raise invalid_config(f"route {route.dst}: wanted a gateway that a host can be, found {gw}")
     return RouteSpec(
         dst=route.dst,
         gw=gw,

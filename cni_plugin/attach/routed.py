@@ -166,6 +166,7 @@ def on_link(nl: Netlink, address: IPAddress) -> int:
 
 def configure(plan: RoutedPlan, wire: int, host: Namespace, pod: Namespace, addresses: Result) -> Result:
     """Give the pod its addresses and both ends their neighbours and routes."""
+    pod_side.refuse_unassignable(addresses.ips)
     pod_side.refuse_small_mtu(wire, {ip.address.version for ip in addresses.ips})
     addresses = narrow(addresses)
     inside = pod_side.require_link(pod, plan.attachment)

@@ -63,6 +63,16 @@ def collapse(ip: IPAddress) -> IPAddress:
     return ip.ipv4() if ip.version == 6 and ip.is_ipv4_mapped() else ip
 
 
+def is_assignable(ip: IPAddress) -> bool:
+    """Tell whether a host can have the address on a link: it is no group's, everybody's or nobody's.
+
+    The kernel refuses the others, some of them only as a gateway (fib_check_nh in net/ipv4/fib_semantics.c).
+    """
+    if ip.version == 4:
+        return int(ip) >> 24 != 0 and not ip.is_multicast() and int(ip) != 2**32 - 1
+    return int(ip) > 1 and not ip.is_multicast()
+
+
 def width(ip: IPAddress) -> int:
     """Return the number of bits of an address of this family."""
     return 32 if ip.version == 4 else 128

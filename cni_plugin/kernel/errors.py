@@ -9,6 +9,8 @@ from cni_plugin.contract.errors import CNIError, Code
 
 # What passes by itself: a retry may succeed with nothing changed.
 _TRANSIENT = frozenset({errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOBUFS, errno.ENOMEM})
+# What this kernel was built without.
+_UNKNOWN = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
 # What the place that we run in forbids: /proc/sys is read-only, a capability is missing, IPv6 is off.
 REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -24,6 +26,6 @@ class KernelError(CNIError):
 
 
 def _find_code(number: int) -> Code:
-    if number in REFUSED:
+    if number in REFUSED | _UNKNOWN:
         return Code.NOT_AVAILABLE
     return Code.TRY_AGAIN_LATER if number in _TRANSIENT else Code.INTERNAL

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.harness.answers import assert_refused, refusal, unchanged, warm
+from tests.harness.foreign import delegated, foreign, says
 from tests.harness.networks import V4, V6, dual_stack, network
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ RANGES = {
     "no gateway": ([[V4[0] | {"gateway": "none"}]], ["isGateway", "10.22.0.0/24"]),
     "no room for a gateway": ([[{"subnet": "10.22.0.0/31"}]], ["isGateway", "10.22.0.0/31"]),
     "an empty set": ([[]], ["range set 0", "none"]),
+    "a group's addresses": ([[{"subnet": "224.0.0.0/24"}]], ["a host can have", "224.0.0.1"]),
+    "a group's addresses in IPv6": ([[{"subnet": "ff00::/64"}]], ["a host can have", "ff00::1"]),
+    "nobody's addresses": ([[{"subnet": "0.0.0.0/24"}]], ["a host can have", "0.0.0.1"]),
+    "loopback": ([[{"subnet": "::/64"}]], ["a host can have", "::1"]),
+    "a gateway that is a group": ([[V4[0] | {"gateway": "224.0.0.1"}]], ["a host can have", "224.0.0.1"]),
+    "a gateway that is everybody": ([[V4[0] | {"gateway": "255.255.255.255"}]], ["255.255.255.255"]),
 }
 
 
@@ -42,6 +49,26 @@ def test_ranges_that_cannot_be_are_code_7_with_what_was_wanted_and_found(node: N
         for ranges, words in RANGES.values():
             assert_refused(node.call("ADD", network(node, *ranges, isGateway=True), pod), 7, *words)
     assert not node.data_dir.exists()
+
+
+@pytest.mark.parametrize("gateway", ["0.0.0.0", "224.0.0.1", "255.255.255.255"])
+def test_a_route_over_a_gateway_that_no_host_can_be_is_code_7(node: Node, gateway: str) -> None:
+    config = network(node, V4)
+    config["ipam"]["routes"] = [{"dst": "10.9.0.0/16", "gw": gateway}]
+    answer = node.call("ADD", config, node.pod())
+    assert_refused(answer, 7, f"route 10.9.0.0/16: wanted a gateway that a host can be, found {gateway}")
+    assert node.held() == {}
+
+
+@pytest.mark.parametrize("mode", ["bridge", "routed"])
+@pytest.mark.parametrize("address", ["224.0.0.5/24", "ff02::5/64", "::1/64"])
+def test_an_address_of_another_plugin_that_no_host_can_have_is_code_7(
+    node: Node, mode: str, address: str
+) -> None:
+    plugin = foreign(node, add=says({"cniVersion": "1.1.0", "ips": [{"address": address}]}))
+    answer = node.call("ADD", delegated(mode=mode), node.pod(), environ=plugin.environ)
+    found = address.partition("/")[0]
+    assert_refused(answer, 7, f"address {found}: wanted one that a host can have")
 
 
 def test_a_prefix_length_of_more_digits_than_a_number_has_is_code_7_and_shortened(node: Node) -> None:
@@ -106,12 +133,12 @@ def test_a_vlan_that_this_kernel_cannot_filter_is_refused_for_a_new_and_for_an_e
     config, pod = dual_stack(node, **keys), node.pod()
     words = ["VLAN", "cni0", "CONFIG_BRIDGE_VLAN_FILTERING"]
     with unchanged(node):
-        assert_refused(node.call("ADD", config, pod), 999, *words)
+        assert_refused(node.call("ADD", config, pod), 50, *words)
     assert list(node.links()) == ["lo"]
     node.run("ip", "link", "add", "cni0", "mtu", "1400", "type", "bridge")
     # Not even its MTU, its state or its promiscuous mode is brought in line.
     with unchanged(node):
-        assert_refused(node.call("ADD", config | {"promiscMode": True}, pod), 999, *words)
+        assert_refused(node.call("ADD", config | {"promiscMode": True}, pod), 50, *words)
     assert_refused(node.call("STATUS", config), 50, "VLAN")
     assert node.held() == {}
 
