@@ -25,7 +25,7 @@ from cni_plugin.backend.peer_list import PeerSource, find_peers, refuse_conflict
 from cni_plugin.backend.peers import Desired, Mark, compare, is_trusted, network_priority, peer_route, settle
 from cni_plugin.backend.stamp import locked, read_stamp, stamp_path_of
 from cni_plugin.backend.survey import Survey, Way
-from cni_plugin.backend.underlay import UnderlayWish, find_underlay
+from cni_plugin.backend.underlay import UnderlayOptions, find_underlay
 from cni_plugin.config.network import Attachment, Elsewhere, alias_prefix, render_alias
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.contract.inet import default_route, width
@@ -111,8 +111,8 @@ def _automatic_mtu(plan: RoutedPlan, host: Namespace) -> int:
     if plan.peers is not None:
         first = list(plan.peers.first())[:1]
         if first or plan.device:
-            wish = UnderlayWish(device=plan.device)
-            return find_underlay(host.netlink, wish, first).mtu - plan.mtu_overhead
+            options = UnderlayOptions(device=plan.device)
+            return find_underlay(host.netlink, options, first).mtu - plan.mtu_overhead
     return automatic_mtu(host.netlink, plan.addressing.families) - plan.mtu_overhead
 
 

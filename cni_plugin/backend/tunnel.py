@@ -23,7 +23,7 @@ from cni_plugin.backend.survey import Way
 from cni_plugin.backend.underlay import (
     VXLAN_OVERHEAD,
     Underlay,
-    UnderlayWish,
+    UnderlayOptions,
     find_underlay,
     ourselves,
     overlay_mtu,
@@ -56,7 +56,7 @@ class Tunnel:
     stamp_path: str
     vni: int
     port: int
-    wish: UnderlayWish
+    options: UnderlayOptions
     source: PeerSource
     routed: bool
     learning: bool
@@ -101,14 +101,16 @@ def parse_tunnel(network: Network, addressing: Addressing) -> Tunnel:
         raise invalid_config(f'"vxlan.vni": wanted a number in 1..{MAX_VNI}, found none')
     stamp_path = stamp_path_of(network)
     source = find_peers(fields, read_stamp(stamp_path))
-    wish = _parse_wish(fields)
-    routed = source.with_subnets or (wish.group is None and source.nobody and _is_alone(network, addressing))
+    options = _parse_underlay(fields)
+    routed = source.with_subnets or (
+        options.group is None and source.nobody and _is_alone(network, addressing)
+    )
     tunnel = Tunnel(
         network=network.attachment.network,
         stamp_path=stamp_path,
         vni=vni,
         port=fields.integer("port", 1, 65535) or DEFAULT_PORT,
-        wish=wish,
+        options=options,
         source=source,
         routed=routed,
         learning=fields.boolean("learning", default=not routed),
@@ -141,21 +143,21 @@ def _is_shared(network: Network) -> bool:
     return ipam is not None and ipam.boolean("shared")
 
 
-def _parse_wish(fields: Fields) -> UnderlayWish:
+def _parse_underlay(fields: Fields) -> UnderlayOptions:
     local, group = fields.string("local"), fields.string("group")
-    wish = UnderlayWish(
+    options = UnderlayOptions(
         device=fields.string("device"),
         local=parse_ip(local, '"vxlan.local"') if local else None,
         group=parse_ip(group, '"vxlan.group"') if group else None,
     )
-    if wish.group is not None and not wish.group.is_multicast():
-        raise invalid_config(f'"vxlan.group" must be a multicast address, found {wish.group}')
-    return wish
+    if options.group is not None and not options.group.is_multicast():
+        raise invalid_config(f'"vxlan.group" must be a multicast address, found {options.group}')
+    return options
 
 
 def _refuse_contradictions(tunnel: Tunnel, network: Network, addressing: Addressing) -> None:
     has_peers = bool(tunnel.source.listed.items("peers") or tunnel.source.path)
-    if has_peers and tunnel.wish.group is not None:
+    if has_peers and tunnel.options.group is not None:
         raise invalid_config('"vxlan.peers" and "vxlan.group" exclude each other, found both')
     if tunnel.routed:
         if tunnel.learning:
@@ -168,7 +170,7 @@ def _refuse_contradictions(tunnel: Tunnel, network: Network, addressing: Address
     if tunnel.direct_routing:
         raise invalid_config('"vxlan.directRouting" needs subnets behind the peers, found none')
     whole = next((r.subnet for r in addressing.ranges if r.whole), None)
-    if whole is not None and (has_peers or tunnel.wish.group is not None) and not _is_shared(network):
+    if whole is not None and (has_peers or tunnel.options.group is not None) and not _is_shared(network):
         raise invalid_config(
             f'"ipam.ranges": {whole} is the whole segment and every node has a store of its own, so two '
             "nodes would give one address twice; give each node its own rangeStart and rangeEnd, or say "
@@ -178,7 +180,7 @@ def _refuse_contradictions(tunnel: Tunnel, network: Network, addressing: Address
 
 def locate(tunnel: Tunnel, nl: Netlink) -> tuple[Underlay, int]:
     """Return the underlay of this node and the MTU (bytes) that the tunnel leaves."""
-    underlay = find_underlay(nl, tunnel.wish, tunnel.source.first())
+    underlay = find_underlay(nl, tunnel.options, tunnel.source.first())
     overhead = VXLAN_OVERHEAD[underlay.address.version]
     return underlay, overlay_mtu(tunnel.mtu, underlay, overhead, tunnel.mtu_overhead)
 
@@ -194,7 +196,7 @@ def vxlan_spec(tunnel: Tunnel, underlay: Underlay, mtu: int) -> VxlanSpec:
         local=underlay.address,
         mac=endpoint_mac(tunnel.vni, underlay.address),
         mtu=mtu,
-        group=tunnel.wish.group,
+        group=tunnel.options.group,
         learning=tunnel.learning,
         ttl=tunnel.ttl,
         tos=tunnel.tos,

@@ -36,7 +36,7 @@ class Underlay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnderlayWish:
+class UnderlayOptions:
     """What the configuration says of the underlay; empty and None mean automatic."""
 
     device: str = ""
@@ -44,29 +44,29 @@ class UnderlayWish:
     group: IPAddress | None = None
 
 
-def find_underlay(nl: Netlink, wish: UnderlayWish, peers: Iterable[Peer]) -> Underlay:
+def find_underlay(nl: Netlink, options: UnderlayOptions, peers: Iterable[Peer]) -> Underlay:
     """Return the underlay: the device named, else the path to the first peer, else the default route's.
 
     Raises CNIError 7 for a device or address that the node does not have and for a peer that is the
     node itself, 11 when there is no route to any peer yet.
     """
-    if wish.device:
-        link = get_link(nl, wish.device)
+    if options.device:
+        link = get_link(nl, options.device)
         if link is None:
-            raise invalid_config(f'"device" {wish.device}: wanted an interface of this node, found none')
-        return _underlay(link, _address_on(nl, link, wish, next(iter(peers), None)))
-    _require_local(nl, wish)
+            raise invalid_config(f'"device" {options.device}: wanted an interface of this node, found none')
+        return _underlay(link, _address_on(nl, link, options, next(iter(peers), None)))
+    _require_local(nl, options)
     unreachable = []
     for peer in peers:
         path = find_path(nl, peer.vtep)
         if path is not None:
             if path.local:
                 raise ourselves(peer)
-            return _underlay(_require(nl, path.index), wish.local or path.source)
+            return _underlay(_require(nl, path.index), options.local or path.source)
         unreachable.append(str(peer))
     if unreachable:
         raise CNIError(Code.TRY_AGAIN_LATER, f"peers: wanted a route to one of {unreachable}, found none")
-    return _default_underlay(nl, wish)
+    return _default_underlay(nl, options)
 
 
 def ourselves(peer: Peer) -> CNIError:
@@ -74,20 +74,20 @@ def ourselves(peer: Peer) -> CNIError:
     return invalid_config(f"peer {peer}: wanted another node, found an address of this one")
 
 
-def _require_local(nl: Netlink, wish: UnderlayWish) -> None:
+def _require_local(nl: Netlink, options: UnderlayOptions) -> None:
     """Raise CNIError 7 for an address that no interface has; it may be another's than the underlay's."""
-    if wish.local is not None and wish.local not in {address.ip for address in list_addresses(nl)}:
-        raise invalid_config(f'"local" {wish.local}: wanted an address of this node, found none like it')
+    if options.local is not None and options.local not in {address.ip for address in list_addresses(nl)}:
+        raise invalid_config(f'"local" {options.local}: wanted an address of this node, found none like it')
 
 
-def _default_underlay(nl: Netlink, wish: UnderlayWish) -> Underlay:
-    hint = wish.local or wish.group
+def _default_underlay(nl: Netlink, options: UnderlayOptions) -> Underlay:
+    hint = options.local or options.group
     for version in (4, 6) if hint is None else (hint.version,):
         for route in list_default_routes(nl, version):
             link = _require(nl, route.index)
             addresses = [a.ip for a in list_addresses(nl, link.index) if a.version == version]
-            if wish.local or addresses:
-                return _underlay(link, wish.local or addresses[0])
+            if options.local or addresses:
+                return _underlay(link, options.local or addresses[0])
     raise CNIError(
         Code.TRY_AGAIN_LATER,
         'underlay: wanted "device", a peer or a default route with an address to find it by, found none',
@@ -105,16 +105,16 @@ def _underlay(link: Link, address: IPAddress) -> Underlay:
     return Underlay(index=link.index, name=link.name, mtu=link.mtu, address=address)
 
 
-def _address_on(nl: Netlink, link: Link, wish: UnderlayWish, peer: Peer | None) -> IPAddress:
+def _address_on(nl: Netlink, link: Link, options: UnderlayOptions, peer: Peer | None) -> IPAddress:
     """Return the address to use on a device that was named."""
     present = [address.ip for address in list_addresses(nl, link.index)]
-    if wish.local is not None:
-        if wish.local not in present:
+    if options.local is not None:
+        if options.local not in present:
             raise invalid_config(
-                f'"local" {wish.local}: wanted an address of {link.name}, found {[str(a) for a in present]}'
+                f'"local" {options.local}: wanted an address of {link.name}, found {[*map(str, present)]}'
             )
-        return wish.local
-    hint = wish.group or (peer.vtep if peer else None)
+        return options.local
+    hint = options.group or (peer.vtep if peer else None)
     fitting = [address for address in present if hint is None or address.version == hint.version]
     if not fitting:
         family = f"IPv{hint.version} " if hint is not None else ""

@@ -18,7 +18,7 @@ from cni_plugin.agent.garbage import Collection
 from cni_plugin.cli.console import add_conf_dir, write
 from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.node.configured import read_configured
-from cni_plugin.node.gc import Wish, reclaim
+from cni_plugin.node.gc import GCOptions, reclaim
 from ipam.errors import IPAMError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def parse_seconds(text: str) -> float:
 def _run(arguments: argparse.Namespace) -> int:
     problems: list[CNIError] = []
     try:
-        items = reclaim(_wish(arguments, problems), problems)
+        items = reclaim(_options(arguments, problems), problems)
     except (CNIError, IPAMError) as error:
         sys.stderr.write(f"podwire: {error}\n")
         return 2
@@ -118,8 +118,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return 2 if problems else 1 if report.found > report.reclaimed else 0
 
 
-def _wish(arguments: argparse.Namespace, problems: list[CNIError]) -> Wish:
-    return Wish(
+def _options(arguments: argparse.Namespace, problems: list[CNIError]) -> GCOptions:
+    return GCOptions(
         networks=_choose(arguments, problems),
         endpoint=arguments.runtime_endpoint,
         named=[arguments.network] if arguments.network else [],
@@ -174,20 +174,23 @@ class Report:
 
 def _render(item: Item) -> dict[str, object]:
     return {
-        "network": item.trail.network,
-        "container_id": item.trail.container_id,
-        "ifname": item.trail.ifname,
-        "kind": item.verdict.proof.value,
-        "what": list(item.trail.what),
-        "reason": item.verdict.reason + (f"; {item.refusal}" if item.refusal else ""),
+        "network": item.leftover.network,
+        "container_id": item.leftover.container_id,
+        "ifname": item.leftover.ifname,
+        "kind": item.liveness.proof.value,
+        "what": list(item.leftover.what),
+        "reason": item.liveness.reason + (f"; {item.refusal}" if item.refusal else ""),
         "action": item.action,
     }
 
 
 def _say(item: Item) -> str:
-    trail, whose = item.trail, f"{item.trail.container_id or 'nobody'} {item.trail.ifname}".rstrip()
+    leftover, label = (
+        item.leftover,
+        f"{item.leftover.container_id or 'nobody'} {item.leftover.ifname}".rstrip(),
+    )
     refusal = f": {item.refusal}" if item.refusal else ""
     return (
-        f"network {trail.network}: {whose}: {item.action}{refusal}: {item.verdict.reason}; "
-        f"{', '.join(trail.what)}"
+        f"network {leftover.network}: {label}: {item.action}{refusal}: {item.liveness.reason}; "
+        f"{', '.join(leftover.what)}"
     )

@@ -99,18 +99,18 @@ def parse_attachment(request: Request) -> Attachment:
 
 def render_alias(attachment: Attachment, pod: str) -> str:
     """Return the alias of the host's end: identity first, the readable rest cut at what fits."""
-    return _cut(MARK + _render_whose(attachment, pod), _MAX_ALIAS)
+    return _cut(MARK + _render_label(attachment, pod), _MAX_ALIAS)
 
 
 def render_comment(attachment: Attachment, pod: str) -> str:
     """Return the comment of the attachment's elements in nftables, which is as the alias but shorter."""
-    return _cut(_render_whose(attachment, pod), _MAX_COMMENT)
+    return _cut(_render_label(attachment, pod), _MAX_COMMENT)
 
 
-def _render_whose(attachment: Attachment, pod: str) -> str:
-    whose = f"{attachment.identity} {attachment.network} {attachment.container_id} {attachment.ifname}"
+def _render_label(attachment: Attachment, pod: str) -> str:
+    label = f"{attachment.identity} {attachment.network} {attachment.container_id} {attachment.ifname}"
     # A quote would end the comment for whoever reads `nft list` back.
-    return f"{whose} {pod}".rstrip().replace('"', "'")
+    return f"{label} {pod}".rstrip().replace('"', "'")
 
 
 def _cut(text: str, length: int) -> str:

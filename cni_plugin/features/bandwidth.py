@@ -212,14 +212,14 @@ def find_devices(network: str, site: Site) -> Iterator[Belonging]:
     """Yield the devices of a network's attachments."""
     nl = site.host.netlink
     for each in list_links(nl, kind="ifb"):
-        whose = each.alias.removeprefix(MARK)
-        own = each.alias.startswith(alias_prefix(whose.partition(" ")[0], network))
+        label = each.alias.removeprefix(MARK)
+        own = each.alias.startswith(alias_prefix(label.partition(" ")[0], network))
         if unnamed := owner_of_unnamed(each.name, each.alias, each.group, network):
-            whose, own = f"{unnamed} {network}", True
+            label, own = f"{unnamed} {network}", True
         # A kernel that does not know the kind yet lists all links.
         if each.kind == "ifb" and own:
             what = f"link {each.name}, index {each.index}"
-            yield Belonging(whose=whose, what=what, remove=partial(delete_listed, nl, each))
+            yield Belonging(label=label, what=what, remove=partial(delete_listed, nl, each))
 
 
 def list_own_links(attachment: Attachment) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ class Traces:
 class Belonging:
     """Something on the node that is one attachment's, beside its veth and its elements."""
 
-    whose: str
+    label: str
     """The identity first, see `render_comment`."""
     what: str
     """This one and no later one in its place."""
@@ -71,7 +71,7 @@ class Belonging:
     @property
     def identity(self) -> str:
         """Return the identity of the attachment."""
-        return self.whose.partition(" ")[0]
+        return self.label.partition(" ")[0]
 
 
 def _nothing(*_: object) -> int:

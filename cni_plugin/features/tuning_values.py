@@ -321,8 +321,8 @@ def find_values(directory: str, network: str) -> Iterator[Belonging]:
     """Yield the files of a network's attachments, and nobody else's."""
     for name in _list_names(directory):
         path = os.path.join(directory, name)
-        if whose := _read_owner(path, network):
-            yield Belonging(whose=whose, what=f"file {path}", remove=partial(discard, path))
+        if label := _read_owner(path, network):
+            yield Belonging(label=label, what=f"file {path}", remove=partial(discard, path))
 
 
 def _read_owner(path: str, network: str) -> str:

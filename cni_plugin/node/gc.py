@@ -1,8 +1,8 @@
-"""Two looks with a grace period between them, and away with what both have found dead and unchanged.
+"""Garbage collection: looks twice, with a grace period between, and removes what both times was dead.
 
-What is reclaimed is named: an attachment that comes while we look is nobody that we know of, and one
-that comes back before its turn has its veth again, which is looked for at the last moment. The code
-of the verb GC does the removing; it is told to keep everybody but the dead.
+Only what was found is removed. So an attachment that is made while we look is safe, and so is one that
+comes back before its turn: its veth is looked for again at the last moment. The code of the verb GC
+removes; it is told to keep every attachment but the dead ones.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from cni_plugin.features.attachment import collect_feature
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.node import runtime
-from cni_plugin.node.leftovers import Trail, follow, host_ifname, list_veths
-from cni_plugin.node.liveness import Verdict, judge
+from cni_plugin.node.leftovers import Leftover, host_ifname, list_leftovers, list_veths
+from cni_plugin.node.liveness import Liveness, judge
 from cni_plugin.plugins import podwire
 from ipam.errors import IPAMError
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What is asked for: networks, whose word counts for them, and how long to wait between two looks."""
+class GCOptions:
+    """What is asked for: the networks, the runtime that knows their pods, and the wait between two looks."""
 
     networks: Sequence[ConfiguredNetwork]
     endpoint: str
@@ -53,50 +53,54 @@ Action = Literal["kept", "reclaimable", "reclaimed", "failed"]
 class Item:
     """What became of an attachment that does not live, or does not seem to."""
 
-    trail: Trail
-    verdict: Verdict
+    leftover: Leftover
+    liveness: Liveness
     action: Action
     refusal: str = ""
     """Why it could not be removed."""
 
 
-Finding = tuple[Trail, Verdict]
+Judged = tuple[Leftover, Liveness]
 
 
-def reclaim(wish: Wish, problems: list[CNIError]) -> list[Item]:
+def reclaim(options: GCOptions, problems: list[CNIError]) -> list[Item]:
     """Reclaim what is dead; what cannot be looked at is a problem.
 
     Raises CNIError when the runtime does not answer: then nothing is reclaimed.
     """
     early: list[CNIError] = []
-    first = _look(wish, early)
-    if not any(verdict.is_dead for _, verdict in first):
+    first = _look(options, early)
+    if not any(liveness.is_dead for _, liveness in first):
         problems += early
-        return [Item(trail=trail, verdict=verdict, action="kept") for trail, verdict in first]
-    if not wish.pause():
+        return [Item(leftover=leftover, liveness=liveness, action="kept") for leftover, liveness in first]
+    if not options.pause():
         return []
-    before = {trail for trail, verdict in first if verdict.is_dead}
+    before = {leftover for leftover, liveness in first if liveness.is_dead}
     second = [
-        (trail, verdict) for trail, verdict in _look(wish, problems) if not verdict.is_dead or trail in before
+        (leftover, liveness)
+        for leftover, liveness in _look(options, problems)
+        if not liveness.is_dead or leftover in before
     ]
-    return [item for network in wish.networks for item in _settle(network, second, dry_run=wish.dry_run)]
+    return [
+        item for network in options.networks for item in _settle(network, second, dry_run=options.dry_run)
+    ]
 
 
-def _look(wish: Wish, problems: list[CNIError]) -> list[Finding]:
+def _look(options: GCOptions, problems: list[CNIError]) -> list[Judged]:
     """Return the attachments that do not seem to live: store and kernel first, then who vouches for them."""
     with open_host() as host:
-        trails: list[tuple[Trail, bool]] = []
-        for network in wish.networks:
+        leftovers: list[tuple[Leftover, bool]] = []
+        for network in options.networks:
             try:
-                if network.has_store and not wish.dry_run:
+                if network.has_store and not options.dry_run:
                     host_local.mark_boot(network.main)
-                trails += [(trail, network.shared) for trail in follow(network, host)]
+                leftovers += [(leftover, network.shared) for leftover in list_leftovers(network, host)]
             except (CNIError, IPAMError) as error:
                 problems.append(_about(network, error))
-        word = runtime.ask(wish.endpoint).about(wish.named) if wish.endpoint else None
+        state = runtime.ask(options.endpoint).about(options.named) if options.endpoint else None
         veths = list_veths(host)
-    judged = [(trail, judge(trail, veths, word, shared=shared)) for trail, shared in trails]
-    return [(trail, verdict) for trail, verdict in judged if verdict is not None]
+    judged = [(leftover, judge(leftover, veths, state, shared=shared)) for leftover, shared in leftovers]
+    return [(leftover, liveness) for leftover, liveness in judged if liveness is not None]
 
 
 def _about(network: ConfiguredNetwork, error: CNIError | IPAMError) -> CNIError:
@@ -104,42 +108,42 @@ def _about(network: ConfiguredNetwork, error: CNIError | IPAMError) -> CNIError:
     return CNIError(code, f"network {network.name}: {error}")
 
 
-def _settle(network: ConfiguredNetwork, findings: Sequence[Finding], *, dry_run: bool) -> Iterator[Item]:
-    own = [(trail, verdict) for trail, verdict in findings if trail.network == network.name]
-    dead = [trail for trail, verdict in own if verdict.is_dead]
+def _settle(network: ConfiguredNetwork, findings: Sequence[Judged], *, dry_run: bool) -> Iterator[Item]:
+    own = [(leftover, liveness) for leftover, liveness in findings if leftover.network == network.name]
+    dead = [leftover for leftover, liveness in own if liveness.is_dead]
     refusals = {} if dry_run or not dead else _try_to_remove(network, dead)
-    for trail, verdict in own:
-        if not verdict.is_dead:
-            yield Item(trail=trail, verdict=verdict, action="kept")
+    for leftover, liveness in own:
+        if not liveness.is_dead:
+            yield Item(leftover=leftover, liveness=liveness, action="kept")
             continue
-        refusal = refusals.get(trail, "")
+        refusal = refusals.get(leftover, "")
         action: Action = "reclaimable" if dry_run else "failed" if refusal else "reclaimed"
-        yield Item(trail=trail, verdict=verdict, action=action, refusal=refusal)
+        yield Item(leftover=leftover, liveness=liveness, action=action, refusal=refusal)
 
 
-def _try_to_remove(network: ConfiguredNetwork, dead: Sequence[Trail]) -> dict[Trail, str]:
+def _try_to_remove(network: ConfiguredNetwork, dead: Sequence[Leftover]) -> dict[Leftover, str]:
     """Remove what the dead have left; return of whom not all is gone, and why."""
     try:
         _remove(network, dead)
     except CNIError as error:
         if len(dead) == 1:
             return {dead[0]: str(error)}
-        # One whose trail cannot be removed must not keep the others' addresses.
-        return {trail: why for each in dead for trail, why in _try_to_remove(network, [each]).items()}
+        # One whose leftover cannot be removed must not keep the others' addresses.
+        return {leftover: why for each in dead for leftover, why in _try_to_remove(network, [each]).items()}
     return {}
 
 
-def _remove(network: ConfiguredNetwork, dead: Sequence[Trail]) -> None:
+def _remove(network: ConfiguredNetwork, dead: Sequence[Leftover]) -> None:
     """Remove what is on the node, then the addresses, as a DEL does; one failure leaves what comes after it.
 
     What proves the death goes last, elements and addresses: without them nobody would find the rest again.
     """
     with open_host() as host:
-        keep = _AllBut(host, frozenset(trail.identity for trail in dead if trail.identity))
+        keep = _AllBut(host, frozenset(leftover.identity for leftover in dead if leftover.identity))
         removals: tuple[Callable[[], object], ...] = (
             *(partial(_collect_chained, request, host, keep) for request in network.chained),
             *podwire.collect(network.main, host, keep),
-            partial(_give_up, network, [each for trail in dead for each in trail.reservations]),
+            partial(_give_up, network, [each for leftover in dead for each in leftover.reservations]),
         )
         for removal in removals:
             run_all(removal)

@@ -1,8 +1,8 @@
-"""What store and kernel hold of each attachment of a network, whether it lives or not.
+"""Leftovers: what store and kernel hold of each attachment of a network, whether it lives or not.
 
-A trail is made of what stays when a pod dies unseen. Its veth does not: that goes with the pod's
-namespace, and the routes and neighbours with the veth. So the veths come last: an ADD
-makes its link before anything else, and what was seen without one has none.
+They are what stays when a pod dies without a DEL: addresses, nft elements, files. Its veth is not among
+them: that goes with the pod's namespace, and the routes and neighbours go with the veth. The veths are
+read last: an ADD makes its link before anything else, so what was seen without a veth has none.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _MAIN_SETS = ("masq", "spoof_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trail:
-    """What is there of one attachment; two that are equal show that nothing has happened in between.
+class Leftover:
+    """What is there of one attachment; two looks that are equal show that nothing changed in between.
 
-    Without identity it is a file in the store that names no interface, or nobody at all.
+    Without an identity it is a file in the store that names no interface, or no owner at all.
     """
 
     network: str
@@ -58,38 +58,38 @@ class Trail:
 
 
 @dataclass(frozen=True, slots=True)
-class _Clue:
-    """One thing of an attachment's; `proof` that our main plugin has joined it here, or that it is `old`."""
+class _Piece:
+    """One thing of an attachment. `proof`: our main plugin attached it here. `old`: of an earlier boot."""
 
-    whose: tuple[str, str, str]
+    label: tuple[str, str, str]
     what: str
     proof: bool
     reservation: Reservation | None = None
     old: bool = False
 
 
-def follow(network: ConfiguredNetwork, host: Namespace) -> list[Trail]:
-    """Return the trails of a network's attachments. Raises CNIError, IPAMError and KernelError."""
-    clues: dict[tuple[str, str], list[_Clue]] = {}
-    for clue in _find_clues(network, host):
-        identity, container_id, _ = clue.whose
-        clues.setdefault((identity, "" if identity else container_id), []).append(clue)
-    return [_join(network.name, found) for found in clues.values()]
+def list_leftovers(network: ConfiguredNetwork, host: Namespace) -> list[Leftover]:
+    """Return the leftovers of a network's attachments. Raises CNIError, IPAMError and KernelError."""
+    pieces: dict[tuple[str, str], list[_Piece]] = {}
+    for piece in _find_pieces(network, host):
+        identity, container_id, _ = piece.label
+        pieces.setdefault((identity, "" if identity else container_id), []).append(piece)
+    return [_join(network.name, found) for found in pieces.values()]
 
 
-def _find_clues(network: ConfiguredNetwork, host: Namespace) -> Iterator[_Clue]:
+def _find_pieces(network: ConfiguredNetwork, host: Namespace) -> Iterator[_Piece]:
     if network.has_store:
         store = host_local.open_store(network.main)
         dead = frozenset(find_dead(store))
         for each in list_reservations(store):
             identity = _identity(network.name, each.owner.container_id, each.owner.ifname)
-            whose = (identity if each.owner.ifname else "", each.owner.container_id, each.owner.ifname)
-            yield _Clue(whose, f"address {each}", each.netns_mark == host.mark(), each, each.address in dead)
+            label = (identity if each.owner.ifname else "", each.owner.container_id, each.owner.ifname)
+            yield _Piece(label, f"address {each}", each.netns_mark == host.mark(), each, each.address in dead)
     for element in list_of(host.nftables, network.name):
         proof = element.set_name.startswith(_MAIN_SETS)
-        yield _Clue(_parse_whose(label_of(element.comment)), f"nft {element.command}", proof)
+        yield _Piece(_parse_label(label_of(element.comment)), f"nft {element.command}", proof)
     for belonging in _list_belongings(network, host):
-        yield _Clue(_parse_whose(belonging.whose), belonging.what, proof=False)
+        yield _Piece(_parse_label(belonging.label), belonging.what, proof=False)
 
 
 def _list_belongings(network: ConfiguredNetwork, host: Namespace) -> Iterator[Belonging]:
@@ -101,7 +101,7 @@ def _list_belongings(network: ConfiguredNetwork, host: Namespace) -> Iterator[Be
             yield from feature.belongings(network.name, bare_site(request, host, None))
 
 
-def _parse_whose(text: str) -> tuple[str, str, str]:
+def _parse_label(text: str) -> tuple[str, str, str]:
     identity, _, container_id, ifname = [*text.split(" "), "", "", ""][:4]
     return identity, container_id, ifname
 
@@ -110,19 +110,19 @@ def _identity(network: str, container_id: str, ifname: str) -> str:
     return Attachment(network=network, container_id=container_id, ifname=ifname, netns="").identity
 
 
-def _join(network: str, clues: list[_Clue]) -> Trail:
+def _join(network: str, pieces: list[_Piece]) -> Leftover:
     # The store's names come first, and are whole.
-    identity, container_id, ifname = clues[0].whose
-    return Trail(
+    identity, container_id, ifname = pieces[0].label
+    return Leftover(
         network=network,
         identity=identity,
         container_id=container_id,
         ifname=ifname,
-        what=tuple(clue.what for clue in clues),
-        reservations=tuple(clue.reservation for clue in clues if clue.reservation),
-        joined_here=any(clue.proof for clue in clues),
+        what=tuple(piece.what for piece in pieces),
+        reservations=tuple(piece.reservation for piece in pieces if piece.reservation),
+        joined_here=any(piece.proof for piece in pieces),
         # Of the kernel's there is nothing then, but a file of `tuning` outlives a boot, too.
-        of_earlier_boot=any(clue.old for clue in clues) and all(c.old for c in clues if c.reservation),
+        of_earlier_boot=any(piece.old for piece in pieces) and all(c.old for c in pieces if c.reservation),
     )
 
 
@@ -134,21 +134,21 @@ class Veths:
     identities: frozenset[str]
     container_ids: frozenset[str]
 
-    def show(self, trail: Trail) -> bool:
+    def show(self, leftover: Leftover) -> bool:
         """Tell whether an attachment has one, under whatever name; one without identity by its container."""
-        if not trail.identity:
-            return trail.container_id in self.container_ids
-        return trail.identity in self.identities or host_ifname(trail.identity) in self.names
+        if not leftover.identity:
+            return leftover.container_id in self.container_ids
+        return leftover.identity in self.identities or host_ifname(leftover.identity) in self.names
 
 
 def list_veths(host: Namespace) -> Veths:
     """Return the veths that are here now."""
     links = list_links(host.netlink, kind="veth")
-    whose = [_parse_whose(each.alias.removeprefix(MARK)) for each in links if each.alias.startswith(MARK)]
+    labels = [_parse_label(each.alias.removeprefix(MARK)) for each in links if each.alias.startswith(MARK)]
     return Veths(
         names=frozenset(each.name for each in links),
-        identities=frozenset(identity for identity, _, _ in whose),
-        container_ids=frozenset(container_id for _, container_id, _ in whose),
+        identities=frozenset(identity for identity, _, _ in labels),
+        container_ids=frozenset(container_id for _, container_id, _ in labels),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a container runtime says: which pod sandboxes it has, and which networks it joins them to.
+"""The container runtime's answer: which pod sandboxes it has, and which networks it attaches them to.
 
 Speaks the Container Runtime Interface (runtime.v1) over its Unix socket with grpcio, the extra
 `podwire[runtime]`. Two calls with three fields need no generated code: the answers are taken apart
@@ -18,7 +18,7 @@ from cni_plugin.contract.fields import Fields
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from cni_plugin.node.leftovers import Trail
+    from cni_plugin.node.leftovers import Leftover
 
 _PATIENCE = 10.0  # seconds
 _LARGEST = 64 * 1024 * 1024  # bytes; ten thousand sandboxes with their annotations
@@ -29,7 +29,7 @@ _LONGEST_VARINT = 10  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Word:
+class RuntimeState:
     """The sandboxes that a runtime lists, stopped ones included, and the networks that it uses.
 
     `unready` is why it has no network for pods, in its own words; empty when it has one.
@@ -39,19 +39,19 @@ class Word:
     networks: frozenset[str]
     unready: str = ""
 
-    def lists(self, trail: Trail) -> bool:
+    def lists(self, leftover: Leftover) -> bool:
         """Tell whether an attachment's container is listed; of a cut name its beginning decides."""
-        if trail.container_id in self.sandboxes:
+        if leftover.container_id in self.sandboxes:
             return True
-        cut = bool(trail.identity) and not trail.is_whole
-        return cut and any(each.startswith(trail.container_id) for each in self.sandboxes)
+        cut = bool(leftover.identity) and not leftover.is_whole
+        return cut and any(each.startswith(leftover.container_id) for each in self.sandboxes)
 
-    def about(self, networks: Collection[str]) -> Word:
-        """Return the word with these networks among those that the runtime uses."""
+    def about(self, networks: Collection[str]) -> RuntimeState:
+        """Return the same with these networks among those that the runtime uses."""
         return replace(self, networks=self.networks.union(networks))
 
 
-def ask(endpoint: str) -> Word:
+def ask(endpoint: str) -> RuntimeState:
     """Ask a runtime; CNIError when it does not answer, or grpcio is missing."""
     try:
         import grpc
@@ -71,7 +71,7 @@ def ask(endpoint: str) -> Word:
         try:
             # The networks first: a sandbox made meanwhile may then be listed, but never missed.
             status = call("Status", _VERBOSE)
-            return Word(
+            return RuntimeState(
                 sandboxes=_parse_sandboxes(call("ListPodSandbox", b"")),
                 networks=_parse_networks(status),
                 unready=_parse_unready(status),

@@ -12,13 +12,13 @@ import pytest
 from cni_plugin.config.network import Attachment
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.node import runtime
-from cni_plugin.node.leftovers import Trail, Veths, host_ifname
+from cni_plugin.node.leftovers import Leftover, Veths, host_ifname
 from cni_plugin.node.liveness import Proof, judge
-from cni_plugin.node.runtime import Word
+from cni_plugin.node.runtime import RuntimeState
 from tests.harness.runtime.cri import messages
 
 IDENTITY = Attachment(network="net", container_id="box", ifname="eth0", netns="").identity
-TRAIL = Trail(
+LEFTOVER = Leftover(
     network="net",
     identity=IDENTITY,
     container_id="box",
@@ -27,34 +27,34 @@ TRAIL = Trail(
     reservations=(),
     joined_here=True,
 )
-CUT = replace(TRAIL, container_id="bo", ifname="", joined_here=False)
-LEGACY = replace(TRAIL, identity="", ifname="", joined_here=False)
+CUT = replace(LEFTOVER, container_id="bo", ifname="", joined_here=False)
+LEGACY = replace(LEFTOVER, identity="", ifname="", joined_here=False)
 LEGACY_OF_EARLIER_BOOT = replace(LEGACY, of_earlier_boot=True)
 NONE = Veths(names=frozenset(), identities=frozenset(), container_ids=frozenset())
-NOBODY = Word(sandboxes=frozenset(), networks=frozenset({"net"}))
+NOBODY = RuntimeState(sandboxes=frozenset(), networks=frozenset({"net"}))
 BOX = replace(NOBODY, sandboxes=frozenset({"box"}))
 ELSEWHERE = replace(NOBODY, networks=frozenset({"other"}))
 
 
 @pytest.mark.parametrize(
-    ("trail", "veths", "word", "proof"),
+    ("leftover", "veths", "state", "proof"),
     [
-        (TRAIL, NONE, None, Proof.KERNEL),
-        (TRAIL, NONE, NOBODY, Proof.KERNEL),
-        (TRAIL, NONE, ELSEWHERE, Proof.KERNEL),
-        (TRAIL, NONE, BOX, None),
-        (TRAIL, replace(NONE, names=frozenset({host_ifname(IDENTITY)})), NOBODY, Proof.NONE),
-        (TRAIL, replace(NONE, identities=frozenset({IDENTITY})), NOBODY, Proof.NONE),
-        (TRAIL, replace(NONE, identities=frozenset({IDENTITY})), ELSEWHERE, None),
-        (TRAIL, replace(NONE, identities=frozenset({IDENTITY})), BOX, None),
-        (TRAIL, replace(NONE, identities=frozenset({IDENTITY})), None, None),
-        (replace(TRAIL, joined_here=False), NONE, None, Proof.NONE),
-        (replace(TRAIL, joined_here=False), NONE, NOBODY, Proof.RUNTIME),
-        (replace(TRAIL, joined_here=False), NONE, ELSEWHERE, Proof.NONE),
-        (replace(TRAIL, joined_here=False), NONE, BOX, None),
-        (replace(TRAIL, joined_here=False, of_earlier_boot=True), NONE, None, Proof.BOOT),
-        (replace(TRAIL, joined_here=False, of_earlier_boot=True), NONE, ELSEWHERE, Proof.BOOT),
-        (replace(TRAIL, joined_here=False, of_earlier_boot=True), NONE, BOX, None),
+        (LEFTOVER, NONE, None, Proof.KERNEL),
+        (LEFTOVER, NONE, NOBODY, Proof.KERNEL),
+        (LEFTOVER, NONE, ELSEWHERE, Proof.KERNEL),
+        (LEFTOVER, NONE, BOX, None),
+        (LEFTOVER, replace(NONE, names=frozenset({host_ifname(IDENTITY)})), NOBODY, Proof.NONE),
+        (LEFTOVER, replace(NONE, identities=frozenset({IDENTITY})), NOBODY, Proof.NONE),
+        (LEFTOVER, replace(NONE, identities=frozenset({IDENTITY})), ELSEWHERE, None),
+        (LEFTOVER, replace(NONE, identities=frozenset({IDENTITY})), BOX, None),
+        (LEFTOVER, replace(NONE, identities=frozenset({IDENTITY})), None, None),
+        (replace(LEFTOVER, joined_here=False), NONE, None, Proof.NONE),
+        (replace(LEFTOVER, joined_here=False), NONE, NOBODY, Proof.RUNTIME),
+        (replace(LEFTOVER, joined_here=False), NONE, ELSEWHERE, Proof.NONE),
+        (replace(LEFTOVER, joined_here=False), NONE, BOX, None),
+        (replace(LEFTOVER, joined_here=False, of_earlier_boot=True), NONE, None, Proof.BOOT),
+        (replace(LEFTOVER, joined_here=False, of_earlier_boot=True), NONE, ELSEWHERE, Proof.BOOT),
+        (replace(LEFTOVER, joined_here=False, of_earlier_boot=True), NONE, BOX, None),
         (LEGACY_OF_EARLIER_BOOT, NONE, None, Proof.BOOT),
         (LEGACY_OF_EARLIER_BOOT, replace(NONE, container_ids=frozenset({"box"})), None, None),
         (CUT, NONE, NOBODY, Proof.NONE),
@@ -72,17 +72,19 @@ ELSEWHERE = replace(NOBODY, networks=frozenset({"other"}))
         (replace(LEGACY, container_id=""), NONE, None, Proof.DEBRIS),
     ],
 )
-def test_who_is_dead(trail: Trail, veths: Veths, word: Word | None, proof: Proof | None) -> None:
-    verdict = judge(trail, veths, word, shared=False)
-    assert (verdict.proof if verdict else None) == proof
+def test_who_is_dead(
+    leftover: Leftover, veths: Veths, state: RuntimeState | None, proof: Proof | None
+) -> None:
+    liveness = judge(leftover, veths, state, shared=False)
+    assert (liveness.proof if liveness else None) == proof
 
 
 def test_in_a_shared_store_the_runtimes_word_is_not_enough() -> None:
     for old in (False, True):
-        trail = replace(TRAIL, joined_here=False, of_earlier_boot=old)
-        verdict = judge(trail, NONE, NOBODY, shared=True)
-        assert verdict
-        assert verdict.proof is Proof.NONE
+        leftover = replace(LEFTOVER, joined_here=False, of_earlier_boot=old)
+        liveness = judge(leftover, NONE, NOBODY, shared=True)
+        assert liveness
+        assert liveness.proof is Proof.NONE
 
 
 def test_sandboxes_and_networks_are_found_among_all_else_that_a_runtime_says() -> None:
