@@ -31,7 +31,7 @@ def main(root: Path) -> None:
         "org.opencontainers.image.title": project["name"],
         "org.opencontainers.image.description": project["description"],
         "org.opencontainers.image.version": project["version"],
-        "org.opencontainers.image.licenses": project["license"]["text"],
+        "org.opencontainers.image.licenses": project["license"],
         "org.opencontainers.image.created": created,
     }
     config = {

@@ -11,7 +11,6 @@ import platform
 import re
 import subprocess
 import sys
-import tomllib
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,25 +84,31 @@ def _wanted(path: str) -> bool:
 
 
 def _wheels(root: Path, cache: Path) -> Tree:
-    """Return what podwire and its extras import, from wheels of the versions that are written down."""
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(line for extra in _EXTRAS for line in extras.get(extra, ()))]
-    constraints = Path(__file__).with_name("constraints.txt")
-    key = hashlib.sha256("\n".join([*wanted, constraints.read_text(), sys.version]).encode()).hexdigest()
+    """Return what podwire and its extras import, from the wheels of the lock."""
+    files = [root / "lock" / f"{name}.txt" for name in ("program", *_EXTRAS)]
+    key = hashlib.sha256("".join([*(file.read_text() for file in files), sys.version]).encode()).hexdigest()
     directory = cache / f"wheels-{key[:12]}"
     if not directory.exists():
-        _install_wheels(directory, wanted, constraints)
+        _install_wheels(directory, files)
     tree = Tree()
     tree.add_directory(directory, _SITE)
     return Tree({path: file for path, file in tree.items() if not _is_junk(path.removeprefix(f"{_SITE}/"))})
 
 
-def _install_wheels(directory: Path, wanted: list[str], constraints: Path) -> None:
+def _install_wheels(directory: Path, files: list[Path]) -> None:
     with TemporaryDirectory(dir=directory.parent) as work:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-compile",
+            "--disable-pip-version-check",
+        ]
         target = Path(work) / "wheels"
-        _run(*pip, "--constraint", str(constraints), "--target", str(target), *wanted)
+        locked = [word for file in files for word in ("--requirement", str(file))]
+        _run(*pip, "--require-hashes", "--only-binary=:all:", "--target", str(target), *locked)
         for library in target.rglob("*.so"):
             _run("strip", "--strip-unneeded", str(library))
         # Two may have begun together: the first is as good as the second.
