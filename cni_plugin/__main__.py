@@ -1,4 +1,4 @@
-"""The process: a CNI call when CNI_COMMAND is set, else the operator's command line.
+"""The entry point: a CNI call when CNI_COMMAND is set, else the operator's command line.
 
 The plugin type is the name that the executable is called with, so that one file serves
 `podwire`, `podwire-ipam` and the reference's names.

@@ -1,6 +1,6 @@
 #!/usr/bin/python3 -IS
 # podwire-cni-executable: one executable, the plugin chosen by the name it is called with
-"""A call of the container runtime: answered by the agent when there is one, else in this process.
+"""The shim in Python: hands a call of the runtime to the agent, or runs it here when there is none.
 
 scripts/install makes the executable of this file and fills in the interpreter, SOCKET and
 LIBRARIES. Until it knows that there is no agent it imports builtins only: every other module

@@ -1,1 +1,1 @@
-"""Whose addresses a pod gets: ours in process, those of a foreign plugin, or what the configuration names."""
+"""Where a pod's addresses come from: our address manager, a foreign IPAM plugin, or the configuration."""

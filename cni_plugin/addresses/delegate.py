@@ -1,4 +1,4 @@
-"""Whose addresses: nobody's, our own address manager in process, or a foreign plugin by exec.
+"""Chooses the source of addresses: none, our own manager in process, or a foreign plugin by exec.
 
 Delegation as the specification has it (section 4): a foreign plugin is looked up in CNI_PATH
 and gets our whole stdin and our environment with only the command replaced. `podwire-ipam`,

@@ -1,4 +1,4 @@
-"""The address manager in the contract's words: host-local's keys in, a CNI result out.
+"""Our address manager as an IPAM plugin: keys of `host-local` in, a CNI result out.
 
 Reads the `ipam` section with every key of the reference host-local and our own (`exclude`,
 `"gateway": "none"`, the terms), calls the `ipam` package and translates its errors. Releasing needs

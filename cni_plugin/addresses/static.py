@@ -1,4 +1,4 @@
-"""The addresses that a configuration names, with the keys of the reference's IPAM plugin `static`.
+"""The IPAM type `static`: addresses that the configuration names.
 
 Nothing is reserved anywhere, so there is nothing to release. Sources in the reference's order:
 `ipam.addresses`, behind them `IP` of CNI_ARGS; `args.cni.ips` replaces all of these, and

@@ -1,4 +1,4 @@
-"""The agent: the same verbs, kept warm in one process for all pods of a node.
+"""The agent: one long-lived process that runs the verbs for all pods of a node.
 
 `shim` is the executable and hands a call over, `wire` is what passes between the two, `server`
 accepts and refuses, `calls` runs one call exactly as the executable would, `journal` keeps

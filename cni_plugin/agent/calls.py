@@ -1,4 +1,4 @@
-"""One call in the agent: exactly what the executable would do, in the caller's network namespace.
+"""Runs one call in the agent, as the executable would, in the caller's network namespace.
 
 Calls about one attachment take turns in the order of their arrival: a runtime that gives up on
 an ADD sends its DEL while that ADD still runs here. How many calls run at once is bounded; a

@@ -1,4 +1,4 @@
-"""Processes that the agent keeps alive beside itself: what is heavy or periodic stays out of its own.
+"""Child processes that the agent starts and restarts, for work that is heavy or periodic.
 
 A child is our own program with other words. One that ends is started again, later and later when it
 does not last. Its stdin is a pipe that nobody writes to and that ends with the agent, however that

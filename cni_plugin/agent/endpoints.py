@@ -1,4 +1,4 @@
-"""What the agent says over HTTP: /metrics, /healthz and /readyz, to at most eight clients at once.
+"""The agent's HTTP server: /metrics, /healthz and /readyz, for at most eight clients at once.
 
 A client has five seconds in all to ask and five to take a piece of the answer; one too many is
 turned away at once. The node itself, whose kubelet would restart an agent that does not answer, has

@@ -1,4 +1,4 @@
-"""The agent's numbers as Prometheus reads them: `GET /metrics`, made anew for each scrape.
+"""Renders the agent's metrics for Prometheus: `GET /metrics`, computed for each scrape.
 
 The one module that imports prometheus_client, which is optional (`podwire[metrics]`). Names follow
 https://prometheus.io/docs/practices/naming/: a unit, and `_total` for what only grows.

@@ -1,4 +1,4 @@
-"""The agent's own garbage collection: `podwire gc` as a child process, every so many seconds.
+"""Periodic garbage collection of the agent: `podwire gc` as a child process.
 
 The child holds one end of a pipe and reclaims nothing when the other end is closed, which the end of
 the agent does, however that comes. One collection runs at a time.

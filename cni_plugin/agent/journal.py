@@ -1,4 +1,4 @@
-"""Log lines of many calls at once: each caller gets those of its own call, the agent its own.
+"""Logging of concurrent calls: each caller gets the lines of its own call, stderr the agent's own.
 
 What a verb logs goes back to the caller's stderr, where the executable would have written it.
 The agent's own lines are `key=value` pairs on its stderr, one per call. A call runs in one

@@ -1,4 +1,4 @@
-"""What the agent counts: plain numbers under one lock, a microsecond for a call.
+"""Counters of the agent: plain numbers under one lock, a microsecond for a call.
 
 Nothing here knows how they are shown; `exposition` does, when it is asked. They begin at zero with
 the process, as counters of Prometheus do.

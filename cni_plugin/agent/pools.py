@@ -1,4 +1,4 @@
-"""How full the pools are, for whoever asks every few seconds.
+"""How full each address pool is, for a reader that asks every few seconds.
 
 The networks are those of the runtime's files, read anew each time. Counting is bisection in the
 index that the calls keep; where there is none yet, or nothing can be watched, the directory is

@@ -1,4 +1,4 @@
-"""Why this node cannot take pods now, as `GET /readyz` says it; nothing when it can.
+"""Why this node cannot take pods now: the answer of `GET /readyz`.
 
 The socket is asked as a shim would ask it: that this process lives says nothing of that.
 """

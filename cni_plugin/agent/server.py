@@ -1,4 +1,4 @@
-"""The agent's socket: one agent per path, a thread per call, and a limit on how many wait.
+"""The agent's Unix socket: one agent per path, a thread per call, a limit on how many wait.
 
 The socket appears by rename(2), listening and with its mode in place, so a shim either finds an
 agent or none. SIGTERM takes the name away, serves who had connected by then, and ends. What a

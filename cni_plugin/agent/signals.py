@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as something to wait for beside sockets: signal(7), the self-pipe trick."""
+"""SIGTERM and SIGINT as a file descriptor to wait for beside sockets: the self-pipe trick, signal(7)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a service manager gives and is told: sockets by LISTEN_FDS, readiness by NOTIFY_SOCKET.
+"""The protocols of a service manager: sockets by LISTEN_FDS, readiness by NOTIFY_SOCKET.
 
 sd_listen_fds(3), sd_notify(3). Both variables are taken out of the environment, because the
 delegates that we start must not speak for us.

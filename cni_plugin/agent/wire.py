@@ -1,4 +1,4 @@
-"""What passes between a shim and the agent: one frame each way, on a stream socket.
+"""The wire format between a shim and the agent: one frame each way, on a stream socket.
 
 A frame is a head of five fields (magic, version, a number, two lengths) and two parts. The head
 and the reply never change; a new version may only give the request another meaning, so that

@@ -1,4 +1,4 @@
-"""CHECK of the attach mode `bridge`: what ADD made is compared with what the kernel holds.
+"""CHECK of the attach mode `bridge`: compares what ADD made with what the kernel holds.
 
 MACs and MTUs are compared with prevResult, which later plugins of the chain keep true; what
 they do not report (routes) is compared loosely. Nothing is recomputed.

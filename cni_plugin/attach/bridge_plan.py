@@ -1,4 +1,4 @@
-"""The keys of the attach mode `bridge`, read and checked before anything is made.
+"""Parses the keys of the attach mode `bridge`, before anything is made.
 
 Every key of the reference `bridge` at v1.9, with its default and its meaning.
 """

@@ -1,4 +1,4 @@
-"""The pod's side of every mode: addresses, routes, and the parameters that must precede them.
+"""The pod's interface, in every mode: addresses, routes, and the parameters that must precede them.
 
 Addresses are set on the interface while it is down and without duplicate address detection,
 in one send with the link-up and the routes; IPv6 is usable when that returns.

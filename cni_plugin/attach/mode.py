@@ -1,4 +1,4 @@
-"""What an attach mode is: its functions, in the order in which they are called.
+"""The interface of an attach mode: its functions, in the order in which they are called.
 
 `plan` reads the mode's keys and finds every configuration error before anything is made.
 `connect` makes the link between pod and network, `configure` gives it its addresses, `check`

@@ -1,4 +1,4 @@
-"""The MTU of a pod: what the interface that carries the traffic can carry.
+"""Computes the MTU of a pod from the interface that carries its traffic.
 
 Automatic (`mtu` 0 or absent) is the smallest MTU of the interfaces that hold the default
 routes of the families in use, 1500 without a default route. A bridge that is not ours to change

@@ -1,4 +1,4 @@
-"""The attach mode `routed`: a veth with a /32 and a /128, no bridge, one host route per pod and family.
+"""The attach mode `routed`: a veth with a /32 and a /128, and host routes instead of a bridge.
 
 The pod's next hop is 169.254.1.1 and fe80::1, which nobody has: permanent neighbours on both ends
 say where they are, so that no proxy ARP is needed, no address sits on the host's end, and the node

@@ -1,4 +1,4 @@
-"""The pod's veth: its name and alias, and as a port of a bridge its flags and VLANs."""
+"""The pod's veth pair: its name and alias, and as a bridge port its flags and VLANs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attach mode `vxlan`: the bridge of mode `bridge`, and other nodes behind a VXLAN device.
+"""The attach mode `vxlan`: mode `bridge`, with other nodes behind a VXLAN device.
 
 Flat, the device is a port of the bridge: one segment over all nodes. Routed, each node has subnets
 of its own and a route to everybody else's. Device and peers are shared: every ADD ends in a network

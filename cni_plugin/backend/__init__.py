@@ -1,1 +1,1 @@
-"""How nodes are joined: what the kernel holds for other nodes, and the VXLAN device that leads there."""
+"""How nodes are joined: routes to other nodes, and the VXLAN device that leads to them."""

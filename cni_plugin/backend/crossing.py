@@ -1,4 +1,4 @@
-"""What pods and the other nodes' own addresses send each other, in a routed VXLAN network.
+"""Rules and routes for traffic between pods and other nodes' own addresses, in a routed VXLAN network.
 
 It goes through the tunnel, both ways and untranslated: the underlay may not know pods, and strict
 rp_filter drops there what the routes expect from the tunnel. The pods' packets are marked, and a rule

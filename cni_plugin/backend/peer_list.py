@@ -1,4 +1,4 @@
-"""The other nodes of a network: from the configuration, or from a file that is read every time.
+"""Reads the peers (other nodes) of a network: from the configuration, or from a file each time.
 
 In a file each line is an address followed by the subnets behind it, `#` begins a comment; or
 the file is the JSON list that the configuration would hold. A file that cannot be read to its

@@ -1,4 +1,4 @@
-"""What the kernel must hold for a network's peers, and the one sync that makes it so.
+"""Syncs what the kernel holds for a network's peers: routes, neighbours, FDB entries, rules.
 
 `Desired` is the whole wanted state as values; `sync` reads the actual one, adds what is missing,
 then deletes what is too much. The routes that a sync owns carry podwire's protocol number and a

@@ -1,4 +1,4 @@
-"""What the last sync of a network made: a small file beside the store that may be lost at any time.
+"""The stamp: a small file that says what the last sync of a network made; it may be lost.
 
 It lets an ADD leave a network alone that is as it was made, and keeps the last good words of a
 peers file. Without it the next sync reads everything; nothing depends on it being true.

@@ -1,4 +1,4 @@
-"""What there is on this node of what a network's pods share: read, compared, and never changed by it."""
+"""Values that describe what a network's pods share on this node, for the doctor; read-only."""
 
 from __future__ import annotations
 

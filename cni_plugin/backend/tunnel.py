@@ -1,4 +1,4 @@
-"""A VXLAN network: its device, and what it must hold for the peers.
+"""The tunnel of a VXLAN network: its device, and what it must hold for the peers.
 
 Two forms. Flat: the device is a port of the pods' bridge and floods what it does not know to every
 peer (or to a multicast group). Routed: the device stands alone, every peer has subnets of its own and

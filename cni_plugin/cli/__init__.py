@@ -1,1 +1,1 @@
-"""What an operator types: `main` reads the command line, a module per command does the work."""
+"""The operator's commands: `main` reads the command line, a module per command does the work."""

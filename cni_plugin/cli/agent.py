@@ -1,4 +1,4 @@
-"""`podwire agent`: the options of the warm process, and of what it keeps running beside itself."""
+"""`podwire agent`: the options of the agent and of the child processes that it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`podwire cluster`, and how `podwire agent --kubernetes` has it run beside itself."""
+"""`podwire cluster`, also run by `podwire agent --kubernetes` as a child process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operator's commands share: where the configurations are, and how lines and tables are written."""
+"""Shared by the commands: options for directories, and how lines and tables are written."""
 
 from __future__ import annotations
 

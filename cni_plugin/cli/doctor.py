@@ -1,4 +1,4 @@
-"""Of the operator's command line `podwire doctor`: what is wrong, what it means, what mends it."""
+"""`podwire doctor`: what is wrong, what it means, and what repairs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`podwire gc`: reclaim what containers that are no more have left, and say what and why.
+"""`podwire gc`: removes what dead containers have left, and says what and why.
 
 Exit status for scripts: 0 when nothing is left, 1 when something is (a dry run found it, or it could
 not be removed), 2 when it could not look.

@@ -1,4 +1,4 @@
-"""`podwire install-shim` and `podwire uninstall`: what a node gets from an image, and how it gets rid of it.
+"""`podwire install-shim` and `podwire uninstall`: puts our files on a node, and removes them again.
 
 A runtime may be executing the file that is replaced, so each is put in place by a temporary file in
 the same directory and rename(2). Other plugins' files are left alone.

@@ -1,4 +1,4 @@
-"""`podwire ipam`: look at the address store, find what is wrong with it, repair it, move it.
+"""`podwire ipam`: lists, checks, repairs, exports and imports the address store.
 
 Exit status as everywhere, but that `check` is for scripts: 0 when nothing was found, 1 when
 something was, 2 when it could not look.

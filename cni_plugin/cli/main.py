@@ -1,4 +1,4 @@
-"""The operator's command line: what is on this node, and repairing the address store.
+"""The command line: its parser, and the commands `status`, `sync` and `mtu`.
 
 Human-readable by default, `--json` for scripts. Exit status 0 when all is well, 1 when
 something is wrong, 2 for a wrong command line.

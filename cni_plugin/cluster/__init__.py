@@ -1,4 +1,4 @@
-"""The network of a Kubernetes cluster, as one node needs it: who the other nodes are, and what follows.
+"""What Kubernetes says: the API, watches on its objects, and the operator's settings.
 
 `podwire cluster` is a process of its own, which the agent keeps alive: the official client and its
 libraries stay out of the process that answers calls. It watches Nodes (watch, by way of api),

@@ -1,4 +1,4 @@
-"""The Kubernetes API as far as we use it: list, watch and one patch, of Nodes. The only user of the client.
+"""The client of the Kubernetes API: list, watch and one patch, of Nodes.
 
 Answers are read as JSON, never as the client's models: these know the newest API only, and are most
 of the client's memory. Connections are not retried here; whoever calls says when.

@@ -1,4 +1,4 @@
-"""A Node as the API shows it, reduced to what a network needs.
+"""Objects of the Kubernetes API, reduced to what a network needs: Node.
 
 The rest of the object, of which the names of its images are the most, is dropped as soon as it is read: of
 1,000 nodes this keeps 1 MB.

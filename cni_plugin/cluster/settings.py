@@ -1,4 +1,4 @@
-"""What an operator may say of a cluster's network: one JSON object, all of it optional.
+"""The operator's settings of a cluster's network: one JSON object, every key optional.
 
 In a cluster it is a ConfigMap, the same for all nodes; what differs between nodes comes from
 their Node objects.

@@ -1,4 +1,4 @@
-"""The nodes of the cluster as they are now, in a thread of its own: list, then watch, then again.
+"""Watches the cluster's nodes in a thread: list, then watch, then list again.
 
 What is known stays known while the API is away. Whoever waits is woken when something changed that
 a network can see: heartbeats change nothing.

@@ -1,1 +1,1 @@
-"""A network's configuration as values: read once, checked, and no raw JSON after it."""
+"""A network's configuration as checked values."""

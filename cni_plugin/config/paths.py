@@ -1,4 +1,4 @@
-"""Where things are on a node unless somebody says otherwise: the only place of default paths."""
+"""All default paths on a node; no other module holds one."""
 
 from __future__ import annotations
 

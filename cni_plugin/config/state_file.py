@@ -1,4 +1,4 @@
-"""What the cluster's follower last said of this node: a small JSON file, replaced by rename.
+"""The state file of the cluster's child process: small JSON, replaced by rename.
 
 It is written by `podwire cluster` (dataplane/follow.py) and read by whoever wants to know whether
 pods can be added: STATUS of a network with the key `stateFile`, the agent's probes, `podwire doctor`.

@@ -1,4 +1,4 @@
-"""From a call to its answer: the verb table, the only printer, the only exiter.
+"""From a call to its answer: the verb table, and the only code that prints and exits.
 
 `answer` is what the executable and the agent share: environment and stdin in, exit status
 and stdout out. stdout carries one JSON object or nothing; all that a person should read goes

@@ -1,4 +1,4 @@
-"""The only error that a runtime sees, and the codes of the specification.
+"""`CNIError`, the only error that a runtime sees, and the codes of the specification.
 
 Codes 0-99 belong to the specification. `Code.INTERNAL` and `Code.INVALID_NETNS` are the
 reference library's. https://www.cni.dev/docs/spec/#error

@@ -1,4 +1,4 @@
-"""Typed reading of a JSON object, with errors that name the key.
+"""Typed access to a JSON object, with errors that name the key.
 
 Keys match as Go's decoder matches them: exactly first, else without regard to case, since
 containerd sends `HostPort` and `IngressRate`. `null` leaves the default, unknown keys are

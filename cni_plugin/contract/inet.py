@@ -1,4 +1,4 @@
-"""Addresses from text and to text, at the edge of the program only.
+"""Parses and renders IP addresses and networks, at the edge of the program only.
 
 Inside, addresses are netaddr's. Text is read strictly: no "10.1", no octal, no white space,
 and an address of a network always comes with its prefix length.

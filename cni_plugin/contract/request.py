@@ -1,4 +1,4 @@
-"""One call of the contract: environment and stdin, parsed and checked once.
+"""A call of the contract: environment and stdin, parsed and checked once.
 
 Rules: https://www.cni.dev/docs/spec/#parameters and, for names, the reference library's
 patterns. Values that a verb does not need are not looked at. `stdin` and `environ` are kept

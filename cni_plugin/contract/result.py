@@ -1,4 +1,4 @@
-"""The result of an ADD, in one type, and its shape in every version of the specification.
+"""The result of an ADD as one type, and its JSON in every version of the specification.
 
 Inside there is one `Result`; `parse_result` and `Result.render` are the edge. Shapes and
 conversions: https://www.cni.dev/docs/spec/#add-success of each version. What a version has

@@ -1,4 +1,4 @@
-"""The protocol versions, and what each of them can say.
+"""The versions of the CNI specification, and what each of them can express.
 
 Membership is by exact string, as in the reference library: "1.0" and "v1.0.0" are refused.
 """

@@ -1,1 +1,1 @@
-"""What the cluster asks of this node: computed from what `cluster` has read, and made so."""
+"""What the cluster asks of this node: desired state is computed, then synced."""

@@ -1,4 +1,4 @@
-"""What keeps a node in line with its cluster: look at what is known, write, sync, say how it stands.
+"""Keeps a node in line with its cluster: reads what is known, writes files, syncs peers, reports.
 
 Level-triggered: a step looks at everything, whatever is the reason for it (dataplane/loop.py). A node's
 network survives whatever we do: its configuration is replaced, never removed, and what is known

@@ -1,4 +1,4 @@
-"""When a node is brought in line: after a burst of news, when the time has come, and never twice at once."""
+"""When to sync: after a burst of events, after a failure, and hourly; never two at once."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is wrong on this node, what it means to pods, and the command that mends it: `podwire doctor`."""
+"""`podwire doctor`: what is wrong on this node, what it means to pods, which command repairs it."""

@@ -1,4 +1,4 @@
-"""The agent behind the executables: does it listen, does it answer, and is it of this release."""
+"""Checks the agent: does it listen, does it answer, is it of this release."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why this node is NotReady, why that pod has no network: what `podwire doctor` looks at.
+"""The list of the doctor's checks, in the order in which they run.
 
 One module per group of checks and the tuple CHECKS, in the order in which a call of the runtime meets
 what they look at. A check yields findings, changes nothing, and says nothing where all is well.

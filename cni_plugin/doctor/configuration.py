@@ -1,4 +1,4 @@
-"""The runtime's configuration files: is there one, which does it take, can it be read."""
+"""Checks the runtime's configuration files: is there one, which is used, can it be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plugins' executables: there, executable, for this machine, and of one release with the agent."""
+"""Checks the plugins' executables: present, executable, for this machine, of the agent's release."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a check says: one thing that is wrong, what it means to pods, and the command that mends it."""
+"""A finding of the doctor: what is wrong, what it means to pods, which command repairs it."""
 
 from __future__ import annotations
 

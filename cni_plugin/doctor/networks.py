@@ -1,4 +1,4 @@
-"""Each network of ours: could a pod be added now, and are those that are there as they should be.
+"""Checks each of our networks: could a pod be added now, are those that are there as they should be.
 
 What is known to go wrong is looked for by itself, because then the command is known, too. STATUS is
 asked at the end and says the rest in the words that the runtime gets.

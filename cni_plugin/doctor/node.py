@@ -1,4 +1,4 @@
-"""The node's own settings that pods' packets depend on: forwarding, conntrack, and the bridge's filter."""
+"""Checks the node's own settings: forwarding, conntrack, and the bridge's filter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ways to other nodes: do they answer on the underlay and inside the tunnel, at full size.
+"""Checks the paths to other nodes: do they answer, on the underlay and in the tunnel, at full size.
 
 From one side a blocked tunnel shows by what still works: the peer's address answers, its address
 inside does not. Echoes of full size must not be fragmented, so a smaller MTU on the way shows, too.

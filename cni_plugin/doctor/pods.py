@@ -1,4 +1,4 @@
-"""One pod: is it attached here, is its attachment as ADD left it, and does it answer.
+"""Checks one pod: is it attached here, is its attachment as ADD left it, does it answer.
 
 CHECK is asked as the runtime would ask it, with the result of ADD that libcni keeps below /var/lib/cni.
 """

@@ -1,4 +1,4 @@
-"""The runtime's view: which directories containerd reads, and what it says of its network when it is asked.
+"""Checks the runtime: which directories containerd reads, what it says of its network.
 
 A configuration of version 2 has them below `io.containerd.grpc.v1.cri`, one of version 3 below
 `io.containerd.cri.v1.runtime`. Without the file there is nothing to compare with.

@@ -1,4 +1,4 @@
-"""One attachment and its features: which are asked for, on what site they work, what a DEL is told.
+"""Runs the features of one attachment: which are asked for, and what each verb gives them.
 
 Shared by the main plugin, which has features built in, and by those that are a feature alone.
 """

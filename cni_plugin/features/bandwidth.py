@@ -1,4 +1,4 @@
-"""`ingressRate`, `egressRate`: what a pod receives and sends is limited, outside the pod's reach.
+"""The feature `bandwidth`: limits what a pod receives and sends, outside the pod's reach.
 
 What goes to the pod passes a token bucket on the host's end of its veth. What comes from it is
 sent through a device of the pod's own first, whose name `bwp...` is its identity, with another

@@ -1,4 +1,4 @@
-"""`conditionsV4` and `conditionsV6`: what else must be true of a packet to a host port.
+"""The keys `conditionsV4` and `conditionsV6` of portmap: iptables matches, translated to nftables.
 
 They are words of `nft`, which stand in a rule as they are. Under a reference plugin's name they may be
 those of iptables: `["!", "-s", "10.0.0.0/8"]` is served as `ip saddr != 10.0.0.0/8`.

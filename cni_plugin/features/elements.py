@@ -1,4 +1,4 @@
-"""Elements of our nftables sets and whose they are: claimed, released, collected, compared.
+"""Elements of our nftables sets: claimed, released, collected, and whose each one is.
 
 An element's comment begins with the identity of its attachment. Whoever takes an element away has
 read that it is his, in the same generation of the ruleset: a late DEL must not take what another

@@ -1,4 +1,4 @@
-"""What a feature is: its functions, the same whether it is a plugin of a chain or built in.
+"""The interface of a feature: the same functions, built in or as a plugin of a chain.
 
 A feature is what a pod gets beside its link: translation of addresses, host ports, limits, filters.
 `parse` finds every configuration error before anything is made, `ensure` makes what the pods of a

@@ -1,4 +1,4 @@
-"""The plugin `firewall`: who may open connections to a pod, with the reference's keys, in nftables.
+"""The feature `firewall`: who may open connections to a pod, in nftables.
 
 A network has a chain at the forward hook: first the operator's own chain, then what belongs to connections
 of pods, then `ingressPolicy`, then whatever pods send. `isolated` has a chain in the bridge family too,

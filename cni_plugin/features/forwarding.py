@@ -1,4 +1,4 @@
-"""Whether other firewalls let pods' packets through: a line at ADD, more for who asks.
+"""Warns when another firewall (Docker, firewalld, ufw) would drop the pods' packets.
 
 ADD goes on, because pods of one node reach each other all the same. What is asked of the kernel
 then costs the same however many rules there are. `podwire status` and doctor read the rules of the tables

@@ -1,4 +1,4 @@
-"""What the Go reference plugins made for an attachment: for the DEL of a pod from before the switch.
+"""Removes what the Go reference plugins made for an attachment: DEL of a pod from before the switch.
 
 They name a container's chains of iptables and its device by a hash of network and container id; the rules of
 their `firewall` say nothing but addresses. Their static chains are left alone, as they leave them.

@@ -1,4 +1,4 @@
-"""Host ports as a runtime asks for them, `runtimeConfig.portMappings`, and as nftables keeps them.
+"""Host ports as values: parsed from `runtimeConfig.portMappings`, packed for nftables.
 
 An entry asks for one port or, with `hostPortEnd`, for a range of them; without `hostIP` in both
 families. Each becomes an element of a map, keyed by protocol and port and, with `hostIP`, by the address.

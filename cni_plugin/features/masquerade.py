@@ -1,4 +1,4 @@
-"""`ipMasq`: what a pod sends out of the pod networks leaves with the node's address.
+"""The feature `ipMasq`: what a pod sends out of the pod networks leaves with the node's address.
 
 A network has one chain and two sets a family, a pod one element per address. Never translated: what goes
 to the network's own pods on this node and on others, what takes its tunnel, `nonMasqueradeCIDRs`,

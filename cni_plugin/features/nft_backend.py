@@ -1,4 +1,4 @@
-"""The keys that choose between iptables and nftables in the reference: here it is always nftables."""
+"""Parses the keys that choose iptables or nftables in the reference: here always nftables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Host ports: what arrives for a port of the node goes to a port of the pod.
+"""The feature `portmap`: what arrives for a port of the node goes to a port of the pod.
 
 A port is one element of a map and a pod's address one of a set, whatever else is on the node. What to make of
 a configuration says portmap_plan, the chains are those of portmap_rules, and whose a port is knows

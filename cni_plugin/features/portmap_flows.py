@@ -1,4 +1,4 @@
-"""UDP flows to host ports, which conntrack would let go on as they began.
+"""Conntrack entries of UDP host ports: forgotten when the port leads elsewhere.
 
 Forgotten is only what is about the host port: what was sent to it at one of the node's own addresses, or at
 the one address that it is restricted to.

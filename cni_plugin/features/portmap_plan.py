@@ -1,4 +1,4 @@
-"""What an attachment's host ports become, now that its addresses and its place on the node are known.
+"""Plans the host ports of an attachment: nftables elements, from its addresses and its veth.
 
 The elements, the chains they belong to, and the two switches that the kernel needs: route_localnet on the
 interface to the pod, and hairpin on its port where br_netfilter translates inside the bridge.

@@ -1,4 +1,4 @@
-"""The chains that translate host ports: one set of them for all attachments that are treated alike.
+"""The nftables chains of host ports, shared by all attachments with the same options.
 
 Whatever arrives for one of the node's own addresses is looked up in two maps per family, one keyed
 by the address too. What would come back past the node is masqueraded on its way to the pod: from the

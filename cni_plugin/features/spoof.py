@@ -1,4 +1,4 @@
-"""`macspoofchk` and `spoofCheck`: a pod sends as itself or not at all.
+"""The feature `macspoofchk` and `spoofCheck`: a pod sends only from its own addresses.
 
 What comes in by a checked pod's host end must have the pod's MAC; with `"spoofCheck": "ip"` also its
 addresses as IP source, as ARP sender and in neighbour discovery, and is no router advertisement and no

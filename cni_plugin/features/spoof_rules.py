@@ -1,4 +1,4 @@
-"""The chains of the spoof check: what a checked port may send in.
+"""The nftables chains of the spoof check: what a checked port may send.
 
 They accept what is known to be good and drop the rest, so that no tag, no other ethertype and no
 extension header is a way around them. Discovery must be without extension headers and with no option but the

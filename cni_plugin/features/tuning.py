@@ -1,4 +1,4 @@
-"""`tuning`: sysctls of the pod's namespace and values of its interface, set back at DEL.
+"""The feature `tuning`: sysctls of the pod's namespace and values of its interface, restored at DEL.
 
 The sysctls alone are built into the main plugin too, which sets them before the link comes up.
 What there was before is in a file named CONTAINER_IFNAME.json, see features/tuning_values.py.

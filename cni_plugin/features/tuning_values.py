@@ -1,4 +1,4 @@
-"""Values of a pod's interface and namespace that are set, read and set back: `tuning`.
+"""The values that `tuning` sets: read, set, kept in a file and restored.
 
 One shape says what is wanted, what is there and what was there before. What was there is kept in a
 file until DEL, with the reference's keys in the reference's place, so that either undoes the other's.

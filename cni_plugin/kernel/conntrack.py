@@ -1,4 +1,4 @@
-"""Conntrack's entries of UDP flows: found by the port that they were first sent to, and forgotten.
+"""Conntrack entries of UDP flows: found by the port they were first sent to, and deleted.
 
 A UDP flow that goes on keeps its entry, and with it the translation it began with, whatever the
 ruleset says by now. It is asked for on the socket of nftables: closing another one would wait 16 ms when

@@ -1,4 +1,4 @@
-"""What the kernel refused: raised here, once, with the kernel's own words."""
+"""`KernelError`: what the kernel refused, raised here, once, with the kernel's own words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chains of other tables at the forward hook, and the command that opens one for pods.
+"""Chains of other tables at the forward hook, and the command that opens one for pods.
 
 In nftables a packet passes when the chains of all tables let it: nothing of ours opens what a chain
 of Docker's, firewalld's or ufw's drops. Whether one does is found in kernel/obstacles.py.

@@ -1,4 +1,4 @@
-"""iptables of others: what the Go reference plugins left there, and what the old one forwards.
+"""iptables rules of others: deletes what the Go plugins left, reads what legacy iptables drops.
 
 Nothing here adds a rule, and no program is started for a chain that the kernel does not have.
 `iptables -t nat -D POSTROUTING ... -j CNI-HASH; -F; -X`.

@@ -1,4 +1,4 @@
-"""Route netlink messages as bytes: what is sent is packed here, what comes is taken apart here.
+"""Packs and parses the bytes of route netlink messages.
 
 Behind the header (kernel/netlink.py) a message is a fixed part, which each kind of object has of its
 own, and attributes: a length, a number, a value, padded to four bytes. A value may be attributes again.

@@ -1,4 +1,4 @@
-"""What the kernel says unasked about links, addresses and routes: `ip monitor link address route`.
+"""Events about links, addresses and routes: `ip monitor link address route`.
 
 Who listens wants to know when to look, never what happened: messages are lost when too many come at
 once, and then something happened too. Groups: rtnetlink(7), linux/rtnetlink.h.

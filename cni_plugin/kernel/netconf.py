@@ -1,4 +1,4 @@
-"""Switches of a namespace and of its links that every ADD asks for, read over netlink.
+"""Per-namespace and per-link switches (forwarding, route_localnet), read over netlink.
 
 Each namespace that somebody has looked into leaves names of its own in the kernel's cache of /proc/sys, and a
 node's are searched for behind those of all pods: a millisecond each with 1,000 of them. What is

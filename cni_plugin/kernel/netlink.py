@@ -1,4 +1,4 @@
-"""A route netlink socket: questions and changes as bytes (kernel/message.py), answers as bytes.
+"""A route netlink socket: sends questions and changes, and checks the kernel's answers.
 
 It belongs to the namespace that made it, sends several changes in one system call, and returns
 the kernel's extended error text. The changes of one send are not a transaction: the kernel goes on

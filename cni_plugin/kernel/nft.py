@@ -1,4 +1,4 @@
-"""The static part of our nftables tables: chains with their rules, and the sets that these look in.
+"""Static nftables text: chains with their rules, and the sets that they look in.
 
 A ruleset is written in one transaction by the `nft` program when the kernel's is another, which
 a digest in the comment of every rule tells. It belongs to a network or to the node, never to a

@@ -1,4 +1,4 @@
-"""Whether the chains of other tables would drop what the node forwards for its pods.
+"""Whether chains of other tables would drop what the node forwards for its pods.
 
 Their rules are walked with two packets: one that a pod sends, and one that answers it. The old
 iptables, which nftables does not show, is read by its own program where that is installed.

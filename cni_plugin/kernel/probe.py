@@ -1,4 +1,4 @@
-"""What reaches another node: ICMP echoes of a stated size that must not be fragmented.
+"""ICMP echoes of a stated size that must not be fragmented: does another node answer.
 
 Many at once, and one code path for both families. A packet that the kernel refuses to send counts
 as one that was not answered. By hand: `ping -c 1 -M do -s SIZE ADDRESS` with SIZE less the headers.

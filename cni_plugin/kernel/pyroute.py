@@ -1,4 +1,4 @@
-"""pyroute2's words, for the devices that all pods of a network share: bridges and VXLAN devices.
+"""Uses pyroute2 to pack the settings of bridges and VXLAN devices, which pods share.
 
 They are made once and have dozens of settings, whose names and types pyroute2 knows. What is made or
 read for every pod is packed and taken apart in kernel/message.py: that costs a hundredth, and a call

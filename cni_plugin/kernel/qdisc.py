@@ -1,4 +1,4 @@
-"""Queueing disciplines: a token bucket at a link's root, and the redirection of what a link receives.
+"""Queueing disciplines: a token bucket on a link, and the redirection of what it receives.
 
 The kernel shapes only what a link sends. What comes in is sent through a device of kind `ifb` first,
 which has a bucket of its own. By hand: `tc qdisc replace dev VETH root handle 1: tbf rate R burst B limit L`;

@@ -1,4 +1,4 @@
-"""Group commit: deletions of veths that are pending together leave in one request.
+"""Deletes veths in groups: deletions that are pending together are sent in one request.
 
 All deletions of a node take turns in the kernel, and a hundred links take one turn together as well as
 one. So the first few delete at once and wait for nobody; who comes meanwhile is deleted together by

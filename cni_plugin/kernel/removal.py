@@ -1,4 +1,4 @@
-"""Removing links and not waiting for their memory.
+"""Deletes links without waiting until the kernel has freed them.
 
 The answer to RTM_DELLINK comes when the kernel has freed the devices, behind an RCU barrier of about 20 ms
 (netdev_run_todo in net/core/dev.c). The links are gone long before: 1.4 ms after the request, measured, the

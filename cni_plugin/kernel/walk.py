@@ -1,4 +1,4 @@
-"""The way of a packet through the rules of a chain: interfaces, addresses, states and UDP ports.
+"""Follows a packet through the rules of a chain: interfaces, addresses, states and UDP ports.
 
 Rules are as `nft -j` lists them (libnftables-json(5)): a list of conditions and statements each. A
 condition is true, false, or about something that we do not know. A rule with an unknown condition

@@ -1,1 +1,1 @@
-"""What is on this node, read in one place: configured networks, attachments, and who is alive."""
+"""What is on this node, read in one place: configured networks, attachments, who is alive."""

@@ -1,4 +1,4 @@
-"""Where store, configuration and kernel disagree about addresses: what `podwire ipam check` finds.
+"""`podwire ipam check`: where store, configuration and kernel disagree about addresses.
 
 Addresses themselves are set inside the pods, out of sight from here. What the node shows of a
 pod is the alias of its veth and, in routed mode, its routes. That there is no veth of ours proves

@@ -1,4 +1,4 @@
-"""What podwire sees on this node: networks, pools, attachments, and what is wrong.
+"""`podwire status`: networks, pools, attachments, and what is wrong on this node.
 
 Reads configuration, store and kernel and changes nothing. There is no record of our own to
 consult: an attachment is a veth whose alias names it, an address is a file in the store.

@@ -1,4 +1,4 @@
-"""The container runtime's answer: which pod sandboxes it has, and which networks it attaches them to.
+"""Asks the container runtime (CRI): its pod sandboxes, and the networks that it uses.
 
 Speaks the Container Runtime Interface (runtime.v1) over its Unix socket with grpcio, the extra
 `podwire[runtime]`. Two calls with three fields need no generated code: the answers are taken apart

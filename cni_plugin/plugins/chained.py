@@ -1,4 +1,4 @@
-"""The verbs of a plugin that is one feature in a chain: it changes what the plugins before it made.
+"""The verbs of a plugin that is one feature in a chain: bandwidth, tuning, firewall, portmap.
 
 Every ADD and CHECK has their result, which goes on to the next with this feature's part in it.
 """

@@ -1,4 +1,4 @@
-"""The attachments that the node itself shows: whose each veth of a network is, and the addresses behind it.
+"""Lists living attachments of a network with their addresses, as the veths of the node show them.
 
 The alias of the host's end names the attachment; the kernel tells the addresses of the other end
 from here (`ip -n POD addr show`), without a path to the pod's namespace.

@@ -1,4 +1,4 @@
-"""The plugin type `static`: the addresses that the configuration names, and no others."""
+"""The plugin type `static`: the IPAM type that takes addresses from the configuration."""
 
 from __future__ import annotations
 

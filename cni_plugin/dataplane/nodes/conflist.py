@@ -1,4 +1,4 @@
-"""Our network's file in net.d, which others append a plugin to: istio-cni and linkerd-cni do so.
+"""Our conflist in net.d, to which others (istio-cni, linkerd-cni) append a plugin.
 
 Ours are the plugin of type `podwire` and the keys that stand beside the list of plugins. Only they are
 compared, as values: whoever appends writes the whole file anew, in another order of keys. When

@@ -1,4 +1,4 @@
-"""What one node must have because of the cluster: its network's configuration, and its peers. Pure.
+"""Desired state of a node because of its cluster: network configuration and peers. Pure.
 
 The peers are a file beside the configuration, so that a node that comes or goes changes no
 configuration. A peer that contradicts this node or a newer one is left out and named: one wrong

@@ -1,4 +1,4 @@
-"""Files that another process reads: replaced whole, by a temporary file in the same directory and rename(2).
+"""Replaces files that another process reads: a temporary file in the same directory, rename(2).
 
 The temporary one begins with a dot and ends otherwise than a configuration, so a runtime that watches
 the directory passes it over and sees the rename. containerd ignores what is moved in from elsewhere.
