@@ -1,4 +1,4 @@
-"""The cache of a long-lived process: an index of each store directory, which may be lost at any moment.
+"""The cache of a long-lived process: an index of each store directory; it may be lost at any moment.
 
 An index is made when a directory is searched for the second time. It follows the changes that inotify(7)
 reports, whoever made them. It is used only while the path still leads to the same directory and the
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _ADDRESSES: Final = 150_000
 _DIRECTORIES: Final = 16
 
-Stamp = tuple[int, int, int, int]
+DirectoryTimes = tuple[int, int, int, int]
 
 
 class CachedDirectory:
@@ -49,7 +49,7 @@ class CachedDirectory:
         self._lock: FileLock | None = None
         self._index: Index | None = None
         self._watch: DirectoryWatch | None = None
-        self._stamp: Stamp = (0, 0, 0, 0)
+        self._times: DirectoryTimes = (0, 0, 0, 0)
 
     def lock(self, make: Callable[[str], FileLock]) -> FileLock:
         """Return the lock of the directory, made once; it is taken by the holder of the turn alone."""
@@ -114,9 +114,9 @@ class CachedDirectory:
                 self._put(index, name)
             if self._cooldown is not None and not self._follow_cooldown(index, self._cooldown):
                 return False
-            stamp = _stamp_of(self._directory)
-            if stamp[:2] == self._stamp[:2] and (stamp == self._stamp or changes.listing):
-                self._watch, self._stamp = watch, stamp
+            times = _times_of(self._directory)
+            if times[:2] == self._times[:2] and (times == self._times or changes.listing):
+                self._watch, self._times = watch, times
                 return True
         return False
 
@@ -131,17 +131,17 @@ class CachedDirectory:
         from ipam.index import Index
         from ipam.watch import DirectoryWatch
 
-        before = _stamp_of(self._directory)
+        before = _times_of(self._directory)
         try:
             watch = DirectoryWatch(self._directory)
         except OSError:
             return False  # a walk says what is wrong, if anything is
-        stamp = _stamp_of(self._directory)
-        if stamp[:2] != before[:2]:
+        times = _times_of(self._directory)
+        if times[:2] != before[:2]:
             return False  # which of the two is watched cannot be told
         found = files.walk(self._directory)
         self._index = Index(found if self._cooldown is None else self._cooldown.learn(found))
-        self._watch, self._stamp = watch, stamp
+        self._watch, self._times = watch, times
         return True
 
 
@@ -185,7 +185,7 @@ def _cached_directory(directory: str, released: str) -> CachedDirectory:
     return CachedDirectory(directory, Cooldown(released))
 
 
-def _stamp_of(directory: str) -> Stamp:
+def _times_of(directory: str) -> DirectoryTimes:
     """Return which directory this is and when it changed; absent is one that never did."""
     try:
         status = os.stat(directory)

@@ -1,4 +1,4 @@
-"""The errors of the address manager; `cni_plugin` translates them to the codes of the CNI specification.
+"""The errors of the address manager; `cni_plugin` translates them to codes of the specification.
 
 Every message is a sentence fragment that names the object, what was wanted and what was found.
 Where the reference `host-local` has a text for the same failure, the text is kept. A `LockTimeout`,

@@ -25,8 +25,8 @@ _ROOM: Final = 64 * 1024  # bytes, at least 1,000 lines; a process of its own re
 _MOST: Final = 1024 * 1024
 
 # When the old file became that, and which later one was read up to where. An inode alone may be used again.
-Mark = tuple[int, int, int]
-UNREAD: Final[Mark] = (-1, 0, 0)
+Position = tuple[int, int, int]
+UNREAD: Final[Position] = (-1, 0, 0)
 
 
 class Notes:
@@ -54,7 +54,7 @@ class Notes:
         if size >= _MOST or (size >= _ROOM and abs(time() - _stat(self._old).st_mtime) >= keep):
             step("rename", os.rename, self._path, self._old)
 
-    def read_all(self) -> tuple[bytes, Mark]:
+    def read_all(self) -> tuple[bytes, Position]:
         """Return all whole lines, oldest first, and a mark to read on from."""
         became = _changed(self._old)
         # The later one first, for it may become the old one at any moment.
@@ -62,7 +62,7 @@ class Notes:
         older, _ = _read(self._old, 0)
         return older + later, (became, inode, len(later))
 
-    def read_from(self, mark: Mark) -> tuple[bytes, Mark] | None:
+    def read_from(self, mark: Position) -> tuple[bytes, Position] | None:
         """Return the lines since the mark and the next mark; None if the files are no longer these."""
         became, inode, offset = mark
         earlier, changed = b"", _changed(self._old)

@@ -2,7 +2,7 @@
 
 Reads the `ipam` section with every key of the reference host-local and our own (`exclude`,
 `"gateway": "none"`, the terms), calls the `ipam` package and translates its errors. Releasing needs
-names and `dataDir` only, so that no error in the ranges can hold an address back.
+only names and `dataDir`, so an error in the ranges cannot keep an address reserved.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The agent: one long-lived process that runs the verbs for all pods of a node.
 
-`shim` is the executable and hands a call over, `wire` is what passes between the two, `server`
-accepts and refuses, `calls` runs one call exactly as the executable would, `journal` keeps
-every call's log lines apart, `systemd` is what a service manager is told. docs/wire.md.
-`metrics` are the numbers, `pools` those of the store, `exposition` their text for Prometheus,
-`readiness` why no pod can be had, `endpoints` who serves them over HTTP. docs/monitoring.md.
+A shim hands a call over; `wire` is the format between the two, `server` accepts connections, `calls`
+runs one call, `run_lock` lets one call compute at a time, `journal` keeps the calls' log lines apart,
+`systemd` talks to a service manager. docs/wire.md. `metrics` are the counters, `pools` those of the store,
+`exposition` their text for Prometheus, `readiness` says why the node can take no pods, `endpoints` is the
+HTTP server. docs/monitoring.md.
 """

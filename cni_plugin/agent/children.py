@@ -1,8 +1,8 @@
 """Child processes that the agent starts and restarts, for work that is heavy or periodic.
 
-A child is our own program with other words. One that ends is started again, later and later when it
-does not last. Its stdin is a pipe that nobody writes to and that ends with the agent, however that
-ends: a child that is told `--until-eof` then ends, too.
+A child is our own program with other arguments. One that ends is started again, with a longer pause each
+time when it does not last. Its stdin is a pipe to which nobody writes. The pipe closes when the agent
+ends, in whatever way; a child with the option `--until-eof` then ends, too.
 """
 
 from __future__ import annotations

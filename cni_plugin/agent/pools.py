@@ -1,8 +1,8 @@
 """How full each address pool is, for a reader that asks every few seconds.
 
-The networks are those of the runtime's files, read anew each time. Counting is bisection in the
-index that the calls keep; where there is none yet, or nothing can be watched, the directory is
-listed, and then for no more than a hundredth of the time.
+The networks are those of the runtime's files, read anew each time. Counting is bisection in the index of
+the store's cache. Where there is none yet, or where no watch is possible, the directory is listed; that
+takes at most a hundredth of the agent's time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Why this node cannot take pods now: the answer of `GET /readyz`.
 
-The socket is asked as a shim would ask it: that this process lives says nothing of that.
+It calls its own socket as a shim does: that this process lives does not prove that the socket answers.
 """
 
 from __future__ import annotations

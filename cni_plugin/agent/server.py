@@ -49,7 +49,7 @@ _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class AgentSettings:
     """How the agent is to run: `workers` calls at once, `queue` more that wait.
 
     `http` is where metrics and probes are served, empty for nowhere. Where the node is one of a
@@ -66,7 +66,7 @@ class Settings:
     children: tuple[Child, ...] = ()
 
 
-def run(settings: Settings) -> int:
+def run(settings: AgentSettings) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status. CNIError when it cannot begin."""
     journal = Journal()
     journal.install()
@@ -93,7 +93,7 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _serve_http(settings: Settings) -> Endpoints:
+def _serve_http(settings: AgentSettings) -> Endpoints:
     """Return the listening endpoints; CNIError when the extra package is not installed."""
     try:
         from cni_plugin.agent.exposition import Exposition
@@ -138,7 +138,7 @@ def _accept_one(listener: socket.socket, door: Door) -> bool:
 class Door:
     """Lets clients in as long as there are places, and says at once when there is none."""
 
-    def __init__(self, settings: Settings, calls: Calls) -> None:
+    def __init__(self, settings: AgentSettings, calls: Calls) -> None:
         """Open with every place free."""
         self._calls = calls
         self._count = settings.workers + settings.queue

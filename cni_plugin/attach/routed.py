@@ -22,7 +22,15 @@ from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.mtu import automatic_mtu
 from cni_plugin.attach.veth import add_plain_veth
 from cni_plugin.backend.peer_list import PeerSource, find_peers, refuse_conflicts
-from cni_plugin.backend.peers import Desired, Mark, compare, is_trusted, network_priority, peer_route, settle
+from cni_plugin.backend.peers import (
+    Desired,
+    SyncMark,
+    compare,
+    is_trusted,
+    network_priority,
+    peer_route,
+    settle,
+)
 from cni_plugin.backend.stamp import locked, read_stamp, stamp_path_of
 from cni_plugin.backend.survey import Survey, Way
 from cni_plugin.backend.underlay import UnderlayOptions, find_underlay
@@ -120,7 +128,7 @@ def _ensure_routes(plan: RoutedPlan, host: Namespace, *, doubt: bool) -> int:
     if plan.peers is None:
         return 0
     nl, priority = host.netlink, network_priority(plan.attachment.network)
-    mark = Mark(path=plan.stamp_path, digest=_digest(plan.peers, plan), content=plan.peers.content)
+    mark = SyncMark(path=plan.stamp_path, digest=_digest(plan.peers, plan), content=plan.peers.content)
     if not doubt and is_trusted(nl, mark, 0, priority):
         return 0
     with locked(mark.path):

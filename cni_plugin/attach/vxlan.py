@@ -20,7 +20,7 @@ from cni_plugin.attach.gateway import drop_other_subnets
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.veth import add_port
 from cni_plugin.backend.crossing import accept_answers, plan_marks
-from cni_plugin.backend.peers import Mark, compare, is_trusted, network_priority, settle
+from cni_plugin.backend.peers import SyncMark, compare, is_trusted, network_priority, settle
 from cni_plugin.backend.stamp import locked
 from cni_plugin.backend.survey import Survey
 from cni_plugin.backend.tunnel import (
@@ -171,7 +171,7 @@ def _ensure_tunnel(
     Without `doubt` a network whose stamp and counts are as the last sync left them is trusted.
     """
     nl, spec = host.netlink, vxlan_spec(tunnel, underlay, mtu)
-    mark = Mark(
+    mark = SyncMark(
         path=tunnel.stamp_path,
         digest=tunnel.digest(underlay),
         content=tunnel.source.content,

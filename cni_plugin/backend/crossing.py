@@ -1,10 +1,10 @@
 """Rules and routes for traffic between pods and other nodes' own addresses, in a routed VXLAN network.
 
-It goes through the tunnel, both ways and untranslated: the underlay may not know pods, and strict
-rp_filter drops there what the routes expect from the tunnel. The pods' packets are marked, and a rule
-leads them to a table with the peers' addresses; the routes to the peers' subnets have the node's own address
-as their source. What answers a connection to a published port of this node goes as it came, over
-the underlay. `ip rule`, `nft list chain inet podwire tunnel_vxlan42`.
+This traffic goes through the tunnel, both ways and without translation: the underlay may have no routes to
+pods, and strict rp_filter drops there what the routes expect from the tunnel. The pods' packets are
+marked, and a rule leads them to a table with the peers' addresses; the routes to the peers' subnets have
+the node's own address as their source. Answers to a connection to a host port of this node leave on the
+underlay, where the connection came from. `ip rule`, `nft list chain inet podwire tunnel_vxlan42`.
 """
 
 from __future__ import annotations

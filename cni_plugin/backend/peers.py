@@ -163,7 +163,7 @@ def compare(nl: Netlink, desired: Desired) -> Difference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
+class SyncMark:
     """Where the stamp of a network's last sync is, and what it says when nothing changed since."""
 
     path: str
@@ -173,7 +173,7 @@ class Mark:
     """Somebody else compares everything when it changes and from time to time (dataplane/follow.py)."""
 
 
-def is_trusted(nl: Netlink, mark: Mark, device: int, priority: int) -> bool:
+def is_trusted(nl: Netlink, mark: SyncMark, device: int, priority: int) -> bool:
     """Tell whether the last sync was asked for the same and all it made is still there, by number."""
     stamp = read_stamp(mark.path)
     if stamp.digest != mark.digest:
@@ -181,7 +181,7 @@ def is_trusted(nl: Netlink, mark: Mark, device: int, priority: int) -> bool:
     return mark.followed or stamp.counts == str(count_actual(nl, device, priority))
 
 
-def settle(nl: Netlink, mark: Mark, desired: Desired) -> int:
+def settle(nl: Netlink, mark: SyncMark, desired: Desired) -> int:
     """Sync and leave the stamp; return the number of changes. Only under the network's lock."""
     changes = sync(nl, desired)
     counts = str(count_desired(desired))

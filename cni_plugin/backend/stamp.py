@@ -1,7 +1,7 @@
 """The stamp: a small file that says what the last sync of a network made; it may be lost.
 
-It lets an ADD leave a network alone that is as it was made, and keeps the last good words of a
-peers file. Without it the next sync reads everything; nothing depends on it being true.
+An ADD that finds the network as the stamp says does not sync again. The stamp also keeps the last valid
+content of a peers file. Without it the next sync reads everything; a wrong stamp does no harm.
 """
 
 from __future__ import annotations

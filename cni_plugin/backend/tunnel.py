@@ -70,7 +70,7 @@ class Tunnel:
     addresses: tuple[IPAddress, ...]
     """This node's own, as its peers list them; empty for the one on the underlay."""
     followed: bool
-    """As in `Mark`."""
+    """As in `SyncMark`."""
 
     def digest(self, underlay: Underlay) -> str:
         """Return a name for everything that decides what the kernel must hold."""

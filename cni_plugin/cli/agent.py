@@ -50,7 +50,7 @@ def _count(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    settings = server.Settings(
+    settings = server.AgentSettings(
         socket=os.path.abspath(arguments.socket),
         workers=arguments.workers,
         queue=arguments.queue,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_plugin.doctor.finding import Finding
-    from cni_plugin.doctor.site import Site
+    from cni_plugin.doctor.site import Examined
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,7 +47,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _doctor(arguments: argparse.Namespace) -> int:
     from cni_plugin.doctor.checks import examine  # most commands need none of it
 
-    found = examine(_site(arguments))
+    found = examine(_examined(arguments))
     wrong = [finding for finding in found if finding.severity != "note"]
     if arguments.json:
         write(json.dumps({"healthy": not wrong, "findings": [asdict(each) for each in found]}, indent=4))
@@ -56,13 +56,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def _site(arguments: argparse.Namespace) -> Site:
+def _examined(arguments: argparse.Namespace) -> Examined:
     from cni_plugin.doctor.runtime import Directories, read_directories
-    from cni_plugin.doctor.site import Site
+    from cni_plugin.doctor.site import Examined
 
     config = arguments.containerd_config or CONTAINERD_CONFIG
     says = read_directories(config) or Directories()
-    return Site(
+    return Examined(
         conf_dir=arguments.conf_dir or says.conf_dir or CONF_DIR,
         bin_dir=arguments.bin_dir or next(iter(says.bin_dirs), "") or BIN_DIR,
         socket=arguments.socket,

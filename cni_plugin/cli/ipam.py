@@ -72,7 +72,7 @@ def _add_check(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _check(arguments: argparse.Namespace) -> int:
     problems: list[CNIError] = []
-    found: list[audit.Finding] = []
+    found: list[audit.Disagreement] = []
     try:
         for request in chosen(arguments, problems):
             found += audit.audit(request)

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_plugin.doctor.finding import Severity
-    from cni_plugin.doctor.site import Site
+    from cni_plugin.doctor.site import Examined
 
 _PATIENCE: Final = 5.0  # seconds
 _NEEDED: Final = "the executables can do nothing without it: every ADD and DEL is told to try again later"
 _WELCOME: Final = "the executables do the work themselves, at 0.1 s a call"
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: Examined) -> Iterator[Finding]:
     """Yield what is wrong with the agent; that there is none is wrong only where one is needed."""
     own = list_own(site)
     needed = any(each.needs_agent for each in own)
@@ -75,7 +75,7 @@ def _start(path: str) -> str:
     return f"podwire agent --socket {shlex.quote(path)}"
 
 
-def _check_cluster(site: Site) -> Iterator[Finding]:
+def _check_cluster(site: Examined) -> Iterator[Finding]:
     state = read_state(site.state_file)
     if state is not None and not state.ready:
         yield Finding(

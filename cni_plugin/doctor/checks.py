@@ -15,9 +15,9 @@ from cni_plugin.doctor.finding import Finding
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cni_plugin.doctor.site import Site
+    from cni_plugin.doctor.site import Examined
 
-CHECKS: Final[tuple[Callable[[Site], Iterator[Finding]], ...]] = (
+CHECKS: Final[tuple[Callable[[Examined], Iterator[Finding]], ...]] = (
     runtime.check,
     runtime.check_word,
     configuration.check,
@@ -39,12 +39,12 @@ NOTES: Final = (
 )
 
 
-def examine(site: Site) -> list[Finding]:
+def examine(site: Examined) -> list[Finding]:
     """Return all findings and the notes; a check that fails is a finding, too."""
     return [*(finding for check in CHECKS for finding in _run(check, site)), *NOTES]
 
 
-def _run(check: Callable[[Site], Iterator[Finding]], site: Site) -> Iterator[Finding]:
+def _run(check: Callable[[Examined], Iterator[Finding]], site: Examined) -> Iterator[Finding]:
     try:
         yield from check(site)
     except (CNIError, OSError) as error:

@@ -12,7 +12,7 @@ from cni_plugin.doctor.finding import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_plugin.doctor.site import Site
+    from cni_plugin.doctor.site import Examined
     from cni_plugin.node.configured import ConfFile
 
 _NOT_INITIALIZED = (
@@ -20,7 +20,7 @@ _NOT_INITIALIZED = (
 )
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: Examined) -> Iterator[Finding]:
     """Yield what is wrong with the files."""
     files = site.configured.files
     if not files:
@@ -31,7 +31,7 @@ def check(site: Site) -> Iterator[Finding]:
     yield from _order(site, files)
 
 
-def _nothing(site: Site) -> Finding:
+def _nothing(site: Examined) -> Finding:
     directory = shlex.quote(site.conf_dir)
     state = read_state(site.state_file)
     if state is not None and not state.ready:
@@ -71,7 +71,7 @@ def _read(file: ConfFile) -> Iterator[Finding]:
         )
 
 
-def _order(site: Site, files: tuple[ConfFile, ...]) -> Iterator[Finding]:
+def _order(site: Examined, files: tuple[ConfFile, ...]) -> Iterator[Finding]:
     readable = [file for file in files if not file.problem]
     ours = next((file for file in readable if file.mains), None)
     if ours is None:

@@ -17,7 +17,7 @@ from cni_plugin.plugins import PLUGINS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_plugin.doctor.site import Site
+    from cni_plugin.doctor.site import Examined
 
 _HEAD: Final = 64 * 1024  # bytes; a whole shim fits
 # elf.h: e_machine, by what uname(2) calls it.
@@ -46,7 +46,7 @@ class Executable:
     version: str
 
 
-def list_own(site: Site) -> list[Executable]:
+def list_own(site: Examined) -> list[Executable]:
     """Return our executables among those that the configuration names."""
     names = dict.fromkeys(_needed(site))
     return [found for name in names if (found := _read_own(os.path.join(site.bin_dir, name)))]
@@ -73,13 +73,13 @@ def _head(path: str) -> bytes:
         return b""
 
 
-def _needed(site: Site) -> list[str]:
+def _needed(site: Examined) -> list[str]:
     """Return the names of the programs that a runtime, or we ourselves, will execute."""
     ours = [file for file in site.configured.files if file.mains]
     return [name for file in ours for name in (*file.types, *file.ipam_types) if name and name != OWN_TYPE]
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: Examined) -> Iterator[Finding]:
     """Yield what keeps the plugins of our networks from being executed."""
     for name in dict.fromkeys(_needed(site)):
         yield from check_one(site, name)
@@ -94,7 +94,7 @@ def check(site: Site) -> Iterator[Finding]:
             )
 
 
-def check_one(site: Site, name: str) -> Iterator[Finding]:
+def check_one(site: Examined, name: str) -> Iterator[Finding]:
     """Yield what keeps one plugin from being executed."""
     path = os.path.join(site.bin_dir, name)
     wrong = _wrong_with(path)
@@ -139,7 +139,7 @@ def _wrong_machine(head: bytes) -> tuple[str, str] | None:
     return f"it is for {other}, this node is {here}", "the runtime says: exec format error"
 
 
-def _install(site: Site, name: str, *, shim: bool = False) -> str:
+def _install(site: Examined, name: str, *, shim: bool = False) -> str:
     if name not in PLUGINS:
         return f"install {name} into {site.bin_dir} (the reference's: Debian's containernetworking-plugins)"
     options = " --drop-in" if name not in {"podwire", OWN_TYPE} else ""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.backend.survey import Survey
     from cni_plugin.contract.request import Request
-    from cni_plugin.doctor.site import Site
+    from cni_plugin.doctor.site import Examined
     from cni_plugin.kernel.forward import Obstacle
     from ipam.allocator import Usage
 
@@ -40,7 +40,7 @@ _KINDS: Final = {
 }
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: Examined) -> Iterator[Finding]:
     """Yield what is wrong with each network."""
     for request in site.configured.ours:
         found = list(_check_one(site, request))
@@ -49,7 +49,7 @@ def check(site: Site) -> Iterator[Finding]:
             yield from _ask_status(site, request)
 
 
-def _check_one(site: Site, request: Request) -> Iterator[Finding]:
+def _check_one(site: Examined, request: Request) -> Iterator[Finding]:
     try:
         survey, obstacles = podwire.survey(request)
     except CNIError:
@@ -65,7 +65,7 @@ def _name(request: Request) -> str:
     return f"network {request.network}"
 
 
-def _survey(site: Site, request: Request, survey: Survey) -> Iterator[Finding]:
+def _survey(site: Examined, request: Request, survey: Survey) -> Iterator[Finding]:
     for trouble in survey.troubles:
         yield Finding(
             severity="error",
@@ -172,7 +172,7 @@ def _full(request: Request, usage: Usage, leaked: list[str]) -> Finding:
     )
 
 
-def _ask_status(site: Site, request: Request) -> Iterator[Finding]:
+def _ask_status(site: Examined, request: Request) -> Iterator[Finding]:
     try:
         podwire.PLUGIN.status(request)
     except CNIError as error:

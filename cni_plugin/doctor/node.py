@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_plugin.contract.request import Request
-    from cni_plugin.doctor.site import Site
+    from cni_plugin.doctor.site import Examined
     from cni_plugin.kernel.netns import Namespace
     from ipam.ranges import RangeSet
 
@@ -32,7 +32,7 @@ _CALL_IPTABLES: Final = "net/bridge/bridge-nf-call-iptables"
 _KUBE_PROXY: Final = (("ip", "nat", "KUBE-SERVICES"), ("ip", "kube-proxy", "services"))
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: Examined) -> Iterator[Finding]:
     """Yield what is wrong on a node that has pods."""
     with open_host() as host:
         attached = any(link.alias.startswith(MARK) for link in list_links(host.netlink, kind="veth"))
@@ -44,7 +44,7 @@ def check(site: Site) -> Iterator[Finding]:
             yield from _bridge_filter(site, host)
 
 
-def _forwarding(site: Site) -> Iterator[Finding]:
+def _forwarding(site: Examined) -> Iterator[Finding]:
     for version in sorted(_families(site)):
         key = FORWARDING[version]
         if has_sysctl(key) and get_sysctl(key) == "0":
@@ -78,7 +78,7 @@ def _routers(host: Namespace) -> Iterator[Finding]:
             )
 
 
-def _families(site: Site) -> set[int]:
+def _families(site: Examined) -> set[int]:
     """Return the families of what pods of the networks that have a gateway get."""
     return {
         pool.version for request in site.configured.ours if _is_forwarded(request) for pool in _pools(request)
@@ -114,7 +114,7 @@ def judge_conntrack(count: int, limit: int) -> Iterator[Finding]:
         )
 
 
-def _bridge_filter(site: Site, host: Namespace) -> Iterator[Finding]:
+def _bridge_filter(site: Examined, host: Namespace) -> Iterator[Finding]:
     """Yield a finding where kube-proxy translates, and frames between pods of a bridge pass it by."""
     bridged = any(r.config.string("mode") in {"", "bridge", "vxlan"} for r in site.configured.ours)
     proxied = any(host.nftables.get_chain(*place) is not None for place in _KUBE_PROXY)

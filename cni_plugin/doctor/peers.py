@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from netaddr import IPAddress
 
     from cni_plugin.backend.survey import Way
-    from cni_plugin.doctor.site import Site
+    from cni_plugin.doctor.site import Examined
     from cni_plugin.kernel.netns import Namespace
 
 _PATIENCE: Final = 1.0  # seconds for an answer
@@ -48,7 +48,7 @@ class _Heard:
         return Echo(address, size, source) in self.answered
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: Examined) -> Iterator[Finding]:
     """Yield what is wrong with the ways of each network."""
     for request in site.configured.ours:
         try:
@@ -60,7 +60,7 @@ def check(site: Site) -> Iterator[Finding]:
                 yield from _check_ways(site, host, request.network, survey.ways)
 
 
-def _check_ways(site: Site, host: Namespace, network: str, ways: tuple[Way, ...]) -> Iterator[Finding]:
+def _check_ways(site: Examined, host: Namespace, network: str, ways: tuple[Way, ...]) -> Iterator[Finding]:
     heard = _listen(ways)
     silent: list[Finding] = []
     deaf: list[Finding] = []
@@ -149,7 +149,7 @@ def _deaf(host: Namespace, way: Way, heard: _Heard) -> Finding:
     )
 
 
-def _narrow(site: Site, network: str, way: Way, *, search: bool) -> Finding:
+def _narrow(site: Examined, network: str, way: Way, *, search: bool) -> Finding:
     low = smallest(way.outer.version)
     size = find_largest(way.outer, low, way.mtu - 1, _SEARCH) if search else 0
     sync = f"podwire sync{site.options} {shlex.quote(network)}"

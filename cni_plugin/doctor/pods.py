@@ -24,13 +24,13 @@ from cni_plugin.plugins import PLUGINS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_plugin.doctor.site import Site
+    from cni_plugin.doctor.site import Examined
     from cni_plugin.node.report import AttachmentReport
 
 _PATIENCE: Final = 1.0  # seconds
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: Examined) -> Iterator[Finding]:
     """Yield why the pod that was named has no network; nothing when none was."""
     if not site.pod and not site.container:
         return
@@ -41,13 +41,13 @@ def check(site: Site) -> Iterator[Finding]:
         yield from _check_attachment(site, attachment)
 
 
-def _is_meant(site: Site, attachment: AttachmentReport) -> bool:
+def _is_meant(site: Examined, attachment: AttachmentReport) -> bool:
     if site.container:
         return attachment.container_id.startswith(site.container)
     return attachment.pod == site.pod
 
 
-def _absent(site: Site) -> Finding:
+def _absent(site: Examined) -> Finding:
     namespace, _, name = site.pod.partition("/")
     look = f"kubectl -n {namespace} describe pod {name}" if name else f"crictl inspectp {site.container}"
     return Finding(
@@ -59,7 +59,7 @@ def _absent(site: Site) -> Finding:
     )
 
 
-def _check_attachment(site: Site, attachment: AttachmentReport) -> Iterator[Finding]:
+def _check_attachment(site: Examined, attachment: AttachmentReport) -> Iterator[Finding]:
     who = f"pod {attachment.pod or attachment.container_id} {attachment.ifname}"
     wrong = _ask_check(site, attachment)
     if wrong:
@@ -92,7 +92,7 @@ def _anew(attachment: AttachmentReport) -> str:
     return f"kubectl -n {namespace} delete pod {name}" if name else f"crictl stopp {attachment.container_id}"
 
 
-def _ask_check(site: Site, attachment: AttachmentReport) -> str:
+def _ask_check(site: Examined, attachment: AttachmentReport) -> str:
     """Return what CHECK finds wrong; nothing where it cannot look.
 
     libcni may keep no result to compare with, and the path of the pod's namespace may lead nowhere from here,
@@ -109,7 +109,7 @@ def _ask_check(site: Site, attachment: AttachmentReport) -> str:
     return ""
 
 
-def _requests(site: Site, attachment: AttachmentReport, kept: dict[str, Any]) -> Iterator[Any]:
+def _requests(site: Examined, attachment: AttachmentReport, kept: dict[str, Any]) -> Iterator[Any]:
     """Yield the CHECK of the pod's main plugin as a runtime would send it."""
     result = kept.get("result")
     try:

@@ -19,7 +19,7 @@ from cni_plugin.node import runtime
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_plugin.doctor.site import Site
+    from cni_plugin.doctor.site import Examined
 
 _SECTIONS: Final = ("io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri")
 
@@ -58,7 +58,7 @@ def _table(parent: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def check(site: Site) -> Iterator[Finding]:
+def check(site: Examined) -> Iterator[Finding]:
     """Yield where the runtime looks elsewhere than we do, and what else it needs."""
     directories = read_directories(site.containerd_config)
     if directories is None:
@@ -79,7 +79,7 @@ def check(site: Site) -> Iterator[Finding]:
     yield from check_one(site, "loopback")
 
 
-def check_word(site: Site) -> Iterator[Finding]:
+def check_word(site: Examined) -> Iterator[Finding]:
     """Yield what the runtime itself says against its network; it is asked only where its socket was named."""
     if not site.runtime_endpoint:
         return
@@ -111,7 +111,7 @@ def _same(path: str, others: list[str] | tuple[str, ...]) -> bool:
     return os.path.realpath(path) in {os.path.realpath(other) for other in others}
 
 
-def _elsewhere(site: Site, key: str, theirs: str, ours: str) -> Finding:
+def _elsewhere(site: Examined, key: str, theirs: str, ours: str) -> Finding:
     option = "--conf-dir" if key == "conf_dir" else "--bin-dir"
     return Finding(
         severity="error",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
+class Examined:
     """One node. `pod` is NAMESPACE/NAME, `container` an id or its beginning, both empty for no one's."""
 
     conf_dir: str

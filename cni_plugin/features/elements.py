@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import broken
-from cni_plugin.kernel.nfnetlink import Change, Element
+from cni_plugin.kernel.nfnetlink import Element, ElementChange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FAMILIES = ("inet", "bridge")
 _AT_ONCE = 32
 
-Place = tuple[str, str, bytes]  # family, set and key
+ElementKey = tuple[str, str, bytes]  # family, set and key
 
 
 def claim(
@@ -43,24 +43,24 @@ def claim(
     nftables = site.host.nftables
     made: Collection[Element] = wanted
 
-    def decide() -> list[Change]:
+    def decide() -> list[ElementChange]:
         nonlocal made
         made, gone = settle() if settle else (wanted, ())
         changes = [change for element in made for change in _replace(nftables, element, gone)]
-        return [Change(element, present=False) for element in gone] + changes
+        return [ElementChange(element, present=False) for element in gone] + changes
 
     undo.callback(release_exactly, site, wanted)  # first, as the answer may be lost
     nftables.update(decide)
     return made
 
 
-def _replace(nftables: Nftables, wanted: Element, gone: Collection[Element]) -> Iterator[Change]:
+def _replace(nftables: Nftables, wanted: Element, gone: Collection[Element]) -> Iterator[ElementChange]:
     found = nftables.get(wanted.family, wanted.set_name, wanted.key)
     if found == wanted:
         return
     if found is not None and found not in gone:
-        yield Change(found, present=False)
-    yield Change(wanted, present=True)
+        yield ElementChange(found, present=False)
+    yield ElementChange(wanted, present=True)
 
 
 def is_of(site: Site, element: Element) -> bool:
@@ -77,9 +77,10 @@ def release_exactly(site: Site, elements: Sequence[Element]) -> None:
     """Remove those of the elements that are there and the attachment's, whatever else they hold."""
     nftables = site.host.nftables
 
-    def decide() -> list[Change]:
+    def decide() -> list[ElementChange]:
         found = [nftables.get(e.family, e.set_name, e.key) for e in elements]
-        return [Change(element, present=False) for element in found if element and is_of(site, element)]
+        own = [element for element in found if element and is_of(site, element)]
+        return [ElementChange(element, present=False) for element in own]
 
     nftables.update(decide)
 
@@ -106,7 +107,9 @@ def _release_from(
     return _remove(nftables, places, partial(is_of, site))
 
 
-def _remove(nftables: Nftables, places: Sequence[Place], may_go: Callable[[Element], bool]) -> list[Element]:
+def _remove(
+    nftables: Nftables, places: Sequence[ElementKey], may_go: Callable[[Element], bool]
+) -> list[Element]:
     """Remove the elements in these places that may go; return them.
 
     A few at a time: what is decided about must be read in one generation, and a busy node has short ones.
@@ -115,9 +118,9 @@ def _remove(nftables: Nftables, places: Sequence[Place], may_go: Callable[[Eleme
     for first in range(0, len(places), _AT_ONCE):
         some = places[first : first + _AT_ONCE]
 
-        def decide(some: Sequence[Place] = some) -> list[Change]:
+        def decide(some: Sequence[ElementKey] = some) -> list[ElementChange]:
             found = filter(None, (nftables.get(*place) for place in some))
-            return [Change(element, present=False) for element in found if may_go(element)]
+            return [ElementChange(element, present=False) for element in found if may_go(element)]
 
         removed += [change.element for change in nftables.update(decide)]
     return removed
@@ -142,7 +145,7 @@ def collect(nftables: Nftables, network: str, keep: Container[str]) -> list[Elem
     return _remove(nftables, _places_of(filter(may_go, list_of(nftables, network))), may_go)
 
 
-def _places_of(elements: Iterable[Element]) -> list[Place]:
+def _places_of(elements: Iterable[Element]) -> list[ElementKey]:
     """Return each place once, of whatever it has been seen with."""
     return list(dict.fromkeys((e.family, e.set_name, e.key) for e in elements))
 

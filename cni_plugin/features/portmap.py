@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cni_plugin.contract.result import Result
     from cni_plugin.features.feature import Site, Traces
     from cni_plugin.features.hostports import HostPort
-    from cni_plugin.features.portmap_plan import Plan
+    from cni_plugin.features.portmap_plan import PortmapPlan
     from cni_plugin.features.portmap_rules import Treatment
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.kernel.nfnetlink import Element
@@ -129,7 +129,7 @@ def add(settings: PortMap, site: Site, result: Result, undo: ExitStack) -> Resul
     return result
 
 
-def _tell_of_others(site: Site, plan: Plan, made: Collection[Element]) -> None:
+def _tell_of_others(site: Site, plan: PortmapPlan, made: Collection[Element]) -> None:
     if left := [str(port) for port, element in plan.ports.items() if element not in made]:
         log.warning(
             "host ports %s: wanted for %s, found them held by another interface of the container",
@@ -138,7 +138,7 @@ def _tell_of_others(site: Site, plan: Plan, made: Collection[Element]) -> None:
         )
 
 
-def _plan(settings: PortMap, site: Site, result: Result) -> Plan | None:
+def _plan(settings: PortMap, site: Site, result: Result) -> PortmapPlan | None:
     if not settings.ports:
         return None
     from cni_plugin.features.portmap_plan import plan_host_ports
@@ -224,7 +224,7 @@ def check(settings: PortMap, site: Site, result: Result) -> None:
     _require_switches(site, plan)
 
 
-def _require_switches(site: Site, plan: Plan) -> None:
+def _require_switches(site: Site, plan: PortmapPlan) -> None:
     from cni_plugin.kernel.netconf import route_localnet
 
     key = route_localnet(plan.local_link)

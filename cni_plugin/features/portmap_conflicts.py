@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from cni_plugin.features.elements import Settlement
     from cni_plugin.features.feature import Site
     from cni_plugin.features.hostports import Holder, HostPort
-    from cni_plugin.features.portmap_plan import Plan
+    from cni_plugin.features.portmap_plan import PortmapPlan
     from cni_plugin.kernel.nfnetlink import Element, Nftables
 
 
-def settle(site: Site, plan: Plan) -> Settlement:
+def settle(site: Site, plan: PortmapPlan) -> Settlement:
     """Return the elements that are the attachment's to have, and those of dead holders in their way.
 
     CNIError 11 when another container holds a port and may live.
@@ -40,12 +40,12 @@ def settle(site: Site, plan: Plan) -> Settlement:
     return _leave_to(same_pod, plan), gone
 
 
-def list_own(site: Site, plan: Plan) -> list[Element]:
+def list_own(site: Site, plan: PortmapPlan) -> list[Element]:
     """Return the elements but for ports that another interface of the container has."""
     return _leave_to([each for each in _find_conflicts(site, plan) if _is_of_same_pod(site, each)], plan)
 
 
-def _find_conflicts(site: Site, plan: Plan) -> dict[Element, None]:
+def _find_conflicts(site: Site, plan: PortmapPlan) -> dict[Element, None]:
     versions = sorted({port.version for port in plan.ports})
     asked = ((v, [port for port in plan.ports if port.version == v]) for v in versions)
     found = (each for v, ports in asked for each in _list_conflicts(site.host.nftables, v, ports))
@@ -57,7 +57,7 @@ def _is_of_same_pod(site: Site, conflict: Element) -> bool:
     return holder.container_id == site.attachment.container_id and not _is_dead(site, holder)
 
 
-def _leave_to(same_pod: Iterable[Element], plan: Plan) -> list[Element]:
+def _leave_to(same_pod: Iterable[Element], plan: PortmapPlan) -> list[Element]:
     held = {parse_key(each.set_name, each.key) for each in same_pod}
     # One of all addresses has a port of one address, too, but not the other way round.
     left = [e for port, e in plan.ports.items() if held & {port, replace(port, address=None)}]

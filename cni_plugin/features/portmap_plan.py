@@ -34,7 +34,7 @@ _FILTERED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-c
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class VethPlace:
     """Where a pod is on the node: the host's end of its veth, and the name of the link routed through."""
 
     end: Link | None = None
@@ -44,7 +44,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class PortmapPlan:
     """What an attachment gets, now that its addresses are known."""
 
     treatment: Treatment
@@ -68,7 +68,7 @@ class Plan:
 
 def plan_host_ports(
     wanted: Mapping[HostPort, int], treatment: Treatment, site: Site, result: Result
-) -> Plan | None:
+) -> PortmapPlan | None:
     """Return what to make of the pod's port behind each host port; None when it has no such family."""
     found = _pick_addresses(result, site.attachment.ifname)
     asked = {port: target for port, target in wanted.items() if port.version in found}
@@ -81,7 +81,7 @@ def plan_host_ports(
     treatment = replace(treatment, segment=segment)
     comment = render_holder(site.label, place.end.index if place.end else 0, len(asked))
     element = partial(Element, family="inet", comment=comment)
-    return Plan(
+    return PortmapPlan(
         treatment=treatment,
         ports={
             port: element(
@@ -108,13 +108,13 @@ def _pick_addresses(result: Result, ifname: str) -> dict[int, IPAddress]:
     return picked
 
 
-def _locate(site: Site, address: IPAddress) -> Place:
+def _locate(site: Site, address: IPAddress) -> VethPlace:
     host = site.host.netlink
     end = _find_end(site)
     path = find_path(host, address)
     near = path is not None and path.gateway is None and not path.local
     link = get_link_by_index(host, path.index) if path and near else None
-    return Place(
+    return VethPlace(
         end=end,
         link=link.name if link else "",
         shared=link is not None and (end is None or link.index != end.index),
@@ -127,7 +127,7 @@ def _find_end(site: Site) -> Link | None:
     return get_other_end(site.host.netlink, inner) if inner else None
 
 
-def _find_hairpin_port(site: Site, place: Place, versions: Iterable[int]) -> str:
+def _find_hairpin_port(site: Site, place: VethPlace, versions: Iterable[int]) -> str:
     """Return the pod's port in a bridge whose packets are translated before they are routed.
 
     There br_netfilter sends on in the bridge what goes back to where it came from, and the routing

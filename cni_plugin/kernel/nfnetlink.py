@@ -78,7 +78,7 @@ class Element:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ElementChange:
     """An element to be added, or deleted when it is not `present`."""
 
     element: Element
@@ -175,7 +175,7 @@ class Nftables:
         answers = self._ask(f"nft list chain {family} {chain}", _GETRULE, family, body, netlink.NLM_F_DUMP)
         return [_parse_comment(parse(raw, _BODY).get(_RULE_USERDATA, b"")) for raw in answers]
 
-    def update(self, decide: Callable[[], list[Change]]) -> list[Change]:
+    def update(self, decide: Callable[[], list[ElementChange]]) -> list[ElementChange]:
         """Make the changes that `decide` returns after reading, in a ruleset as it has read it.
 
         `decide` runs again when somebody changed the ruleset meanwhile. Returns what was changed;
@@ -200,7 +200,7 @@ class Nftables:
         (answer,) = self._ask("nft monitor", _GETGEN, "inet", b"")
         return int.from_bytes(parse(answer, _BODY)[_NFTA_GEN_ID], "big")
 
-    def _commit(self, changes: list[Change], generation: int) -> None:
+    def _commit(self, changes: list[ElementChange], generation: int) -> None:
         if not changes:
             return
         for change in changes:
@@ -208,7 +208,7 @@ class Nftables:
         with answered(changes[0].command):
             step("nftables", partial(self._send, generation), *changes)
 
-    def _send(self, generation: int, *changes: Change) -> None:
+    def _send(self, generation: int, *changes: ElementChange) -> None:
         """Make all of the changes, or none and raise."""
         first = self._number()
         subsystem = general(0, _SUBSYSTEM)
@@ -223,7 +223,7 @@ class Nftables:
         self._socket.send(b"".join(batch))
         self._await(first, sent)
 
-    def _await(self, first: int, sent: dict[int, Change]) -> None:
+    def _await(self, first: int, sent: dict[int, ElementChange]) -> None:
         """Read the answers: to each change that is refused, to the last, or to the batch's own header."""
         failures = []
         answered, last = 0, max(sent)
@@ -322,7 +322,7 @@ def _is_own(namespace: int) -> bool:
     return os.path.samestat(os.fstat(namespace), os.stat("/proc/self/ns/net"))
 
 
-def _pack_change(change: Change, number: int, ack: int) -> bytes:
+def _pack_change(change: ElementChange, number: int, ack: int) -> bytes:
     element = change.element
     members = nested(_ELEM_KEY, attribute(_DATA_VALUE, element.key))
     if element.end:

@@ -26,7 +26,7 @@ from cni_plugin.kernel.forward import (
 from cni_plugin.kernel.iptables import legacy_in_use, list_legacy_rules
 from cni_plugin.kernel.nfnetlink import TABLE
 from cni_plugin.kernel.nft import require_nft
-from cni_plugin.kernel.walk import Outcome, Packet, decide
+from cni_plugin.kernel.walk import Packet, RuleOutcome, decide
 from ipam.seam import step
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _read_rules(family: str, table: str) -> Rules:
     return rules
 
 
-def _fate(rules: Rules, chain: str, forwarded: Forwarded, family: str, *, drops: bool) -> Outcome:
+def _fate(rules: Rules, chain: str, forwarded: Forwarded, family: str, *, drops: bool) -> RuleOutcome:
     """Return the worst that becomes of the packets of pods in a chain."""
     fates = {
         decide(rules, chain, packet, drops=drops) for pair in forwarded.packets(family) for packet in pair

@@ -16,7 +16,7 @@ from netaddr import AddrFormatError, IPNetwork
 
 Rule = list[dict[str, Any]]
 Rules = dict[str, list[Rule]]
-Outcome = Literal["accept", "drop", "unknown"]
+RuleOutcome = Literal["accept", "drop", "unknown"]
 _DEEPEST = 16  # jumps, NFT_JUMP_STACK_SIZE
 _DROPS = frozenset({"drop", "reject"})
 _ENDS = frozenset({"accept", "drop", "reject", "return", "jump", "goto"})
@@ -41,9 +41,9 @@ class Packet:
     daddr: IPNetwork | None = None
 
 
-def decide(rules: Rules, chain: str, packet: Packet, *, drops: bool) -> Outcome:
+def decide(rules: Rules, chain: str, packet: Packet, *, drops: bool) -> RuleOutcome:
     """Return what becomes of a packet in a base chain whose policy `drops` or accepts."""
-    policy: Outcome = "drop" if drops else "accept"
+    policy: RuleOutcome = "drop" if drops else "accept"
     if (walk(rules, chain, packet) or policy) == "accept":
         return "accept"
     return "unknown" if (walk(rules, chain, packet, hopeful=True) or policy) == "accept" else "drop"

@@ -39,7 +39,7 @@ _PATIENCE: Final = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Disagreement:
     """One thing that is wrong with an address, a file or an interface of a network.
 
     `kind` is leaked (held by who is gone), unused (held by who has no interface of ours, which may be a
@@ -74,7 +74,7 @@ class _Seen:
     """Reserved before this machine was started anew, which no container has survived."""
 
 
-def audit(request: Request) -> list[Finding]:
+def audit(request: Request) -> list[Disagreement]:
     """Return what is wrong with the addresses of a network; nothing where another IPAM plugin keeps them.
 
     Raises CNIError for a configuration that cannot be, and IPAMError for a store that cannot be read.
@@ -138,16 +138,16 @@ def _is_our_plugin(request: Request) -> bool:
     return kind == "podwire" or is_ours(next(filter(os.path.isfile, found), ""))
 
 
-def _judge(seen: _Seen) -> Iterator[Finding]:
+def _judge(seen: _Seen) -> Iterator[Disagreement]:
     yield from _find_dead(seen)
     yield from _find_unallocated(seen)
     yield from _find_outside(seen)
     for name, wrong in check_files(seen.store):
         path = f"{seen.store.directory}/{name}"
-        yield Finding(seen.network, "damaged", path, "", f"{path}: {wrong}")
+        yield Disagreement(seen.network, "damaged", path, "", f"{path}: {wrong}")
 
 
-def _find_dead(seen: _Seen) -> Iterator[Finding]:
+def _find_dead(seen: _Seen) -> Iterator[Disagreement]:
     """Yield the addresses whose owner has no interface; a legacy file names no interface to look for."""
     ids = {(link.alias.split(" ") + [""] * 3)[2] for link in seen.links.values()}
     for address, owner in sorted(seen.held.items()):
@@ -162,7 +162,7 @@ def _find_dead(seen: _Seen) -> Iterator[Finding]:
         said += " and is of an earlier boot of this machine" if address in seen.dead else ""
         repair = f"podwire ipam release{seen.place} {seen.network} {text}"
         said += f": {repair}" if certain else f"; maybe another plugin attached it; if it is gone: {repair}"
-        yield Finding(seen.network, "leaked" if certain else "unused", text, str(owner), said, repair)
+        yield Disagreement(seen.network, "leaked" if certain else "unused", text, str(owner), said, repair)
 
 
 def _owner_identity(network: str, owner: Owner) -> str:
@@ -171,7 +171,7 @@ def _owner_identity(network: str, owner: Owner) -> str:
     ).identity
 
 
-def _find_unallocated(seen: _Seen) -> Iterator[Finding]:
+def _find_unallocated(seen: _Seen) -> Iterator[Disagreement]:
     """Yield the pods that hold nothing, and the addresses with a route to a pod that does not hold them."""
     holders = {address: _owner_identity(seen.network, owner) for address, owner in seen.held.items()}
     holding = set(holders.values())
@@ -180,19 +180,19 @@ def _find_unallocated(seen: _Seen) -> Iterator[Finding]:
         pod = " ".join(link.alias.split(" ")[2:])
         if identity not in holding and not legacy & set(pod.split(" ")):
             said = f"{link.name}: pod {pod} is attached and holds no address"
-            yield Finding(seen.network, "unallocated", link.name, pod, said)
+            yield Disagreement(seen.network, "unallocated", link.name, pod, said)
     for address, identity in sorted(seen.used.items()):
         owner = seen.held.get(address)
         if holders.get(address) == identity or (owner and not owner.ifname):
             continue
         name, text = seen.links[identity].name, render_address(address)
         said = f"{text} is routed to {name}, and the store gives it to {owner or 'nobody'}"
-        yield Finding(seen.network, "unallocated", text, name, said)
+        yield Disagreement(seen.network, "unallocated", text, name, said)
 
 
-def _find_outside(seen: _Seen) -> Iterator[Finding]:
+def _find_outside(seen: _Seen) -> Iterator[Disagreement]:
     for address, owner in sorted(seen.held.items()):
         if seen.ranges is not None and not any(each.allocatable(address) for each in seen.ranges):
             text = render_address(address)
             said = f"{text} is held by {owner}, and no range of this network gives it out"
-            yield Finding(seen.network, "outside", text, str(owner), said)
+            yield Disagreement(seen.network, "outside", text, str(owner), said)

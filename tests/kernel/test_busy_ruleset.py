@@ -22,13 +22,13 @@ pytestmark = in_process
 # Another attachment comes and goes a hundred times a second.
 _BUSY = """
 import sys, time
-from cni_plugin.kernel.nfnetlink import Change, Element, Nftables
+from cni_plugin.kernel.nfnetlink import ElementChange, Element, Nftables
 nft = Nftables()
 element = Element(family="inet", set_name=sys.argv[1], key=bytes([10, 99, 0, 1]), comment="f other pod eth0")
 print("busy", flush=True)
 while True:
     for present in (True, False):
-        nft.update(lambda: [Change(element, present=present)])
+        nft.update(lambda: [ElementChange(element, present=present)])
         time.sleep(0.005)
 """
 MANY = 4_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -10,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("cni_plugin", "ipam")
-LONGEST_FUNCTION, LONGEST_MODULE, LONGEST_DOCSTRING = 60, 400, 10
+LONGEST_FUNCTION, LONGEST_MODULE, LONGEST_DOCSTRING, LONGEST_FIRST_LINE = 60, 400, 10, 100
 
 # The floors, top to bottom: a module imports from its own floor and from those below, never from above.
 FLOORS = (
@@ -143,6 +144,43 @@ def test_only_the_kernel_room_speaks_to_the_kernel() -> None:
         for module, names in used.items()
     }
     assert {module: names for module, names in wrong.items() if names} == {}
+
+
+def test_a_public_class_name_stands_once_in_the_program() -> None:
+    """A type alias counts, too: a word has one meaning in all rooms."""
+    where: dict[str, list[str]] = {}
+    for module in MODULES:
+        for name in types_of(module):
+            where.setdefault(name, []).append(module)
+    assert {name: modules for name, modules in where.items() if len(modules) > 1} == {}
+
+
+def types_of(module: str) -> set[str]:
+    """Return the public classes and type aliases that a module defines."""
+    body = tree_of(module).body
+    classes = {node.name for node in body if isinstance(node, ast.ClassDef)}
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    aliases = {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in classes | aliases if re.match("[A-Z]+[a-z]", name)}
+
+
+# A path on the node that begins a text; /proc and /sys are the kernel's.
+PATH = re.compile("(unix://)?/(etc|opt|run|srv|usr|var)(/|$)")
+
+
+def test_only_one_module_holds_default_paths() -> None:
+    found = {module: {text for text in texts_of(module) if PATH.match(text)} for module in MODULES}
+    assert {module for module, paths in found.items() if paths} == {"cni_plugin.config.paths"}
+
+
+def texts_of(module: str) -> set[str]:
+    nodes = [node.value for node in ast.walk(tree_of(module)) if isinstance(node, ast.Constant)]
+    return {value for value in nodes if isinstance(value, str)}
+
+
+def test_the_first_line_of_a_module_fits_into_the_map() -> None:
+    lines = {module: (ast.get_docstring(tree_of(module)) or "").split("\n")[0] for module in MODULES}
+    assert {module: line for module, line in lines.items() if not 0 < len(line) <= LONGEST_FIRST_LINE} == {}
 
 
 def test_no_two_modules_need_each_other() -> None:
