@@ -262,7 +262,7 @@ def test_an_agent_of_its_own_is_ready_when_its_socket_listens(on_node: Watched) 
 
 def test_a_node_of_a_cluster_is_ready_when_the_state_says_so(plain_node: Node) -> None:
     script = (
-        "import sys; from cni_plugin.agent import server; sys.exit(server.run(server.Settings("
+        "import sys; from cni_plugin.agent import server; sys.exit(server.run(server.AgentSettings("
         "socket=sys.argv[1], workers=4, queue=4, http=sys.argv[2], state_file=sys.argv[3], in_cluster=True)))"
     )
     path = plain_node.tmp / "a.sock"
