@@ -11,14 +11,12 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cni_plugin.attach import gateway
-from cni_plugin.attach import interface as pod_side
-from cni_plugin.attach import veth as port
+from cni_plugin.attach import gateway, interface
 from cni_plugin.attach.bridge_check import check
 from cni_plugin.attach.bridge_plan import BridgePlan, plan
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.mtu import automatic_mtu
-from cni_plugin.attach.veth import BridgeWire
+from cni_plugin.attach.veth import BridgeConnection, add_bridge_veth
 from cni_plugin.backend.survey import Survey
 from cni_plugin.config.network import Elsewhere
 from cni_plugin.contract.errors import CNIError, Code
@@ -31,24 +29,25 @@ from ipam.seam import waits
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
+    from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
 
 _FORWARDING_TIMEOUT = 2.0  # seconds
 _FORWARDING_POLL = 0.0003
 
 
-def connect(plan: BridgePlan, host: Namespace, pod: Namespace, undo: ExitStack) -> BridgeWire:
+def connect(plan: BridgePlan, site: Site, undo: ExitStack) -> BridgeConnection:
     """Ensure the bridge and make the pod's veth on it."""
-    pod_side.refuse_existing(pod, plan.attachment)
-    wire = ensure_shared(plan, host)
-    port.add_port(plan, wire, host, pod, undo)
-    return wire
+    interface.refuse_existing(site.present_pod, plan.attachment)
+    connection = ensure_shared(plan, site.host)
+    add_bridge_veth(plan, connection, site.host, site.present_pod, undo)
+    return connection
 
 
-def ensure_shared(plan: BridgePlan, host: Namespace) -> BridgeWire:
+def ensure_shared(plan: BridgePlan, host: Namespace) -> BridgeConnection:
     """Ensure the bridge that all pods of the network are on."""
     mtu = plan.mtu or _automatic_mtu(plan, host)
-    pod_side.refuse_small_mtu(mtu, plan.addressing.stated_families)
+    interface.refuse_small_mtu(mtu, plan.addressing.stated_families)
     spec = BridgeSpec(
         name=plan.bridge,
         mtu=mtu,
@@ -56,7 +55,7 @@ def ensure_shared(plan: BridgePlan, host: Namespace) -> BridgeWire:
         vlan_filtering=bool(plan.vlans),
         mac=plan.bridge_mac,
     )
-    return BridgeWire(bridge=ensure_bridge(host.netlink, spec), mtu=mtu)
+    return BridgeConnection(bridge=ensure_bridge(host.netlink, spec), mtu=mtu)
 
 
 def _automatic_mtu(plan: BridgePlan, host: Namespace) -> int:
@@ -103,19 +102,18 @@ def explain_mtu(plan: BridgePlan, host: Namespace) -> list[str]:
     ]
 
 
-def configure(
-    plan: BridgePlan, wire: BridgeWire, host: Namespace, pod: Namespace, addresses: Result
-) -> Result:
+def configure(plan: BridgePlan, connection: BridgeConnection, site: Site, addresses: Result) -> Result:
     """Give the pod its addresses and the bridge its gateway's, and wait until packets pass."""
-    pod_side.refuse_unassignable(addresses.ips)
-    pod_side.refuse_small_mtu(wire.mtu, {ip.address.version for ip in addresses.ips})
+    host, pod = site.host, site.present_pod
+    interface.refuse_unassignable(addresses.ips)
+    interface.refuse_small_mtu(connection.mtu, {ip.address.version for ip in addresses.ips})
     addresses = gateway.complete(plan, addresses)
-    link = pod_side.require_link(pod, plan.attachment)
-    gateway_link = gateway.ensure_gateway(plan, wire.bridge, addresses.ips, wire.mtu, host)
+    link = interface.require_link(pod, plan.attachment)
+    gateway_link = gateway.ensure_gateway(plan, connection.bridge, addresses.ips, connection.mtu, host)
     if plan.container_interface_up:
-        pod_side.dress(pod, link, _outfit(plan, addresses))
-        made = _wait_until_forwarding(plan, wire, host)
-        pod_side.announce_addresses(pod, link, addresses.ips)
+        interface.dress(pod, link, _outfit(plan, addresses))
+        made = _wait_until_forwarding(plan, connection, host)
+        interface.announce_addresses(pod, link, addresses.ips)
     else:
         made = _read(plan, host)
     extra = [] if gateway_link.name == plan.bridge else [_interface(gateway_link)]
@@ -127,15 +125,17 @@ def configure(
     )
 
 
-def _outfit(plan: BridgePlan, addresses: Result) -> pod_side.Outfit:
+def _outfit(plan: BridgePlan, addresses: Result) -> interface.Outfit:
     """Return what the pod gets; routers of the segment are for a pod alone whose way out is not known."""
     settled = plan.is_gateway or 6 in gateway.served_by_default(addresses.routes)
-    return pod_side.Outfit(
+    return interface.Outfit(
         ips=addresses.ips, routes=addresses.routes, dad=plan.dad, follows_routers=not settled
     )
 
 
-def _wait_until_forwarding(plan: BridgePlan, wire: BridgeWire, host: Namespace) -> tuple[Link, Link]:
+def _wait_until_forwarding(
+    plan: BridgePlan, connection: BridgeConnection, host: Namespace
+) -> tuple[Link, Link]:
     """Wait for the state in which the first packet of the pod is not lost; return bridge and port.
 
     The kernel tells the bridge of the new carrier by asynchronous work (net/core/link_watch.c),
@@ -146,9 +146,9 @@ def _wait_until_forwarding(plan: BridgePlan, wire: BridgeWire, host: Namespace) 
     deadline = time.monotonic() + _FORWARDING_TIMEOUT
     while True:
         bridge, port = _read(plan, host)
-        if bridge.mtu < wire.mtu:
+        if bridge.mtu < connection.mtu:
             # Another network with a smaller MTU lowered the bridge before it could see our port.
-            host.netlink.change(set_mtu(bridge.name, wire.mtu))
+            host.netlink.change(set_mtu(bridge.name, connection.mtu))
         elif _passes_packets(bridge, port):
             return bridge, port
         if time.monotonic() > deadline:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_plugin.attach import interface as pod_side
+from cni_plugin.attach import interface
 from cni_plugin.attach.gateway import address_on_node
 from cni_plugin.config.network import alias_prefix
 from cni_plugin.contract.errors import broken
@@ -21,20 +21,22 @@ from cni_plugin.kernel.vlan import list_vlans
 if TYPE_CHECKING:
     from cni_plugin.attach.bridge_plan import BridgePlan
     from cni_plugin.contract.result import Interface, Result
+    from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
 
 
-def check(plan: BridgePlan, host: Namespace, pod: Namespace, result: Result) -> None:
+def check(plan: BridgePlan, site: Site, result: Result) -> None:
     """Raise CNIError 100 for the first thing that is not as ADD left it."""
+    host, pod = site.host, site.present_pod
     bridge = _require_link(host, plan.bridge)
     _check_bridge(plan, bridge, result)
     port = _require_link(host, plan.attachment.host_ifname)
     _check_port(plan, bridge, port, host)
-    inside = pod_side.require_link(pod, plan.attachment)
-    _check_wire(plan, port, inside, result)
-    pod_side.check_addresses(pod, inside, result)
+    inside = interface.require_link(pod, plan.attachment)
+    _check_veth(plan, port, inside, result)
+    interface.check_addresses(pod, inside, result)
     if plan.container_interface_up:
-        pod_side.check_routes(pod, inside, result)
+        interface.check_routes(pod, inside, result)
         _check_forwarding(port)
     if plan.is_gateway:
         _check_gateway(plan, host, result)
@@ -105,7 +107,7 @@ def _check_vlans(plan: BridgePlan, port: Link, host: Namespace) -> None:
                 raise broken(f"bridge port {port.name}: wanted VLAN {vlan}, found {found or 'none'}")
 
 
-def _check_wire(plan: BridgePlan, port: Link, inside: Link, result: Result) -> None:
+def _check_veth(plan: BridgePlan, port: Link, inside: Link, result: Result) -> None:
     if inside.kind != "veth" or inside.index != port.peer or inside.peer != port.index:
         raise broken(
             f"interface {inside.name}: wanted the peer of {port.name}, found another link of that name"

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from cni_plugin.backend.survey import Survey
     from cni_plugin.config.network import Addressing, Elsewhere, Network
     from cni_plugin.contract.result import Result
+    from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
 
 Plan = Any  # a mode's own frozen dataclass; nothing outside the mode looks inside
-Wire = Any  # what `connect` made, likewise
+Connection = Any  # what `connect` made, likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +31,12 @@ class Mode:
 
     plan: Callable[[Network, Addressing], Plan]
     """Settings from the configuration and what is known of its addresses; raises CNIError 7."""
-    connect: Callable[[Plan, Namespace, Namespace, ExitStack], Wire]
-    """Host, pod and the undo stack: ensure what is shared, make what is the pod's."""
-    configure: Callable[[Plan, Wire, Namespace, Namespace, Result], Result]
-    """Host, pod and the delegate's result: addresses, routes, and the attachment's result."""
-    check: Callable[[Plan, Namespace, Namespace, Result], None]
-    """Host, pod and prevResult: raise CNIError for the first thing that is not as ADD left it."""
+    connect: Callable[[Plan, Site, ExitStack], Connection]
+    """Ensure what is shared, make what is the pod's."""
+    configure: Callable[[Plan, Connection, Site, Result], Result]
+    """With the result of the IPAM plugin: set addresses, routes, and the attachment's result."""
+    check: Callable[[Plan, Site, Result], None]
+    """Compare with prevResult: raise CNIError for the first thing that is not as ADD left it."""
     ready: Callable[[Plan, Namespace], None]
     """Raise CNIError 50 when the kernel lacks what this mode needs."""
     elsewhere: Callable[[Plan], Elsewhere]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from netaddr import IPAddress, IPNetwork
 
-from cni_plugin.attach import interface as pod_side
+from cni_plugin.attach import interface
 from cni_plugin.attach.gateway import served_by_default
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.mtu import automatic_mtu
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from cni_plugin.config.network import Addressing, Network
+    from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netlink import Netlink
     from cni_plugin.kernel.netns import Namespace
 
@@ -98,17 +99,18 @@ def plan(network: Network, addressing: Addressing) -> RoutedPlan:
         stamp_path=stamp_path,
     )
     if made.mtu:
-        pod_side.refuse_small_mtu(made.mtu, addressing.stated_families)
+        interface.refuse_small_mtu(made.mtu, addressing.stated_families)
     return made
 
 
-def connect(plan: RoutedPlan, host: Namespace, pod: Namespace, undo: ExitStack) -> int:
+def connect(plan: RoutedPlan, site: Site, undo: ExitStack) -> int:
     """Bring the routes to other nodes in sync and make the pod's veth; return its MTU in bytes."""
-    pod_side.refuse_existing(pod, plan.attachment)
+    host, pod = site.host, site.present_pod
+    interface.refuse_existing(pod, plan.attachment)
     if plan.peers is not None and plan.peers.problem:
         log.warning("%s; the peers of the last sync stay in force", plan.peers.problem)
     mtu = plan.mtu or _automatic_mtu(plan, host)
-    pod_side.refuse_small_mtu(mtu, plan.addressing.stated_families)
+    interface.refuse_small_mtu(mtu, plan.addressing.stated_families)
     _ensure_routes(plan, host, doubt=False)
     add_plain_veth(plan, mtu, host, pod, undo)
     return mtu
@@ -172,17 +174,18 @@ def on_link(nl: Netlink, address: IPAddress) -> int:
     return path.index
 
 
-def configure(plan: RoutedPlan, wire: int, host: Namespace, pod: Namespace, addresses: Result) -> Result:
+def configure(plan: RoutedPlan, connection: int, site: Site, addresses: Result) -> Result:
     """Give the pod its addresses and both ends their neighbours and routes."""
-    pod_side.refuse_unassignable(addresses.ips)
-    pod_side.refuse_small_mtu(wire, {ip.address.version for ip in addresses.ips})
+    host, pod = site.host, site.present_pod
+    interface.refuse_unassignable(addresses.ips)
+    interface.refuse_small_mtu(connection, {ip.address.version for ip in addresses.ips})
     addresses = narrow(addresses)
-    inside = pod_side.require_link(pod, plan.attachment)
+    inside = interface.require_link(pod, plan.attachment)
     outside = _require(host, plan.attachment.host_ifname)
     ignore_routers(host.netlink, outside.name)
     routes = tuple(map(_over_next_hop, addresses.routes))
-    outfit = pod_side.Outfit(ips=addresses.ips, routes=routes, dad=plan.dad, follows_routers=False)
-    pod_side.dress(pod, inside, outfit)
+    outfit = interface.Outfit(ips=addresses.ips, routes=routes, dad=plan.dad, follows_routers=False)
+    interface.dress(pod, inside, outfit)
     versions = sorted({ip.address.version for ip in addresses.ips})
     hops = [Neighbour(address=NEXT_HOP[version], mac=outside.mac) for version in versions]
     pod.netlink.change(*(set_neighbour(inside.index, hop) for hop in hops))
@@ -209,7 +212,7 @@ def narrow(addresses: Result) -> Result:
         for ip in addresses.ips
     )
     routes = tuple(
-        route if pod_side.is_link_scope(route) else _over_next_hop(route) for route in addresses.routes
+        route if interface.is_link_scope(route) else _over_next_hop(route) for route in addresses.routes
     )
     versions = sorted({ip.address.version for ip in ips} - served_by_default(routes))
     routes += tuple(Route(dst=default_route(version), gw=NEXT_HOP[version]) for version in versions)
@@ -218,7 +221,7 @@ def narrow(addresses: Result) -> Result:
 
 def _over_next_hop(route: Route) -> Route:
     """Return the route as the pod gets it: on its link there is nobody but the node, whatever its scope."""
-    scope = None if pod_side.is_link_scope(route) else route.scope
+    scope = None if interface.is_link_scope(route) else route.scope
     return replace(route, gw=NEXT_HOP[route.dst.version], scope=scope)
 
 
@@ -262,18 +265,19 @@ def _result(plan: RoutedPlan, outside: Link, inside: Link, addresses: Result) ->
     return Result(interfaces=interfaces, ips=ips, routes=addresses.routes, dns=plan.dns or addresses.dns)
 
 
-def check(plan: RoutedPlan, host: Namespace, pod: Namespace, result: Result) -> None:
+def check(plan: RoutedPlan, site: Site, result: Result) -> None:
     """Raise CNIError 100 for the first thing that is not as ADD left it."""
+    host, pod = site.host, site.present_pod
     outside = get_link(host.netlink, plan.attachment.host_ifname)
     prefix = alias_prefix(plan.attachment.identity, plan.attachment.network)
     if outside is None or not outside.alias.startswith(prefix):
         found = repr(outside.alias) if outside else "none"
         raise broken(f"link {plan.attachment.host_ifname}: wanted alias {prefix!r}, found {found}")
-    inside = pod_side.require_link(pod, plan.attachment)
+    inside = interface.require_link(pod, plan.attachment)
     if inside.index != outside.peer or inside.peer != outside.index:
         raise broken(f"interface {inside.name}: wanted the peer of {outside.name}, found another link")
-    pod_side.check_addresses(pod, inside, result)
-    pod_side.check_routes(pod, inside, result)
+    interface.check_addresses(pod, inside, result)
+    interface.check_routes(pod, inside, result)
     _check_host_side(host, outside, inside, result.addresses_on(inside.name))
     if plan.peers is not None:
         difference = compare(host.netlink, desired_routes(plan, host.netlink))

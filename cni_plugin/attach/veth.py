@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BridgeWire:
+class BridgeConnection:
     """The bridge that a pod's port is on, and the MTU of the pair in bytes."""
 
     bridge: Link
     mtu: int
 
 
-class Pluggable(Protocol):
+class VethPlan(Protocol):
     """What a mode's plan says of the pod's veth."""
 
     @property
@@ -48,9 +48,11 @@ class Pluggable(Protocol):
         """The pod's MAC."""
 
 
-def add_port(plan: BridgePlan, wire: BridgeWire, host: Namespace, pod: Namespace, undo: ExitStack) -> None:
+def add_bridge_veth(
+    plan: BridgePlan, connection: BridgeConnection, host: Namespace, pod: Namespace, undo: ExitStack
+) -> None:
     """Make the pod's veth with its host end in the bridge."""
-    _add_veth(plan, _pair(plan, wire.mtu, pod, master=wire.bridge.index), host, undo)
+    _add_veth(plan, _pair(plan, connection.mtu, pod, master=connection.bridge.index), host, undo)
     name = plan.attachment.host_ifname
     # A port needs no address of its own; a thousand of them would burden whoever reads the node's routes.
     host.netlink.change(
@@ -62,14 +64,14 @@ def add_port(plan: BridgePlan, wire: BridgeWire, host: Namespace, pod: Namespace
         _set_vlans(plan, host)
 
 
-def add_plain_veth(plan: Pluggable, mtu: int, host: Namespace, pod: Namespace, undo: ExitStack) -> None:
+def add_plain_veth(plan: VethPlan, mtu: int, host: Namespace, pod: Namespace, undo: ExitStack) -> None:
     """Make the pod's veth with a host end that stands alone."""
     _add_veth(plan, _pair(plan, mtu, pod), host, undo)
     name = plan.attachment.host_ifname
     host.netlink.change(drop_link_local(name), set_owner(name, plan.alias), tolerate={errno.EAFNOSUPPORT})
 
 
-def _pair(plan: Pluggable, mtu: int, pod: Namespace, *, master: int = 0) -> VethPair:
+def _pair(plan: VethPlan, mtu: int, pod: Namespace, *, master: int = 0) -> VethPair:
     return VethPair(
         name=plan.attachment.host_ifname,
         mac=host_mac(plan.attachment.identity),
@@ -82,7 +84,7 @@ def _pair(plan: Pluggable, mtu: int, pod: Namespace, *, master: int = 0) -> Veth
     )
 
 
-def _add_veth(plan: Pluggable, pair: VethPair, host: Namespace, undo: ExitStack) -> None:
+def _add_veth(plan: VethPlan, pair: VethPair, host: Namespace, undo: ExitStack) -> None:
     try:
         add_veth(host.netlink, pair)
     except KernelError as error:
@@ -123,7 +125,7 @@ def _set_vlans(plan: BridgePlan, host: Namespace) -> None:
     )
 
 
-def delete_port(attachment: Attachment, host: Namespace, beside: Iterable[str] = ()) -> bool:
+def delete_veth(attachment: Attachment, host: Namespace, beside: Iterable[str] = ()) -> bool:
     """Delete the pod's veth by the name of its host end; tell whether there was one.
 
     With it go links of ours that are for this pod alone, by their names.

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cni_plugin.attach import bridge as bridge_mode
-from cni_plugin.attach import interface as pod_side
+from cni_plugin.attach import interface
 from cni_plugin.attach.bridge_check import check as check_bridge
 from cni_plugin.attach.bridge_plan import BridgePlan
 from cni_plugin.attach.bridge_plan import plan as plan_bridge
 from cni_plugin.attach.gateway import drop_other_subnets
 from cni_plugin.attach.mode import Mode
-from cni_plugin.attach.veth import add_port
+from cni_plugin.attach.veth import add_bridge_veth
 from cni_plugin.backend.crossing import accept_answers, plan_marks
 from cni_plugin.backend.peers import SyncMark, compare, is_trusted, network_priority, settle
 from cni_plugin.backend.stamp import locked
@@ -45,10 +45,11 @@ if TYPE_CHECKING:
 
     from netaddr import IPAddress
 
-    from cni_plugin.attach.veth import BridgeWire
+    from cni_plugin.attach.veth import BridgeConnection
     from cni_plugin.backend.underlay import Underlay
     from cni_plugin.config.network import Addressing, Elsewhere, Network
     from cni_plugin.contract.result import Result
+    from cni_plugin.features.feature import Site
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
 
@@ -79,32 +80,32 @@ def plan(network: Network, addressing: Addressing) -> VxlanPlan:
     return VxlanPlan(bridge=bridge, tunnel=tunnel, gateways=gateways if bridge.is_gateway else ())
 
 
-def connect(plan: VxlanPlan, host: Namespace, pod: Namespace, undo: ExitStack) -> BridgeWire:
+def connect(plan: VxlanPlan, site: Site, undo: ExitStack) -> BridgeConnection:
     """Bring the network in sync and make the pod's veth on its bridge."""
-    pod_side.refuse_existing(pod, plan.bridge.attachment)
+    interface.refuse_existing(site.present_pod, plan.bridge.attachment)
     if plan.tunnel.source.problem:
         log.warning("%s; the peers of the last sync stay in force", plan.tunnel.source.problem)
-    wire, _ = _ensure_network(plan, host, doubt=False)
-    add_port(plan.bridge, wire, host, pod, undo)
-    return wire
+    connection, _ = _ensure_network(plan, site.host, doubt=False)
+    add_bridge_veth(plan.bridge, connection, site.host, site.present_pod, undo)
+    return connection
 
 
-def _ensure_network(plan: VxlanPlan, host: Namespace, *, doubt: bool) -> tuple[BridgeWire, int]:
+def _ensure_network(plan: VxlanPlan, host: Namespace, *, doubt: bool) -> tuple[BridgeConnection, int]:
     """Make what the pods share: the tunnel in sync with its peers, and the bridge."""
     nl = host.netlink
     underlay, mtu = locate(plan.tunnel, nl)
-    pod_side.refuse_small_mtu(mtu, plan.bridge.addressing.stated_families)
+    interface.refuse_small_mtu(mtu, plan.bridge.addressing.stated_families)
     device, changes = _ensure_tunnel(plan.tunnel, underlay, mtu, host, doubt=doubt)
     changes += ensure_ruleset(host.nftables, _guard_ruleset(plan, underlay))
-    wire = bridge_mode.ensure_shared(replace(plan.bridge, mtu=mtu), host)
+    connection = bridge_mode.ensure_shared(replace(plan.bridge, mtu=mtu), host)
     if plan.tunnel.routed:
         accept_answers(nl, device.name)
         changes += ensure_ruleset(host.nftables, plan_marks(plan.tunnel))
     else:
         # In this order: once the device is a port, what the bridge says crosses it.
         changes += bool(plan.bridge.bridge_mac) and ensure_ruleset(host.nftables, _gateway_ruleset(plan))
-        changes += ensure_master(nl, device, wire.bridge)
-    return wire, changes
+        changes += ensure_master(nl, device, connection.bridge)
+    return connection, changes
 
 
 def _guard_ruleset(plan: VxlanPlan, underlay: Underlay) -> Ruleset:
@@ -192,16 +193,15 @@ def _ensure_tunnel(
         return device, int(made) + settle(nl, mark, desired_state(tunnel, underlay, device.index, nl))
 
 
-def configure(
-    plan: VxlanPlan, wire: BridgeWire, host: Namespace, pod: Namespace, addresses: Result
-) -> Result:
+def configure(plan: VxlanPlan, connection: BridgeConnection, site: Site, addresses: Result) -> Result:
     """Give the pod its addresses, as in mode `bridge`."""
-    return bridge_mode.configure(plan.bridge, wire, host, pod, addresses)
+    return bridge_mode.configure(plan.bridge, connection, site, addresses)
 
 
-def check(plan: VxlanPlan, host: Namespace, pod: Namespace, result: Result) -> None:
+def check(plan: VxlanPlan, site: Site, result: Result) -> None:
     """Raise CNIError 100 for the first thing that is not as ADD left it, the peers included."""
-    check_bridge(plan.bridge, host, pod, result)
+    check_bridge(plan.bridge, site, result)
+    host = site.host
     underlay, mtu = locate(plan.tunnel, host.netlink)
     device = find_vxlan(host.netlink, vxlan_spec(plan.tunnel, underlay, mtu))
     if device is None:
@@ -248,9 +248,9 @@ def forwarded_by(plan: VxlanPlan) -> str:
 
 def synchronize(plan: VxlanPlan, host: Namespace) -> int:
     """Compare everything and mend what differs; return the number of changes."""
-    wire, changes = _ensure_network(plan, host, doubt=True)
+    connection, changes = _ensure_network(plan, host, doubt=True)
     if plan.tunnel.routed and plan.bridge.force_address:
-        changes += drop_other_subnets(wire.bridge, plan.tunnel.subnets, host.netlink)
+        changes += drop_other_subnets(connection.bridge, plan.tunnel.subnets, host.netlink)
     if plan.tunnel.source.problem:
         raise invalid_config(f"{plan.tunnel.source.problem}; the peers of the last sync stay in force")
     return changes

@@ -40,6 +40,13 @@ class Site:
     """The configuration, for verbs that do not parse it."""
     _sets: dict[str, list[str]] = field(default_factory=dict, init=False, compare=False)
 
+    @property
+    def present_pod(self) -> Namespace:
+        """Return the pod's namespace, for ADD and CHECK, which do not run without one."""
+        if self.pod is None:
+            raise AssertionError(f"{self.attachment}: the pod's namespace is not open")
+        return self.pod
+
     def sets(self, family: str, prefix: str = "") -> list[str]:
         """Return the names of our sets that begin with `prefix`, as they were when first asked for."""
         if family not in self._sets:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.addresses.delegate import find_delegate
 from cni_plugin.attach import MODES
-from cni_plugin.attach.veth import delete_port
+from cni_plugin.attach.veth import delete_veth
 from cni_plugin.config.network import (
     Attachment,
     Network,
@@ -71,12 +71,12 @@ def add(request: Request) -> Result:
     ):
         for feature, settings in features:
             feature.ensure(settings, host)
-        wire = mode.connect(plan, host, pod, undo)
+        connection = mode.connect(plan, site_of(network, host, pod), undo)
         for feature, settings in features:
             feature.prepare(settings, site_of(network, host, pod), undo)
         delegate.rebuild(lambda: _list_living(request.network, host), host.mark())
         addresses = delegate.allocate(undo, host.mark())
-        result = mode.configure(plan, wire, host, pod, addresses)
+        result = mode.configure(plan, connection, site_of(network, host, pod), addresses)
         for feature, settings in features:
             result = feature.add(settings, site_of(network, host, pod), result, undo)
         _require_present(host, pod, attachment)
@@ -146,7 +146,7 @@ def delete(request: Request) -> None:
 
 def _disconnect(request: Request, host: Namespace, pod: Namespace | None) -> None:
     attachment = parse_attachment(request)
-    if delete_port(attachment, host, list_pod_links(attachment)):
+    if delete_veth(attachment, host, list_pod_links(attachment)):
         return
     # Not ours, or gone already: the Go plugins made it before the switch to podwire.
     link = get_link(pod.netlink, attachment.ifname) if pod is not None else None
@@ -166,7 +166,7 @@ def check(request: Request) -> None:
     plan, features = _plan(network, mode, delegate)
     with open_host() as host, open_pod_of(network.attachment) as pod:
         delegate.check()
-        mode.check(plan, host, pod, network.prev_result)
+        mode.check(plan, site_of(network, host, pod), network.prev_result)
         for feature, settings in features:
             feature.check(settings, site_of(network, host, pod), network.prev_result)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni_plugin.attach import bridge
-from cni_plugin.attach.veth import BridgeWire
+from cni_plugin.attach.veth import BridgeConnection
 from cni_plugin.contract.dispatch import answer
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.link import get_link
@@ -146,8 +146,8 @@ def attach_with_interface_down(node: Node, pod: Pod) -> dict[str, Any]:
 def wait_for_port(node: Node, config: dict[str, Any], pod: Pod) -> str:
     """Do what ADD does before it announces and answers; return the state of the port afterwards."""
     with planned(node, config, pod) as (_, plan), open_host() as host:
-        wire = BridgeWire(bridge=get_link(host.netlink, plan.bridge), mtu=1500)
-        bridge._wait_until_forwarding(plan, wire, host)
+        connection = BridgeConnection(bridge=get_link(host.netlink, plan.bridge), mtu=1500)
+        bridge._wait_until_forwarding(plan, connection, host)
     return ports(node)[plan.attachment.host_ifname]["state"]
 
 

@@ -15,6 +15,7 @@ import pytest
 from cni_plugin.addresses.delegate import find_delegate
 from cni_plugin.attach import bridge
 from cni_plugin.contract.errors import CNIError
+from cni_plugin.features.attachment import bare_site
 from cni_plugin.kernel.netns import open_host, open_pod
 from tests.harness.networks import dual_stack, planned, ports
 
@@ -33,10 +34,11 @@ def attach(node: Node, pod: Pod) -> dict[str, Any]:
     ):
         assert [str(vlan) for vlan in asked.vlans] == ["vid 100 pvid untagged"]
         plan = replace(asked, vlans=())
-        wire = bridge.connect(plan, host, space, undo)
-        result: Result = bridge.configure(plan, wire, host, space, find_delegate(request).allocate(undo, ""))
+        site = bare_site(request, host, space)
+        connection = bridge.connect(plan, site, undo)
+        result: Result = bridge.configure(plan, connection, site, find_delegate(request).allocate(undo, ""))
         undo.pop_all()
-        bridge.check(plan, host, space, result)
+        bridge.check(plan, site, result)
     return result.render("1.1.0")
 
 
