@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 from tests.harness.kubernetes import pods, podwire
-from tests.harness.kubernetes.control import program
 from tests.harness.kubernetes.host import eventually
 from tests.harness.kubernetes.kubernetes import FAMILIES, WORLD
 from tests.harness.kubernetes.reach import address_of, node_address, reach_all, spaces
+from tests.harness.runtime import tools
 from tests.harness.services import REFUSED, ask, ask_all, offering
 
 if TYPE_CHECKING:
@@ -25,6 +25,11 @@ def test_nodes_become_ready_by_applying_the_manifests(
 ) -> None:
     assert installed.unready_before
     podwire.await_agents(installed.kubernetes)
+    shown = [node["status"]["nodeInfo"] for node in installed.kubernetes.nodes().values()]
+    assert {each["kubeletVersion"] for each in shown} == {f"v{tools.module_version('kubernetes')}"}
+    assert {each["containerRuntimeVersion"] for each in shown} == {
+        f"containerd://{tools.module_version('containerd')}"
+    }
     record_property(
         "figures", f"seconds from apply until all nodes were Ready: {installed.seconds_to_ready:.1f}"
     )
@@ -122,7 +127,7 @@ def test_services_lead_to_pods_to_themselves_and_to_the_api(cluster: Kubernetes)
     )
     for client in found:
         answer = places[client.name].run(
-            program("kubectl"), *version, f"--cache-dir={cluster.directory}/cache"
+            cluster.control.program("kubectl"), *version, f"--cache-dir={cluster.directory}/cache"
         )
         assert json.loads(answer.stdout)["gitVersion"]
 

@@ -45,9 +45,7 @@ def rolled_out(cluster: Kubernetes) -> bool:
 def test_an_upgrade_of_image_and_shim_while_pods_are_made_loses_nothing(cluster: Kubernetes) -> None:
     before = podwire.processes(cluster.workers[1])["agent"]
     for worker in cluster.workers.values():
-        worker.host.machine.run(
-            *("ctr", "-n", "k8s.io", "images", "tag", "--force", podwire.IMAGE, podwire.NEXT_IMAGE)
-        )
+        worker.ctr("images", "tag", "--force", podwire.IMAGE, podwire.NEXT_IMAGE)
         podwire.make_shim_old(worker)
     cluster.apply(pods.deployment("web", 12))
     podwire.set_image(cluster, podwire.NEXT_IMAGE)
@@ -134,7 +132,8 @@ def test_a_node_that_joins_leaves_and_comes_back_with_another_subnet_is_followed
 
 def follow_third(cluster: Kubernetes) -> str:
     """Wait until the third node's pod and all others reach each other; return the node's subnet."""
-    eventually(lambda: "node-3" in cluster.ready_nodes(), lambda: podwire.explain(cluster))
+    # A kubelet that looks for its Node before the Node is there looks again after up to 140 s in all.
+    eventually(lambda: "node-3" in cluster.ready_nodes(), lambda: podwire.explain(cluster), within=200)
     found = cluster.await_pods("each", 3)
     places = spaces(cluster, found)
     wanted = wanted_by_all(found)

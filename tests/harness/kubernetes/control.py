@@ -1,30 +1,34 @@
-"""The control plane on a machine of its own: etcd, API server with RBAC, controllers, scheduler."""
+"""The control plane on a machine of its own: etcd, API server, controllers, scheduler.
+
+Who asks has the name, the groups and so the rights that kubeadm gives it, by a token and not a certificate.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tests.harness.kubernetes.host import Host, eventually
 from tests.harness.runtime import tools
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.harness.node import Node
 
-TOKEN = "admin-of-the-test"
+ADMIN = "admin"
+_GROUPS = {
+    ADMIN: "system:masters",
+    "system:kube-controller-manager": "",
+    "system:kube-scheduler": "",
+    "system:kube-proxy": "",
+    **{f"system:node:node-{i}": "system:nodes" for i in range(1, 10)},
+}
 _POD_CIDRS = {4: "10.244.0.0/16", 6: "fd00:10:244::/56"}
 _SERVICE_CIDRS = {4: "10.96.0.0/16", 6: "fd00:10:96::/112"}
-GATES = "--feature-gates=IPv6DualStack=true"
-
-
-def program(name: str) -> str:
-    """Return a program of Kubernetes."""
-    path = Path(os.environ.get("PODWIRE_CACHE", "/var/cache/podwire")) / "kubernetes/bin" / name
-    assert path.exists(), f"{path} is missing: run tests/kubernetes/build-kubernetes (scripts/test does)"
-    return str(path)
+# Services of two families were behind a gate.
+_GATES: dict[tools.Age, tuple[str, ...]] = {"old": ("--feature-gates=IPv6DualStack=true",), "new": ()}
 
 
 def bracketed(address: str) -> str:
@@ -35,15 +39,22 @@ def bracketed(address: str) -> str:
 class ControlPlane:
     """What nodes and tests ask; `address` is where. Pods and services have addresses of these families."""
 
-    def __init__(self, node: Node, address: str, directory: Path, families: tuple[int, ...]) -> None:
+    def __init__(
+        self, node: Node, address: str, directory: Path, families: tuple[int, ...], age: tools.Age
+    ) -> None:
         directory.mkdir()
+        self.age, self.gates = age, _GATES[age]
         self.node, self.address = node, address
         self.pod_cidrs = ",".join(_POD_CIDRS[version] for version in families)
         self._service_cidrs = ",".join(_SERVICE_CIDRS[version] for version in families)
         self.directory = directory
         self.url = f"https://{bracketed(address)}:6443"
         self.host = Host("control", netns=node.name, directory=directory)
-        self.kubeconfig = self.host.file("kubeconfig", json.dumps(self._kubeconfig()))
+        self.kubeconfig = self.kubeconfig_of(ADMIN)
+
+    def program(self, name: str) -> str:
+        """Return a program of this Kubernetes."""
+        return str(tools.kubernetes(self.age) / name)
 
     def start(self) -> None:
         self.host.boot(self.node.name)
@@ -54,23 +65,23 @@ class ControlPlane:
         self._start_controllers(str(key))
 
     def _start_etcd(self) -> None:
-        etcd = str(tools.installed("etcd", package="etcd-server"))
         # /run is memory: what is synchronized to a busy disk takes seconds.
-        self.host.start("etcd", etcd, "--data-dir=/run/etcd", "--log-level=warn")
+        self.host.start("etcd", str(tools.etcd(self.age)), "--data-dir=/run/etcd", "--log-level=warn")
 
     def start_apiserver(self) -> None:
         """Start the API server and wait until it is healthy."""
-        self.host.file("tokens", f"{TOKEN},admin,admin,system:masters\n")
+        tokens = [f'{_token(name)},{name},{name},"{groups}"\n' for name, groups in _GROUPS.items()]
+        self.host.file("tokens", "".join(tokens))
         self.host.start(
             "apiserver",
-            program("kube-apiserver"),
+            self.program("kube-apiserver"),
             "--etcd-servers=http://127.0.0.1:2379",
             f"--cert-dir={self.directory}",
             f"--advertise-address={self.address}",
             f"--bind-address={self.address}",
             f"--service-cluster-ip-range={self._service_cidrs}",
             f"--token-auth-file={self.directory}/tokens",
-            "--authorization-mode=RBAC",
+            "--authorization-mode=Node,RBAC",
             f"--service-account-key-file={self.directory}/sa.key",
             f"--service-account-signing-key-file={self.directory}/sa.key",
             "--service-account-issuer=https://kubernetes.test",
@@ -78,7 +89,8 @@ class ControlPlane:
             "--kubelet-preferred-address-types=InternalIP",
             "--max-requests-inflight=2000",
             "--max-mutating-requests-inflight=1000",
-            GATES,
+            "--enable-admission-plugins=NodeRestriction",
+            *self.gates,
         )
         eventually(self.healthy, self.host.daemons["apiserver"].tail)
 
@@ -88,7 +100,7 @@ class ControlPlane:
 
     def follow(self, *words: str) -> subprocess.Popen[str]:
         """Start a kubectl that goes on, with its output to read."""
-        argv = [program("kubectl"), f"--kubeconfig={self.kubeconfig}", *words]
+        argv = [self.program("kubectl"), f"--kubeconfig={self.kubeconfig}", *words]
         inside = ["ip", "netns", "exec", self.node.name]
         return subprocess.Popen([*inside, *argv], stdout=subprocess.PIPE, text=True)
 
@@ -96,15 +108,15 @@ class ControlPlane:
         """Run kubectl beside the API server."""
         cache = f"--cache-dir={self.directory}/cache"
         return self.node.run(
-            program("kubectl"), f"--kubeconfig={self.kubeconfig}", cache, *words, check=check
+            self.program("kubectl"), f"--kubeconfig={self.kubeconfig}", cache, *words, check=check
         )
 
     def _start_controllers(self, key: str) -> None:
         fast = ("--kube-api-qps=200", "--kube-api-burst=400", "--leader-elect=false")
         self.host.start(
             "controllers",
-            program("kube-controller-manager"),
-            f"--kubeconfig={self.kubeconfig}",
+            self.program("kube-controller-manager"),
+            f"--kubeconfig={self.kubeconfig_of('system:kube-controller-manager')}",
             f"--service-account-private-key-file={key}",
             f"--root-ca-file={self.directory}/apiserver.crt",
             "--allocate-node-cidrs",
@@ -112,20 +124,26 @@ class ControlPlane:
             f"--service-cluster-ip-range={self._service_cidrs}",
             "--node-monitor-period=1s",
             "--node-monitor-grace-period=10s",
+            "--use-service-account-credentials",
             *fast,
-            GATES,
+            *self.gates,
         )
-        self.host.start(
-            "scheduler", program("kube-scheduler"), f"--kubeconfig={self.kubeconfig}", *fast, GATES
-        )
+        kubeconfig = self.kubeconfig_of("system:kube-scheduler")
+        program = self.program("kube-scheduler")
+        self.host.start("scheduler", program, f"--kubeconfig={kubeconfig}", *fast, *self.gates)
 
-    def _kubeconfig(self) -> dict[str, Any]:
-        cluster = {"server": self.url, "insecure-skip-tls-verify": True}
-        return {
+    def kubeconfig_of(self, name: str) -> str:
+        """Write what a client of this name asks with; return its path."""
+        config = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
-            "clusters": [{"name": "test", "cluster": cluster}],
-            "users": [{"name": "test", "user": {"token": TOKEN}}],
+            "clusters": [{"name": "test", "cluster": {"server": self.url, "insecure-skip-tls-verify": True}}],
+            "users": [{"name": "test", "user": {"token": _token(name)}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
         }
+        return self.host.file(f"{name.replace(':', '-')}.kubeconfig", json.dumps(config))
+
+
+def _token(name: str) -> str:
+    return f"token-of-{name}"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
+    from tests.harness.runtime import tools
     from tests.harness.runtime.drop_in import PathSpace
 
 # The control plane, and somebody outside: behind the underlay's router.
@@ -31,8 +32,8 @@ class Kubernetes:
     Of one family, its machines have no address of the other.
     """
 
-    def __init__(self, directory: Path, families: tuple[int, ...] = FAMILIES) -> None:
-        self.directory, self.families = directory, families
+    def __init__(self, directory: Path, families: tuple[int, ...] = FAMILIES, age: tools.Age = "new") -> None:
+        self.directory, self.families, self.age = directory, families, age
         self.workers: dict[int, Worker] = {}
         self._stack = ExitStack()
 
@@ -44,7 +45,7 @@ class Kubernetes:
                 self._plug(i)
             address = self.underlay.address(CONTROL, self.families[0])
             self.control = ControlPlane(
-                self.underlay.nodes[CONTROL], address, self.directory / "control", self.families
+                self.underlay.nodes[CONTROL], address, self.directory / "control", self.families, self.age
             )
             stack.callback(self._halt)
             self.control.start()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tests.harness.kubernetes.host import eventually
 from tests.harness.kubernetes.pods import named_namespaces
-from tests.harness.runtime import state
+from tests.harness.runtime import state, tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def installed(worker: Worker) -> Iterator[None]:
     binaries = worker.host.disk / "opt/cni/bin"
     conflist = worker.host.disk / "etc/cni/net.d/05-reference.conflist"
     for name in _PLUGINS:
-        shutil.copy(f"/usr/lib/cni/{name}", binaries)
+        shutil.copy(tools.reference_plugins(tools.NEW_PLUGINS) / name, binaries)
     staged = conflist.with_name("reference.new")
     staged.write_text(json.dumps(_CONFLIST))
     staged.rename(conflist)

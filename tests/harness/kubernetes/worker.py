@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from tests.harness.kubernetes import images
-from tests.harness.kubernetes.control import GATES, ControlPlane, program
+from tests.harness.kubernetes import dns
 from tests.harness.kubernetes.host import Host, eventually
+from tests.harness.runtime import tools
+from tests.harness.runtime.containerd import render_config
 from tests.harness.runtime.cri import Runtime
 from tests.harness.runtime.machine import remove_cgroups
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.harness.kubernetes.control import ControlPlane
     from tests.harness.node import Node
 
-# restrict_oom_score_adj: the machine may lack CAP_SYS_RESOURCE.
-_CONTAINERD = """
-version = 2
-disabled_plugins = ["io.containerd.internal.v1.opt"]
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{sandbox}"
-restrict_oom_score_adj = true
-disable_apparmor = true
-"""
 _SOCKET = "/run/containerd/containerd.sock"
+_ENDPOINT = f"unix://{_SOCKET}"
+# What the kubelet was told in another place, or is not asked any more.
+_KUBELET_WORDS: dict[tools.Age, tuple[str, ...]] = {
+    "old": (
+        "--container-runtime=remote",
+        f"--container-runtime-endpoint={_ENDPOINT}",
+        "--network-plugin=cni",
+    ),
+    "new": (),
+}
+_KUBELET: dict[tools.Age, dict[str, Any]] = {
+    "old": {"featureGates": {"IPv6DualStack": True, "LocalStorageCapacityIsolation": False}},
+    "new": {
+        "containerRuntimeEndpoint": _ENDPOINT,
+        "localStorageCapacityIsolation": False,
+        "failCgroupV1": False,
+    },
+}
 
 
 class Worker:
@@ -43,7 +55,10 @@ class Worker:
         self.space = space
         self.host.boot(space.name)
         self._install()
-        self.host.start("containerd", "containerd", "--config", self._write_containerd())
+        # It takes its shim from PATH.
+        programs = f"PATH={tools.containerd(self.control.age)}:{os.environ['PATH']}"
+        config = self.host.file("containerd.toml", render_config(self.control.age))
+        self.host.start("containerd", "env", programs, "containerd", "--config", config)
         socket = self.host.machine.root / _SOCKET.lstrip("/")
         eventually(socket.exists, self.host.daemons["containerd"].tail)
         self.runtime = Runtime(socket, cgroup_parent=f"/{self.cgroup}")
@@ -60,26 +75,26 @@ class Worker:
         """Put in place what an installation of Kubernetes brings: `loopback` is all of CNI that it needs."""
         loopback = self.host.disk / "opt/cni/bin/loopback"
         if not loopback.exists():
-            shutil.copy("/usr/lib/cni/loopback", loopback)
+            plugins = tools.NEW_PLUGINS if self.control.age == "new" else tools.OLD_PLUGINS
+            shutil.copy(tools.reference_plugins(plugins) / "loopback", loopback)
 
     def import_image(self, archive: Path) -> None:
         """Load an image as `ctr images import` does."""
-        self.host.machine.run("ctr", "-n", "k8s.io", "images", "import", str(archive))
+        self.ctr("images", "import", str(archive))
 
-    def _write_containerd(self) -> str:
-        return self.host.file("containerd.toml", _CONTAINERD.format(sandbox=images.SANDBOX))
+    def ctr(self, *words: str) -> None:
+        """Run containerd's own client."""
+        self.host.machine.run(str(tools.containerd(self.control.age) / "ctr"), "-n", "k8s.io", *words)
 
     def _start_kubelet(self, addresses: tuple[str, ...]) -> None:
         self.host.start(
             "kubelet",
-            program("kubelet"),
+            self.control.program("kubelet"),
             f"--config={self.host.file('kubelet.json', json.dumps(self._kubelet()))}",
-            f"--kubeconfig={self.control.kubeconfig}",
+            f"--kubeconfig={self.control.kubeconfig_of(f'system:node:{self.name}')}",
             f"--hostname-override={self.name}",
             f"--node-ip={','.join(addresses)}",
-            "--container-runtime=remote",
-            f"--container-runtime-endpoint=unix://{_SOCKET}",
-            "--network-plugin=cni",
+            *_KUBELET_WORDS[self.control.age],
         )
 
     def _kubelet(self) -> dict[str, Any]:
@@ -94,7 +109,8 @@ class Worker:
             "failSwapOn": False,
             "oomScoreAdj": 0,
             "resolvConf": resolver,
-            "featureGates": {"IPv6DualStack": True, "LocalStorageCapacityIsolation": False},
+            "clusterDNS": [dns.ADDRESS],
+            "clusterDomain": dns.DOMAIN,
             "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1%"},
             "imageGCHighThresholdPercent": 100,
             "maxPods": 200,
@@ -105,17 +121,18 @@ class Worker:
             "kubeAPIQPS": 200,
             "kubeAPIBurst": 400,
             "eventRecordQPS": 0,
+            **_KUBELET[self.control.age],
         }
 
     def _start_proxy(self) -> None:
         self.host.start(
             "proxy",
-            program("kube-proxy"),
-            f"--kubeconfig={self.control.kubeconfig}",
+            self.control.program("kube-proxy"),
+            f"--kubeconfig={self.control.kubeconfig_of('system:kube-proxy')}",
             f"--hostname-override={self.name}",
             "--proxy-mode=iptables",
             f"--cluster-cidr={self.control.pod_cidrs}",
             "--conntrack-max-per-core=0",
             "--iptables-min-sync-period=0s",
-            GATES,
+            *self.control.gates,
         )

@@ -21,10 +21,21 @@ _APPLETS = ("cat", "ip", "ping", "sh", "sleep", "true")
 
 def write_image(target: Path, *, pause: Path, busybox: Path) -> None:
     """Write the image as a docker-archive to `target`."""
-    layer = _layer(pause.read_bytes(), busybox.read_bytes())
-    config = json.dumps(_config(layer)).encode()
+    _write(target, NAME, _layer(pause.read_bytes(), busybox.read_bytes()), "/pause")
+
+
+def write_program(target: Path, name: str, program: Path) -> None:
+    """Write an image of one static program, which is what a container of it runs."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as layer:
+        _add(layer, program.name, program.read_bytes(), mode=0o755)
+    _write(target, name, file.getvalue(), f"/{program.name}")
+
+
+def _write(target: Path, name: str, layer: bytes, entrypoint: str) -> None:
+    config = json.dumps(_config(layer, entrypoint)).encode()
     config_name, layer_name = f"{_digest(config)}.json", f"{_digest(layer)}.tar"
-    manifest = [{"Config": config_name, "Layers": [layer_name], "RepoTags": [NAME]}]
+    manifest = [{"Config": config_name, "Layers": [layer_name], "RepoTags": [name]}]
     with tarfile.open(target, "w") as archive:
         _add(archive, config_name, config)
         _add(archive, layer_name, layer)
@@ -43,11 +54,11 @@ def _layer(pause: bytes, busybox: bytes) -> bytes:
     return file.getvalue()
 
 
-def _config(layer: bytes) -> dict[str, object]:
+def _config(layer: bytes, entrypoint: str) -> dict[str, object]:
     return {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Entrypoint": ["/pause"], "Env": ["PATH=/bin"]},
+        "config": {"Entrypoint": [entrypoint], "Env": ["PATH=/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_digest(layer)}"]},
     }
 
