@@ -9,7 +9,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from bench.contenders import go_contenders
 from bench.figures import parse_json
+from bench.networks import Chain
 
 from tests.conftest import ROOT
 from tests.harness.runtime import tools
@@ -33,6 +35,18 @@ def test_the_smallest_work_is_measured_for_everybody_and_leaves_nothing(tmp_path
     assert found.contenders[0].startswith("Go 1.")
     assert [row.ratio for row in found.rows if row.contender == found.contenders[0]] == [1.0]
     assert "| VERSION | C shim | 20 |" in done.stdout
+
+
+def test_go_plugins_that_can_translate_with_nftables_are_measured_with_it_too(tmp_path: Path) -> None:
+    found = go_contenders([tools.reference_plugins(version) for version in reversed(tools.PLUGINS)])
+    assert [one.name for one in found] == [
+        *("Go 1.10.0", "Go 1.10.0, nftables", "Go 1.9.1", "Go 1.9.1, nftables", "Go 1.1.1 (Debian)")
+    ]
+    bridge, portmap, *_ = Chain()(found[1], tmp_path, 0)
+    assert (bridge["ipMasqBackend"], portmap["backend"]) == ("nftables", "nftables")
+    bridge, portmap, *_ = Chain()(found[0], tmp_path, 0)
+    assert "ipMasqBackend" not in bridge
+    assert "backend" not in portmap
 
 
 def test_figures_of_an_earlier_run_are_shown_without_measuring(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from bench import picture, readme, table
-from bench.contenders import DEBIAN, ROOT, install_ours
+from bench.contenders import ROOT, go_directories, install_ours
 from bench.figures import Report, parse_json, render_json
 from bench.place import describe_machine, run_inside, terminable, warn_when_busy
 from bench.run import measure, names_of
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         type=Path,
         metavar="DIR",
-        help=f"Go plugins; the first is compared with ({DEBIAN})",
+        help="Go plugins; the first is compared with (those of tests/go/build, newest first, and Debian's)",
     )
     build = ROOT / "build"
     parser.add_argument(
@@ -87,7 +87,7 @@ def _require(options: argparse.Namespace) -> None:
 
 
 def _go(options: argparse.Namespace) -> list[Path]:
-    return [directory.resolve() for directory in options.go or [DEBIAN]]
+    return [directory.resolve() for directory in options.go or go_directories()]
 
 
 def _named(options: argparse.Namespace, sizes: Sizes) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 DEBIAN = Path("/usr/lib/cni")
+_CACHE = Path(os.environ.get("PODWIRE_CACHE", "/var/cache/podwire"))
+# From this version on the Go plugins can translate with nftables; iptables is what they choose.
+_WITH_NFTABLES = (1, 7)
 C_SHIM, PYTHON_SHIM, NO_AGENT = "C shim", "Python shim", "no agent"
 # The directory, the socket, and how to install.
 _WAYS = {
@@ -72,6 +76,7 @@ class Contender:
     directory: Path
     ours: bool = True
     has_agent: bool = False
+    backend: str = ""  # of masquerade and host ports, where it is not the default
 
     @property
     def plugin(self) -> str:
@@ -84,12 +89,26 @@ class Contender:
         return "podwire-ipam" if self.ours else "host-local"
 
 
+def go_directories() -> list[Path]:
+    """Return the Go plugins of this machine: what tests/go/build has made, newest first, and Debian's."""
+    built = sorted(_CACHE.glob("plugins-*.*"), key=lambda path: _numbers(path.name), reverse=True)
+    return [*built, DEBIAN]
+
+
 def go_contenders(directories: list[Path]) -> list[Contender]:
-    """Return a contender for every directory of Go plugins, named by version."""
-    return [
-        Contender(name=f"Go {go_version(directory)}", key=f"go{number}", directory=directory, ours=False)
-        for number, directory in enumerate(directories)
-    ]
+    """Return a contender for every directory of Go plugins, by version, and one with nftables if it can."""
+    found = []
+    for number, directory in enumerate(directories):
+        version = go_version(directory)
+        found.append(Contender(name=f"Go {version}", key=f"go{number}", directory=directory, ours=False))
+        if _numbers(version) >= _WITH_NFTABLES:
+            name, key = f"Go {version}, nftables", f"go{number}nft"
+            found.append(Contender(name=name, key=key, directory=directory, ours=False, backend="nftables"))
+    return found
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def go_version(directory: Path) -> str:

@@ -30,9 +30,15 @@ class Bridge:
         self._version = version
         self._more = more
 
+    @property
+    def translates(self) -> bool:
+        """Tell whether it masquerades, so that it matters with what."""
+        return "ipMasq" in self._more
+
     def __call__(self, contender: Contender, store: Path, pod: int) -> Network:
         """Return the one plugin's configuration."""
-        return [self._common(pod) | self._own(contender, store, pod) | self._more]
+        backend = {"ipMasqBackend": contender.backend} if contender.backend else {}
+        return [self._common(pod) | self._own(contender, store, pod) | self._more | backend]
 
     def _common(self, pod: int) -> dict[str, Any]:
         return {"cniVersion": self._version, "name": f"bench{_side(pod)}"}
@@ -53,8 +59,9 @@ class Chain(Bridge):
 
     def __call__(self, contender: Contender, store: Path, pod: int) -> Network:
         """Return the five configurations."""
+        backend = {"backend": contender.backend} if contender.backend else {}
         further: list[dict[str, Any]] = [
-            {"type": "portmap", "runtimeConfig": _ports(pod)},
+            {"type": "portmap", "runtimeConfig": _ports(pod), **backend},
             {"type": "bandwidth", **_LIMITS},
             {"type": "firewall"},
             {"type": "tuning", "sysctl": _SYSCTL},

@@ -78,7 +78,7 @@ class Bench:
     def _lanes(self, work: Work, stack: ExitStack, contenders: list[Contender] | None = None) -> list[Lane]:
         kind = "full" if contenders is None else "empty"
         lanes = []
-        able = [each for each in self._contenders if each.ours or not work.ours_alone]
+        able = [each for each in self._contenders if _has_part(each, work)]
         for contender in able if contenders is None else contenders:
             lanes.append(Lane(contender, f"{work.key}-{kind}-{contender.key}", self._directory, work.network))
             stack.callback(lanes[-1].close)
@@ -116,6 +116,13 @@ class Bench:
         baseline = self._contenders[0].name
         heading = Heading(work=part.key, label=part.label, pods=part.pods, baseline=baseline)
         return rows_of(heading, *found)
+
+
+def _has_part(contender: Contender, work: Work) -> bool:
+    """Tell whether it is measured at all: another backend only where there is something to translate."""
+    if contender.backend and not work.network.translates:
+        return False
+    return contender.ours or not work.ours_alone
 
 
 def _say(words: str) -> None:
