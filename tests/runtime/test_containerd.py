@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -180,3 +181,20 @@ def test_a_pod_with_host_ports_is_reached_by_them_until_it_stops(
         stop_pods(containerd, [sandbox])
         assert ask(node, "127.0.0.1", 8080) == REFUSED
         assert " default/" not in node.run("nft", "list", "ruleset").stdout
+
+
+@in_process
+@every_age
+def test_crictl_shows_a_pods_addresses_and_stops_it(node: Node, age: tools.Age) -> None:
+    with containerd_on(node, conflists.with_families(4, 6), age) as containerd:
+        [pod] = start_pods(containerd, 1)
+        endpoint = "--runtime-endpoint=unix:///run/containerd/containerd.sock"
+
+        def crictl(*words: str) -> str:
+            return containerd.machine.run(str(tools.built("cri-tools") / "crictl"), endpoint, *words).stdout
+
+        shown = json.loads(crictl("inspectp", pod.sandbox_id))["status"]["network"]
+        assert (shown["ip"], *(each["ip"] for each in shown["additionalIps"])) == pod.addresses
+        crictl("stopp", pod.sandbox_id)
+        crictl("rmp", pod.sandbox_id)
+        assert_nothing_left(containerd, node)
