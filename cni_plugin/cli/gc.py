@@ -174,23 +174,23 @@ class Report:
 
 def _render(item: Item) -> dict[str, object]:
     return {
-        "network": item.leftover.network,
-        "container_id": item.leftover.container_id,
-        "ifname": item.leftover.ifname,
+        "network": item.evidence.network,
+        "container_id": item.evidence.container_id,
+        "ifname": item.evidence.ifname,
         "kind": item.liveness.proof.value,
-        "what": list(item.leftover.what),
+        "what": list(item.evidence.what),
         "reason": item.liveness.reason + (f"; {item.refusal}" if item.refusal else ""),
         "action": item.action,
     }
 
 
 def _say(item: Item) -> str:
-    leftover, label = (
-        item.leftover,
-        f"{item.leftover.container_id or 'nobody'} {item.leftover.ifname}".rstrip(),
+    evidence, whose = (
+        item.evidence,
+        f"{item.evidence.container_id or 'nobody'} {item.evidence.ifname}".rstrip(),
     )
     refusal = f": {item.refusal}" if item.refusal else ""
     return (
-        f"network {leftover.network}: {label}: {item.action}{refusal}: {item.liveness.reason}; "
-        f"{', '.join(leftover.what)}"
+        f"network {evidence.network}: {whose}: {item.action}{refusal}: {item.liveness.reason}; "
+        f"{', '.join(evidence.what)}"
     )

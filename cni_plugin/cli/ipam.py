@@ -85,7 +85,7 @@ def _check(arguments: argparse.Namespace) -> int:
         write(*(f"network {each.network}: {each.kind}: {each.said}" for each in found))
     for problem in problems:
         sys.stderr.write(f"podwire: {problem}\n")
-    return 2 if problems else 1 if found else 0
+    return 2 if problems else int(any(each.kind != audit.UNKNOWN for each in found))
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -124,7 +124,9 @@ def _render_status(seen: report.NodeReport, conf_dir: str) -> Iterable[str]:
         for pool in network.pools:
             yield f"  pool {pool.ranges}: {pool.used} used, {pool.free} free"
         pods = [a for a in seen.attachments if a.network == network.name]
-        rows = [(a.pod or a.container_id, a.ifname, a.host_ifname, " ".join(a.addresses)) for a in pods]
+        rows = [
+            (a.pod or a.container_id, a.ifname, a.host_ifname or "-", " ".join(a.addresses)) for a in pods
+        ]
         yield from table(("POD", "INTERFACE", "HOST END", "ADDRESSES"), rows)
     yield from (f"wrong: {problem}" for problem in seen.problems)
     if seen.networks and not seen.problems:

@@ -65,7 +65,7 @@ class Attachment:
     @property
     def host_ifname(self) -> str:
         """Return the name of the host's end of the veth pair."""
-        return f"veth{self.identity[: LINK_DIGITS[0]]}"
+        return host_ifname(self.identity)
 
     def go_name(self, prefix: str, length: int) -> str:
         """Return how the Go plugins call what they make for the container on the network."""
@@ -75,6 +75,11 @@ class Attachment:
     def __str__(self) -> str:
         """Return the attachment as errors name it."""
         return f"{self.container_id} {self.ifname} on network {self.network}"
+
+
+def host_ifname(identity: str) -> str:
+    """Return the name of the host's end of an attachment's veth."""
+    return f"veth{identity[: LINK_DIGITS[0]]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +122,36 @@ def _cut(text: str, length: int) -> str:
     return text.encode(errors="replace")[:length].decode(errors="ignore")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """What an alias or a comment says; one that was cut has lost its end, first the pod."""
+
+    identity: str
+    network: str = ""
+    container_id: str = ""
+    ifname: str = ""
+    pod: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether the names are those that the identity was made of."""
+        named = Attachment(network=self.network, container_id=self.container_id, ifname=self.ifname, netns="")
+        return self.identity == named.identity
+
+
+def parse_label(text: str) -> Label:
+    """Return whose an object is, from `render_comment` or the label of a link."""
+    identity, network, container_id, ifname, pod = [*text.split(" "), "", "", "", ""][:5]
+    return Label(identity=identity, network=network, container_id=container_id, ifname=ifname, pod=pod)
+
+
+def parse_alias(alias: str) -> Label | None:
+    """Return whose a link is, from `render_alias`; None for one that is no attachment's of ours."""
+    if not alias.startswith(MARK) or alias.startswith(f"{MARK} "):
+        return None  # what pods share has a space there
+    return parse_label(alias.removeprefix(MARK))
+
+
 def alias_prefix(identity: str, network: str) -> str:
     """Return how the alias of an attachment to `network` begins."""
     return f"{MARK}{identity} {network} "
@@ -138,8 +173,8 @@ def owner_of_unnamed(name: str, alias: str, group: int, network: str) -> str:
 
 def is_stale_alias(alias: str, network: str, keep: Container[str]) -> bool:
     """Tell whether an alias names an attachment of this network whose identity is not to be kept."""
-    identity = alias.removeprefix(MARK).partition(" ")[0]
-    return alias.startswith(alias_prefix(identity, network)) and identity not in keep
+    whose = parse_alias(alias)
+    return whose is not None and whose.network == network and whose.identity not in keep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from cni_plugin.addresses import host_local
 from cni_plugin.addresses.delegate import OWN_NAMES
-from cni_plugin.config.network import alias_prefix, data_dir, ipam_type
+from cni_plugin.config.network import data_dir, ipam_type, parse_alias
 from cni_plugin.config.paths import DATA_DIR
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.doctor.finding import Finding
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 _NO_ADD: Final = "no pod can be added to the network now"
 _KINDS: Final = {
     "leaked": "the address is lost to other pods",
-    "unused": "the address may be lost to other pods",
     "unallocated": "the address can be given to another pod, too",
     "outside": "the ranges were changed while the pod ran; another node may give the same address",
     "damaged": "the file keeps an address from being given out",
@@ -110,19 +109,14 @@ def _pods(request: Request, survey: Survey) -> Iterator[Finding]:
         return
     with open_host() as host:
         links = list_links(host.netlink, kind="veth")
-    large = [
-        link
-        for link in links
-        if link.mtu > survey.mtu and link.alias.startswith(alias_prefix(link.alias[8:24], request.network))
-    ]
+    owners = [(link, parse_alias(link.alias)) for link in links if link.mtu > survey.mtu]
+    large = [(link.mtu, whose) for link, whose in owners if whose and whose.network == request.network]
     if large:
-        names = ", ".join(
-            (link.alias.split(" ") + [""] * 5)[4] or link.alias.split(" ")[2] for link in large[:5]
-        )
+        names = ", ".join(whose.pod or whose.container_id for _, whose in large[:5])
         yield Finding(
             severity="warning",
             object=_name(request),
-            found=f"{len(large)} pods were given an MTU of {large[0].mtu}, now it is {survey.mtu}: {names}",
+            found=f"{len(large)} pods were given an MTU of {large[0][0]}, now it is {survey.mtu}: {names}",
             meaning="their large packets are lost on the way: connections open and hang",
             remedy="start these pods anew (kubectl delete pod), they get the MTU of now",
         )
@@ -149,6 +143,8 @@ def _addresses(request: Request) -> Iterator[Finding]:
         if not usage.free:
             yield _full(request, usage, leaked)
     for each in wrong:
+        if each.kind == audit.UNKNOWN:
+            continue  # nobody here can say that it is gone
         said = each.said.removesuffix(f": {each.repair}") if each.repair else each.said
         yield Finding(
             severity="warning",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from cni_plugin.addresses import host_local
 from cni_plugin.addresses.delegate import OWN_NAMES
-from cni_plugin.config.network import MARK, ipam_type
+from cni_plugin.config.network import ipam_type, parse_alias
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.doctor.finding import Finding
 from cni_plugin.kernel.addr import list_advertised_links
@@ -35,7 +35,7 @@ _KUBE_PROXY: Final = (("ip", "nat", "KUBE-SERVICES"), ("ip", "kube-proxy", "serv
 def check(site: Examined) -> Iterator[Finding]:
     """Yield what is wrong on a node that has pods."""
     with open_host() as host:
-        attached = any(link.alias.startswith(MARK) for link in list_links(host.netlink, kind="veth"))
+        attached = any(parse_alias(link.alias) for link in list_links(host.netlink, kind="veth"))
         if attached:
             yield from _forwarding(site)
         yield from _routers(host)

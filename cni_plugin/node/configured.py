@@ -158,11 +158,16 @@ def _network_of(file: ConfFile) -> ConfiguredNetwork | None:
         return None
     if has_store:
         data_dir(main.config)  # one that cannot be is this file's problem alone
+    return network_of(main, tuple(each for each in others if each.config.string("type") in CHAINED))
+
+
+def network_of(main: Request, chained: tuple[Request, ...] = ()) -> ConfiguredNetwork:
+    """Return a network by what a runtime would ask of its plugins."""
     section = main.config.section("ipam")
     return ConfiguredNetwork(
         main=main,
-        chained=tuple(each for each in others if each.config.string("type") in CHAINED),
-        has_store=has_store,
+        chained=chained,
+        has_store=ipam_type(main.config) in OWN_NAMES,
         shared=bool(section and section.boolean("shared")),
     )
 

@@ -12,13 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from cni_plugin.addresses import host_local
+from cni_plugin.config.network import host_ifname
 from cni_plugin.contract.errors import CNIError, Code, run_all
 from cni_plugin.features import CHAINED
 from cni_plugin.features.attachment import collect_feature
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.node import runtime
-from cni_plugin.node.leftovers import Leftover, host_ifname, list_leftovers, list_veths
+from cni_plugin.node.evidence import Evidence, read_evidence
 from cni_plugin.node.liveness import Liveness, judge
 from cni_plugin.plugins import podwire
 from ipam.errors import IPAMError
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GCOptions:
-    """What is asked for: the networks, the runtime that knows their pods, and the wait between two looks."""
+    """What is asked for: networks, whose word counts for them, and how long to wait between two looks."""
 
     networks: Sequence[ConfiguredNetwork]
     endpoint: str
@@ -53,14 +54,14 @@ Action = Literal["kept", "reclaimable", "reclaimed", "failed"]
 class Item:
     """What became of an attachment that does not live, or does not seem to."""
 
-    leftover: Leftover
+    evidence: Evidence
     liveness: Liveness
     action: Action
     refusal: str = ""
     """Why it could not be removed."""
 
 
-Judged = tuple[Leftover, Liveness]
+Judged = tuple[Evidence, Liveness]
 
 
 def reclaim(options: GCOptions, problems: list[CNIError]) -> list[Item]:
@@ -72,14 +73,14 @@ def reclaim(options: GCOptions, problems: list[CNIError]) -> list[Item]:
     first = _look(options, early)
     if not any(liveness.is_dead for _, liveness in first):
         problems += early
-        return [Item(leftover=leftover, liveness=liveness, action="kept") for leftover, liveness in first]
+        return [Item(evidence=each, liveness=liveness, action="kept") for each, liveness in first]
     if not options.pause():
         return []
-    before = {leftover for leftover, liveness in first if liveness.is_dead}
+    before = {evidence for evidence, liveness in first if liveness.is_dead}
     second = [
-        (leftover, liveness)
-        for leftover, liveness in _look(options, problems)
-        if not liveness.is_dead or leftover in before
+        (evidence, liveness)
+        for evidence, liveness in _look(options, problems)
+        if not liveness.is_dead or evidence in before
     ]
     return [
         item for network in options.networks for item in _settle(network, second, dry_run=options.dry_run)
@@ -89,18 +90,17 @@ def reclaim(options: GCOptions, problems: list[CNIError]) -> list[Item]:
 def _look(options: GCOptions, problems: list[CNIError]) -> list[Judged]:
     """Return the attachments that do not seem to live: store and kernel first, then who vouches for them."""
     with open_host() as host:
-        leftovers: list[tuple[Leftover, bool]] = []
+        found: list[Evidence] = []
         for network in options.networks:
             try:
                 if network.has_store and not options.dry_run:
                     host_local.mark_boot(network.main)
-                leftovers += [(leftover, network.shared) for leftover in list_leftovers(network, host)]
+                found += read_evidence(network, host)
             except (CNIError, IPAMError) as error:
                 problems.append(_about(network, error))
-        state = runtime.ask(options.endpoint).about(options.named) if options.endpoint else None
-        veths = list_veths(host)
-    judged = [(leftover, judge(leftover, veths, state, shared=shared)) for leftover, shared in leftovers]
-    return [(leftover, liveness) for leftover, liveness in judged if liveness is not None]
+    word = runtime.ask(options.endpoint).about(options.named) if options.endpoint else None
+    judged = [(evidence, judge(evidence, word)) for evidence in found]
+    return [(evidence, liveness) for evidence, liveness in judged if not liveness.is_alive]
 
 
 def _about(network: ConfiguredNetwork, error: CNIError | IPAMError) -> CNIError:
@@ -109,41 +109,41 @@ def _about(network: ConfiguredNetwork, error: CNIError | IPAMError) -> CNIError:
 
 
 def _settle(network: ConfiguredNetwork, findings: Sequence[Judged], *, dry_run: bool) -> Iterator[Item]:
-    own = [(leftover, liveness) for leftover, liveness in findings if leftover.network == network.name]
-    dead = [leftover for leftover, liveness in own if liveness.is_dead]
+    own = [(evidence, liveness) for evidence, liveness in findings if evidence.network == network.name]
+    dead = [evidence for evidence, liveness in own if liveness.is_dead]
     refusals = {} if dry_run or not dead else _try_to_remove(network, dead)
-    for leftover, liveness in own:
+    for evidence, liveness in own:
         if not liveness.is_dead:
-            yield Item(leftover=leftover, liveness=liveness, action="kept")
+            yield Item(evidence=evidence, liveness=liveness, action="kept")
             continue
-        refusal = refusals.get(leftover, "")
+        refusal = refusals.get(evidence, "")
         action: Action = "reclaimable" if dry_run else "failed" if refusal else "reclaimed"
-        yield Item(leftover=leftover, liveness=liveness, action=action, refusal=refusal)
+        yield Item(evidence=evidence, liveness=liveness, action=action, refusal=refusal)
 
 
-def _try_to_remove(network: ConfiguredNetwork, dead: Sequence[Leftover]) -> dict[Leftover, str]:
+def _try_to_remove(network: ConfiguredNetwork, dead: Sequence[Evidence]) -> dict[Evidence, str]:
     """Remove what the dead have left; return of whom not all is gone, and why."""
     try:
         _remove(network, dead)
     except CNIError as error:
         if len(dead) == 1:
             return {dead[0]: str(error)}
-        # One whose leftover cannot be removed must not keep the others' addresses.
-        return {leftover: why for each in dead for leftover, why in _try_to_remove(network, [each]).items()}
+        # One whose things cannot be removed must not keep the others' addresses.
+        return {evidence: why for each in dead for evidence, why in _try_to_remove(network, [each]).items()}
     return {}
 
 
-def _remove(network: ConfiguredNetwork, dead: Sequence[Leftover]) -> None:
+def _remove(network: ConfiguredNetwork, dead: Sequence[Evidence]) -> None:
     """Remove what is on the node, then the addresses, as a DEL does; one failure leaves what comes after it.
 
     What proves the death goes last, elements and addresses: without them nobody would find the rest again.
     """
     with open_host() as host:
-        keep = _AllBut(host, frozenset(leftover.identity for leftover in dead if leftover.identity))
+        keep = _AllBut(host, frozenset(evidence.identity for evidence in dead if evidence.identity))
         removals: tuple[Callable[[], object], ...] = (
             *(partial(_collect_chained, request, host, keep) for request in network.chained),
             *podwire.collect(network.main, host, keep),
-            partial(_give_up, network, [each for leftover in dead for each in leftover.reservations]),
+            partial(_give_up, network, [each for evidence in dead for each in evidence.reservations]),
         )
         for removal in removals:
             run_all(removal)

@@ -1,4 +1,4 @@
-"""Liveness: which attachments are dead, and what proves it.
+"""Liveness: which attachments are alive, which are dead, and what proves it, for every command.
 
 For attachments that our main plugin made in this network namespace, the missing veth is the proof. Any
 other (Go's bridge with our addresses, macvlan, the Go host-local in the same directory) may live without
@@ -13,12 +13,20 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cni_plugin.node.leftovers import Leftover, Veths
+    from cni_plugin.node.evidence import Evidence
     from cni_plugin.node.runtime import RuntimeState
 
 
+class State(StrEnum):
+    """What is held of an attachment."""
+
+    ALIVE = "alive"
+    DEAD = "dead"
+    UNKNOWN = "unknown"
+
+
 class Proof(StrEnum):
-    """What shows that an attachment is no more."""
+    """What shows it."""
 
     KERNEL = "kernel"
     BOOT = "boot"
@@ -29,51 +37,65 @@ class Proof(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Liveness:
-    """Why an attachment does not seem to live, and what proves it."""
+    """Whether an attachment lives, and why that is held."""
 
+    state: State
     proof: Proof
     reason: str
 
     @property
     def is_dead(self) -> bool:
         """Tell whether it may go."""
-        return self.proof is not Proof.NONE
+        return self.state is State.DEAD
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether it is seen."""
+        return self.state is State.ALIVE
 
 
-def judge(leftover: Leftover, veths: Veths, state: RuntimeState | None, *, shared: bool) -> Liveness | None:
-    """Return why the attachment does not seem to live; None for one that lives."""
-    if not leftover.identity and not leftover.container_id:
-        return Liveness(proof=Proof.DEBRIS, reason="an empty file, which a crash has left")
-    if state is not None and state.lists(leftover):
-        return None
-    if veths.show(leftover):
-        return _judge_by_veth(leftover, state)
-    if leftover.joined_here:
-        return Liveness(proof=Proof.KERNEL, reason="podwire joined it here, and its veth is gone")
-    if leftover.of_earlier_boot and not shared:
-        return Liveness(proof=Proof.BOOT, reason="it is of an earlier boot of this machine")
-    return _judge_by_runtime(leftover, state, shared=shared)
+def judge(evidence: Evidence, runtime: RuntimeState | None = None) -> Liveness:
+    """Return the liveness; `runtime` is what the runtime says, None where it was not asked."""
+    if not evidence.identity and not evidence.container_id:
+        return _dead(Proof.DEBRIS, "an empty file, which a crash has left")
+    if runtime is not None and runtime.lists(evidence):
+        return _alive(Proof.RUNTIME, "the runtime lists its container")
+    if evidence.link is not None:
+        return _wonder(evidence, runtime)
+    if evidence.joined_here:
+        return _dead(Proof.KERNEL, "podwire joined it here, and its veth is gone")
+    if evidence.of_earlier_boot and not evidence.shared:
+        return _dead(Proof.BOOT, "it is of an earlier boot of this machine")
+    return _believe(evidence, runtime)
 
 
-def _judge_by_veth(leftover: Leftover, state: RuntimeState | None) -> Liveness | None:
-    """Judge an attachment whose veth is here: it is kept, even if the runtime does not list it."""
-    if state is None or leftover.network not in state.networks:
-        return None
-    return _unproven("its veth is here, and the runtime does not list it: somebody holds its namespace")
+def _wonder(evidence: Evidence, runtime: RuntimeState | None) -> Liveness:
+    """Return what a veth shows: one that the runtime knows nothing of is strange, and nobody's to remove."""
+    if runtime is None or evidence.network not in runtime.networks:
+        return _alive(Proof.KERNEL, "its veth is here")
+    return _unknown("its veth is here, and the runtime does not list it: somebody holds its namespace")
 
 
-def _judge_by_runtime(leftover: Leftover, state: RuntimeState | None, *, shared: bool) -> Liveness:
+def _believe(evidence: Evidence, runtime: RuntimeState | None) -> Liveness:
     unseen = "nothing here shows whether it lives"
-    if shared:
-        return _unproven(f"{unseen}: it may be on another node of a shared store")
-    if state is None:
-        return _unproven(f"{unseen}: the runtime would (--runtime-endpoint)")
-    if leftover.network not in state.networks:
-        return _unproven(f"{unseen}: the runtime does not say that it uses this network (name it to say so)")
-    if leftover.identity and not leftover.is_whole:
-        return _unproven(f"{unseen}: its name is too long to be looked up")
-    return Liveness(proof=Proof.RUNTIME, reason="the runtime does not list its container")
+    if evidence.shared:
+        return _unknown(f"{unseen}: it may be on another node of a shared store")
+    if runtime is None:
+        return _unknown(f"{unseen}: the runtime would (--runtime-endpoint)")
+    if evidence.network not in runtime.networks:
+        return _unknown(f"{unseen}: the runtime does not say that it uses this network (name it to say so)")
+    if evidence.identity and not evidence.is_whole:
+        return _unknown(f"{unseen}: its name is too long to be looked up")
+    return _dead(Proof.RUNTIME, "the runtime does not list its container")
 
 
-def _unproven(reason: str) -> Liveness:
-    return Liveness(proof=Proof.NONE, reason=reason)
+def _alive(proof: Proof, reason: str) -> Liveness:
+    return Liveness(state=State.ALIVE, proof=proof, reason=reason)
+
+
+def _dead(proof: Proof, reason: str) -> Liveness:
+    return Liveness(state=State.DEAD, proof=proof, reason=reason)
+
+
+def _unknown(reason: str) -> Liveness:
+    return Liveness(state=State.UNKNOWN, proof=Proof.NONE, reason=reason)

@@ -6,28 +6,30 @@ consult: an attachment is a veth whose alias names it, an address is a file in t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_plugin.addresses import host_local as addresses
 from cni_plugin.addresses.delegate import OWN_NAMES
-from cni_plugin.config.network import MARK, data_dir, parse_network
+from cni_plugin.config.network import data_dir, parse_network
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.kernel.link import list_links
 from cni_plugin.kernel.netns import open_host
-from cni_plugin.node.configured import read_configured
+from cni_plugin.node.configured import network_of, read_configured
+from cni_plugin.node.evidence import list_foreign, read_evidence
+from cni_plugin.node.liveness import judge
 from cni_plugin.plugins import PLUGINS, podwire
 from ipam import allocator
 from ipam.address import render_address
 from ipam.errors import IPAMError
-from ipam.store import Owner, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_plugin.contract.request import Request
-    from cni_plugin.kernel.link import Link
     from cni_plugin.node.configured import ConfFile
+    from cni_plugin.node.evidence import Evidence
+    from cni_plugin.node.liveness import Liveness
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,10 @@ class AttachmentReport:
     ifname: str
     pod: str
     host_ifname: str
+    """Empty for one that another plugin joined: nothing of it is seen from here but its addresses."""
     addresses: tuple[str, ...]
+    state: str
+    """Whether it lives, as far as store and kernel show it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +83,45 @@ def look(conf_dir: str, bin_dir: str) -> NodeReport:
     configured = read_configured(conf_dir, bin_dir)
     problems = [error.msg for error in configured.problems]
     networks = [network for file in configured.files for network in _read_file(file, problems)]
-    held = _read_held(networks)
-    attachments = [
-        replace(a, addresses=tuple(held.get((a.network, _owner(a)), ()))) for a in list_attachments()
-    ]
-    report = NodeReport(networks=tuple(networks), attachments=tuple(attachments), problems=())
-    return replace(report, problems=(*problems, *_find_disagreements(report, held)))
+    seen = _read_attachments(configured.ours, problems)
+    problems += _find_disagreements(networks, seen)
+    return NodeReport(
+        networks=tuple(networks),
+        attachments=tuple(_report(each, liveness) for each, liveness in seen if not liveness.is_dead),
+        problems=tuple(problems),
+    )
+
+
+def _read_attachments(requests: list[Request], problems: list[str]) -> list[tuple[Evidence, Liveness]]:
+    """Return the attachments to these networks, and those whose veths name others."""
+    found: dict[str, list[Evidence]] = {}
+    with open_host() as host:
+        for request in requests:
+            try:
+                found[request.network] = read_evidence(network_of(request), host)
+            except (CNIError, IPAMError) as error:
+                problems.append(f"network {request.network}: {error}")
+        others = list_foreign(list_links(host.netlink, kind="veth"), found)
+    return [(each, judge(each)) for each in (*(e for some in found.values() for e in some), *others)]
 
 
 def list_attachments() -> list[AttachmentReport]:
     """Return what the links of this node say, without addresses: those are in the stores."""
     with open_host() as host:
-        links = list_links(host.netlink, kind="veth")
-    return [_parse_attachment(link) for link in links if link.alias.startswith(MARK)]
+        found = list_foreign(list_links(host.netlink, kind="veth"), ())
+    return [_report(each, judge(each)) for each in found]
+
+
+def _report(evidence: Evidence, liveness: Liveness) -> AttachmentReport:
+    return AttachmentReport(
+        network=evidence.network,
+        container_id=evidence.container_id,
+        ifname=evidence.ifname,
+        pod=evidence.pod,
+        host_ifname=evidence.link.name if evidence.link else "",
+        addresses=tuple(map(render_address, evidence.addresses)),
+        state=liveness.state.value,
+    )
 
 
 def _read_file(file: ConfFile, problems: list[str]) -> list[NetworkReport]:
@@ -130,48 +161,26 @@ def _read_pools(request: Request) -> Iterator[PoolReport]:
         yield PoolReport(ranges=str(usage.range_set), used=usage.used, free=usage.free)
 
 
-def _read_held(networks: list[NetworkReport]) -> dict[tuple[str, Owner], list[str]]:
-    """Return the addresses of every (network, owner) in the stores of these networks."""
-    held: dict[tuple[str, Owner], list[str]] = {}
-    for network in networks:
-        if network.data_dir:
-            for address, owner in sorted(Store(network.data_dir, network.name).owners().items()):
-                held.setdefault((network.name, owner), []).append(render_address(address))
-    return held
-
-
-def _parse_attachment(link: Link) -> AttachmentReport:
-    """Return what an alias says; one that was cut has lost its end."""
-    _, network, container_id, ifname, pod = [*link.alias.split(" "), "", "", "", ""][:5]
-    return AttachmentReport(
-        network=network,
-        container_id=container_id,
-        ifname=ifname,
-        pod=pod,
-        host_ifname=link.name,
-        addresses=(),
-    )
-
-
-def _find_disagreements(report: NodeReport, held: dict[tuple[str, Owner], list[str]]) -> Iterator[str]:
+def _find_disagreements(
+    networks: list[NetworkReport], seen: list[tuple[Evidence, Liveness]]
+) -> Iterator[str]:
     """Yield where configuration, store and kernel contradict each other."""
-    known = {network.name for network in report.networks}
-    for attachment in report.attachments:
-        if attachment.network not in known:
-            yield f"{attachment.host_ifname}: no file configures its network {attachment.network}"
-    ours = {network.name for network in report.networks if network.data_dir}
-    owners = {(a.network, _owner(a)) for a in report.attachments}
-    for (network, owner), found in sorted(held.items(), key=lambda item: item[1]):
-        if (network, owner) not in owners:
-            named = " ".join(found)
-            yield (
-                f"network {network}: {named} held by {owner}, which has no interface here; "
-                f"if that container is gone: podwire ipam release {network} {named}"
-            )
-    for attachment in report.attachments:
-        if attachment.network in ours and not attachment.addresses:
-            yield f"{attachment.host_ifname}: {attachment.container_id} holds no address in the store"
+    known = {network.name: network for network in networks}
+    for evidence, liveness in seen:
+        network = known.get(evidence.network)
+        if liveness.is_dead:
+            yield _say_dead(evidence, liveness)
+        if evidence.link is None:
+            continue
+        if network is None:
+            yield f"{evidence.link.name}: no file configures its network {evidence.network}"
+        elif network.data_dir and not evidence.reservations:
+            yield f"{evidence.link.name}: {evidence.container_id} holds no address in the store"
 
 
-def _owner(attachment: AttachmentReport) -> Owner:
-    return Owner(container_id=attachment.container_id, ifname=attachment.ifname)
+def _say_dead(evidence: Evidence, liveness: Liveness) -> str:
+    """Return what is left of an attachment, why it is, and the command that removes it."""
+    who = f"{evidence.container_id} ({evidence.ifname})" if evidence.ifname else evidence.container_id
+    named = " ".join(map(render_address, evidence.addresses)) or ", ".join(evidence.what)
+    holder = f"held by {who}, which has no interface here" if who else "held by nobody"
+    return f"network {evidence.network}: {named} {holder}; {liveness.reason}: podwire gc {evidence.network}"

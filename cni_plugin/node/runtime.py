@@ -18,7 +18,7 @@ from cni_plugin.contract.fields import Fields
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from cni_plugin.node.leftovers import Leftover
+    from cni_plugin.node.evidence import Evidence
 
 _PATIENCE = 10.0  # seconds
 _LARGEST = 64 * 1024 * 1024  # bytes; ten thousand sandboxes with their annotations
@@ -39,12 +39,12 @@ class RuntimeState:
     networks: frozenset[str]
     unready: str = ""
 
-    def lists(self, leftover: Leftover) -> bool:
+    def lists(self, evidence: Evidence) -> bool:
         """Tell whether an attachment's container is listed; of a cut name its beginning decides."""
-        if leftover.container_id in self.sandboxes:
+        if evidence.container_id in self.sandboxes:
             return True
-        cut = bool(leftover.identity) and not leftover.is_whole
-        return cut and any(each.startswith(leftover.container_id) for each in self.sandboxes)
+        cut = bool(evidence.identity) and not evidence.is_whole
+        return cut and any(each.startswith(evidence.container_id) for each in self.sandboxes)
 
     def about(self, networks: Collection[str]) -> RuntimeState:
         """Return the same with these networks among those that the runtime uses."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_plugin.config.network import MARK, Attachment, Living, alias_prefix
+from cni_plugin.config.network import Attachment, Living, parse_alias
 from cni_plugin.kernel.addr import list_peer_addresses
 from cni_plugin.kernel.link import list_links
 
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 def list_living(network: str, host: Namespace) -> Iterator[Living]:
     """Yield the attachments to a network that we made, with their addresses."""
     for link in list_links(host.netlink, kind="veth"):
-        identity, _, container_id, ifname, *_ = [*link.alias.removeprefix(MARK).split(" "), "", "", ""]
-        attachment = Attachment(network=network, container_id=container_id, ifname=ifname, netns="")
+        whose = parse_alias(link.alias)
         # A long alias is cut; then it names somebody else.
-        if link.alias.startswith(alias_prefix(identity, network)) and attachment.identity == identity:
+        if whose is not None and whose.network == network and whose.is_whole:
+            attachment = Attachment(
+                network=network, container_id=whose.container_id, ifname=whose.ifname, netns=""
+            )
             found = list_peer_addresses(host.netlink, link)
             yield Living(attachment=attachment, addresses=tuple(each.ip for each in found))

@@ -15,6 +15,7 @@ from tests.conftest import install
 from tests.harness.agents import start_agent
 from tests.harness.clinic import conf_dir, examine, mend, the_only, words
 from tests.harness.cluster import write_conflist
+from tests.harness.garbage import kill
 from tests.harness.networks import REFERENCE, V4, add_uplink, dual_stack, network
 from tests.harness.scrape import write_state
 
@@ -256,10 +257,21 @@ def test_a_full_pool_is_named_and_releasing_what_is_lost_mends_it(plain_node: No
 
 
 def test_a_leaked_address_is_named(well: Node) -> None:
-    (well.data_dir / "test/10.22.0.9").write_text("gone\r\neth0")
-    found = the_only(examine(well))
-    assert found["found"] == "10.22.0.9 is held by gone (eth0), which has no interface here"
-    mend(well, found["remedy"])
+    pod = well.pod()
+    well.add(dual_stack(well), pod)
+    kill(well, pod)
+    found = examine(well)
+    assert [each["found"] for each in found] == [
+        f"{address} is held by {pod.container_id} (eth0), which has no interface here"
+        for address in ("10.22.0.3", "fd00:22::3")
+    ]
+    for each in found:
+        mend(well, each["remedy"])
+    assert examine(well) == []
+
+
+def test_who_may_live_unseen_is_not_to_be_released(well: Node) -> None:
+    (well.data_dir / "test/10.22.0.9").write_text("unseen\r\neth0")
     assert examine(well) == []
 
 

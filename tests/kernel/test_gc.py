@@ -253,6 +253,43 @@ def test_addresses_of_others_are_released_on_the_runtimes_word_alone(
     assert node.held() == {}
 
 
+def verdicts(node: Node) -> dict[str, tuple[int, set[str]]]:
+    """Return what status, `ipam check` and gc answer: exit status, and what each holds of attachments."""
+    places = ("--conf-dir", str(node.tmp / "net.d"))
+    program = (*GC[:-1], "status", *places, "--bin-dir", REFERENCE, "--json")
+    status = node.run(*program, check=False)
+    seen = json.loads(status.stdout)
+    checked = node.run(*GC[:-1], "ipam", "check", *places, "--bin-dir", REFERENCE, "--json", check=False)
+    dry = run_gc(node, "--dry-run", "--json")
+    kinds = {"leaked": "dead", "unknown": "unknown"}
+    actions = {"reclaimable": "dead", "kept": "unknown"}
+    said = {"dead" for each in seen["problems"] if "which has no interface here" in each}
+    return {
+        "status": (status.returncode, said | {each["state"] for each in seen["attachments"]} - {"alive"}),
+        "check": (checked.returncode, {kinds[each["kind"]] for each in json.loads(checked.stdout)}),
+        "gc": (dry.returncode, {actions[each["action"]] for each in json.loads(dry.stdout)["items"]}),
+    }
+
+
+@in_process
+@pytest.mark.parametrize("kind", ["go-bridge", "ours"])
+def test_status_check_and_gc_answer_alike(node: Node, kind: str) -> None:
+    """One verdict: a living pod of the Go bridge is nobody's to release, and nothing is wrong with it."""
+    if kind == "go-bridge":
+        foreign = Foreign(node, kind)
+        foreign.add()
+        pod, alive = foreign.pod, {"unknown"}
+    else:
+        pod, config, alive = node.pod(), dual_stack(node, ipMasq=True, version="1.0.0"), set()
+        configure(node, config)
+        node.add(config, pod)
+    commands = ("status", "check", "gc")
+    assert verdicts(node) == dict.fromkeys(commands, (0, alive))
+    kill(node, pod)
+    dead = (0, {"unknown"}) if kind == "go-bridge" else (1, {"dead"})
+    assert verdicts(node) == dict.fromkeys(commands, dead)
+
+
 @in_process
 def test_what_go_reserved_in_an_earlier_boot_is_known_by_the_next_one(node: Node) -> None:
     foreign = Foreign(node, "go-host-local")

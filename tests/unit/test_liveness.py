@@ -9,16 +9,18 @@ from dataclasses import replace
 
 import pytest
 
-from cni_plugin.config.network import Attachment
+from cni_plugin.config.network import Attachment, host_ifname, render_alias
 from cni_plugin.contract.errors import CNIError
+from cni_plugin.kernel.link import Link
 from cni_plugin.node import runtime
-from cni_plugin.node.leftovers import Leftover, Veths, host_ifname
-from cni_plugin.node.liveness import Proof, judge
+from cni_plugin.node.evidence import Evidence, with_links
+from cni_plugin.node.liveness import Proof, State, judge
 from cni_plugin.node.runtime import RuntimeState
 from tests.harness.runtime.cri import messages
 
-IDENTITY = Attachment(network="net", container_id="box", ifname="eth0", netns="").identity
-LEFTOVER = Leftover(
+ATTACHMENT = Attachment(network="net", container_id="box", ifname="eth0", netns="")
+IDENTITY = ATTACHMENT.identity
+EVIDENCE = Evidence(
     network="net",
     identity=IDENTITY,
     container_id="box",
@@ -27,36 +29,62 @@ LEFTOVER = Leftover(
     reservations=(),
     joined_here=True,
 )
-CUT = replace(LEFTOVER, container_id="bo", ifname="", joined_here=False)
-LEGACY = replace(LEFTOVER, identity="", ifname="", joined_here=False)
+CUT = replace(EVIDENCE, container_id="bo", ifname="", joined_here=False)
+LEGACY = replace(EVIDENCE, identity="", ifname="", joined_here=False)
 LEGACY_OF_EARLIER_BOOT = replace(LEGACY, of_earlier_boot=True)
-NONE = Veths(names=frozenset(), identities=frozenset(), container_ids=frozenset())
+NONE: tuple[Link, ...] = ()
+
+
+def veth(name: str, alias: str, index: int = 7) -> Link:
+    return Link(
+        index=index,
+        name=name,
+        kind="veth",
+        mac="02:00:00:00:00:07",
+        mtu=1500,
+        flags=1,
+        tx_queue_length=0,
+        carrier_seen=True,
+        master=0,
+        peer=2,
+        peer_nsid=0,
+        alias=alias,
+        group=0,
+        vlan_filtering=False,
+        port=None,
+    )
+
+
+NAMED = (veth(host_ifname(IDENTITY), ""),)
+RENAMED = (veth("pod0", render_alias(ATTACHMENT, "shop/web")),)
+ANOTHER = (veth("veth0", render_alias(replace(ATTACHMENT, container_id="other"), ""), 8),)
 NOBODY = RuntimeState(sandboxes=frozenset(), networks=frozenset({"net"}))
 BOX = replace(NOBODY, sandboxes=frozenset({"box"}))
 ELSEWHERE = replace(NOBODY, networks=frozenset({"other"}))
 
 
 @pytest.mark.parametrize(
-    ("leftover", "veths", "state", "proof"),
+    ("evidence", "veths", "word", "proof"),
     [
-        (LEFTOVER, NONE, None, Proof.KERNEL),
-        (LEFTOVER, NONE, NOBODY, Proof.KERNEL),
-        (LEFTOVER, NONE, ELSEWHERE, Proof.KERNEL),
-        (LEFTOVER, NONE, BOX, None),
-        (LEFTOVER, replace(NONE, names=frozenset({host_ifname(IDENTITY)})), NOBODY, Proof.NONE),
-        (LEFTOVER, replace(NONE, identities=frozenset({IDENTITY})), NOBODY, Proof.NONE),
-        (LEFTOVER, replace(NONE, identities=frozenset({IDENTITY})), ELSEWHERE, None),
-        (LEFTOVER, replace(NONE, identities=frozenset({IDENTITY})), BOX, None),
-        (LEFTOVER, replace(NONE, identities=frozenset({IDENTITY})), None, None),
-        (replace(LEFTOVER, joined_here=False), NONE, None, Proof.NONE),
-        (replace(LEFTOVER, joined_here=False), NONE, NOBODY, Proof.RUNTIME),
-        (replace(LEFTOVER, joined_here=False), NONE, ELSEWHERE, Proof.NONE),
-        (replace(LEFTOVER, joined_here=False), NONE, BOX, None),
-        (replace(LEFTOVER, joined_here=False, of_earlier_boot=True), NONE, None, Proof.BOOT),
-        (replace(LEFTOVER, joined_here=False, of_earlier_boot=True), NONE, ELSEWHERE, Proof.BOOT),
-        (replace(LEFTOVER, joined_here=False, of_earlier_boot=True), NONE, BOX, None),
+        (EVIDENCE, NONE, None, Proof.KERNEL),
+        (EVIDENCE, ANOTHER, None, Proof.KERNEL),
+        (EVIDENCE, NONE, NOBODY, Proof.KERNEL),
+        (EVIDENCE, NONE, ELSEWHERE, Proof.KERNEL),
+        (EVIDENCE, NONE, BOX, None),
+        (EVIDENCE, NAMED, NOBODY, Proof.NONE),
+        (EVIDENCE, RENAMED, NOBODY, Proof.NONE),
+        (EVIDENCE, RENAMED, ELSEWHERE, None),
+        (EVIDENCE, RENAMED, BOX, None),
+        (EVIDENCE, RENAMED, None, None),
+        (replace(EVIDENCE, joined_here=False), NONE, None, Proof.NONE),
+        (replace(EVIDENCE, joined_here=False), NONE, NOBODY, Proof.RUNTIME),
+        (replace(EVIDENCE, joined_here=False), NONE, ELSEWHERE, Proof.NONE),
+        (replace(EVIDENCE, joined_here=False), NONE, BOX, None),
+        (replace(EVIDENCE, joined_here=False, of_earlier_boot=True), NONE, None, Proof.BOOT),
+        (replace(EVIDENCE, joined_here=False, of_earlier_boot=True), NONE, ELSEWHERE, Proof.BOOT),
+        (replace(EVIDENCE, joined_here=False, of_earlier_boot=True), NONE, BOX, None),
         (LEGACY_OF_EARLIER_BOOT, NONE, None, Proof.BOOT),
-        (LEGACY_OF_EARLIER_BOOT, replace(NONE, container_ids=frozenset({"box"})), None, None),
+        (LEGACY_OF_EARLIER_BOOT, RENAMED, None, None),
         (CUT, NONE, NOBODY, Proof.NONE),
         (CUT, NONE, BOX, None),
         (replace(CUT, joined_here=True), NONE, NOBODY, Proof.KERNEL),
@@ -64,27 +92,42 @@ ELSEWHERE = replace(NOBODY, networks=frozenset({"other"}))
         # A network's name may be so long that a comment has no room for the container's.
         (replace(CUT, container_id=""), NONE, None, Proof.NONE),
         (replace(CUT, container_id=""), NONE, NOBODY, Proof.NONE),
-        (replace(CUT, container_id=""), replace(NONE, identities=frozenset({IDENTITY})), None, None),
+        (replace(CUT, container_id=""), RENAMED, None, None),
         (LEGACY, NONE, None, Proof.NONE),
         (LEGACY, NONE, NOBODY, Proof.RUNTIME),
         (LEGACY, NONE, BOX, None),
-        (LEGACY, replace(NONE, container_ids=frozenset({"box"})), NOBODY, Proof.NONE),
+        (LEGACY, RENAMED, NOBODY, Proof.NONE),
         (replace(LEGACY, container_id=""), NONE, None, Proof.DEBRIS),
     ],
 )
 def test_who_is_dead(
-    leftover: Leftover, veths: Veths, state: RuntimeState | None, proof: Proof | None
+    evidence: Evidence, veths: tuple[Link, ...], word: RuntimeState | None, proof: Proof | None
 ) -> None:
-    liveness = judge(leftover, veths, state, shared=False)
-    assert (liveness.proof if liveness else None) == proof
+    (found, *_) = with_links("net", [evidence], veths)
+    liveness = judge(found, word)
+    states = {None: State.ALIVE, Proof.NONE: State.UNKNOWN}
+    assert liveness.state is states.get(proof, State.DEAD)
+    assert proof is None or liveness.proof is proof
+    assert liveness.reason
 
 
 def test_in_a_shared_store_the_runtimes_word_is_not_enough() -> None:
     for old in (False, True):
-        leftover = replace(LEFTOVER, joined_here=False, of_earlier_boot=old)
-        liveness = judge(leftover, NONE, NOBODY, shared=True)
-        assert liveness
-        assert liveness.proof is Proof.NONE
+        evidence = replace(EVIDENCE, joined_here=False, of_earlier_boot=old, shared=True)
+        assert judge(evidence, NOBODY).state is State.UNKNOWN
+
+
+def test_each_veth_is_found_with_its_attachment_or_is_one_of_its_own() -> None:
+    found = with_links("net", [EVIDENCE], (*ANOTHER, *RENAMED))
+    assert [(each.container_id, each.pod, each.link and each.link.name) for each in found] == [
+        ("box", "shop/web", "pod0"),
+        ("other", "", "veth0"),
+    ]
+    assert found[1].what == ("link veth0",)
+    # One of a file that names no interface is not told twice.
+    assert [each.ifname for each in with_links("net", [LEGACY], RENAMED)] == [""]
+    # Another network's veth is not this network's attachment.
+    assert with_links("elsewhere", [], RENAMED) == []
 
 
 def test_sandboxes_and_networks_are_found_among_all_else_that_a_runtime_says() -> None:
