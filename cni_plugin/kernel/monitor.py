@@ -7,18 +7,20 @@ once, and then something happened too. Groups: rtnetlink(7), linux/rtnetlink.h.
 from __future__ import annotations
 
 import errno
-import socket
+from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.addr import is_link_local
 from cni_plugin.kernel.link import read_name
-from cni_plugin.kernel.netlink import split
+from cni_plugin.kernel.netlink import NetlinkSocket
 from cni_plugin.kernel.route import is_synchronized
+
+if TYPE_CHECKING:
+    from cni_plugin.kernel.netlink import Message
 
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
 _RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
 _GROUPS = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE
-_BUFFER = 64 * 1024
 _PODS = ("veth", "bwp")  # how the names of a pod's links on the node begin
 
 
@@ -27,9 +29,7 @@ class Monitor:
 
     def __init__(self) -> None:
         """Listen from now on."""
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        self._socket.setblocking(False)
-        self._socket.bind((0, _GROUPS))
+        self._socket = NetlinkSocket(groups=_GROUPS)
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when there is news."""
@@ -43,7 +43,7 @@ class Monitor:
         concerned = False
         while True:
             try:
-                datagram = self._socket.recv(_BUFFER)
+                news = self._socket.glance()
             except BlockingIOError:
                 return concerned
             except OSError as error:
@@ -51,15 +51,15 @@ class Monitor:
                     raise
                 concerned = True
             else:
-                concerned = concerned or any(map(_concerns_node, split(datagram)))
+                concerned = concerned or any(map(_concerns_node, news))
 
     def close(self) -> None:
         """Listen no more."""
         self._socket.close()
 
 
-def _concerns_node(message: tuple[int, bytes]) -> bool:
-    kind, raw = message
+def _concerns_node(message: Message) -> bool:
+    kind, raw = message.kind, message.raw
     if kind in {netlink.RTM_NEWLINK, netlink.RTM_DELLINK}:
         return not read_name(raw).startswith(_PODS)
     if kind in {netlink.RTM_NEWADDR, netlink.RTM_DELADDR}:

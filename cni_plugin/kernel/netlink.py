@@ -1,8 +1,9 @@
-"""A route netlink socket: sends questions and changes, and checks the kernel's answers.
+"""Netlink: the socket of all protocols, and a route netlink socket that asks, changes and checks.
 
-It belongs to the namespace that made it, sends several changes in one system call, and returns
-the kernel's extended error text. The changes of one send are not a transaction: the kernel goes on
-after a refused one, so send together only what is undone together. See netlink(7).
+Questions and changes are bytes (kernel/message.py), and so are the answers. A `Netlink` belongs to
+the namespace that made it, sends several changes in one system call, and returns the kernel's
+extended error text. The changes of one send are not a transaction: the kernel goes on after a
+refused one, so send together only what is undone together. See netlink(7).
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ RTM_GETMULTICAST, RTM_GETVLAN = 58, 114
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
 _NLM_F_DUMP_INTR, _NLM_F_ACK_TLVS = 0x10, 0x200
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+LAST = frozenset({NLMSG_ERROR, NLMSG_DONE})
+ROUTE, NETFILTER = 0, 12
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHK = 270, 10, 11, 12
 _NLMSGERR_ATTR_MSG = 1
 HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port id
+_ERRNO = struct.Struct("=i")
 # The largest piece of a dump that the kernel makes (netlink_recvmsg in net/netlink/af_netlink.c), twice.
 _BUFFER = 64 * 1024
 # Every answer is due at once; a socket that stays silent longer is a defect, not a wait.
 _ANSWER_TIMEOUT = struct.pack("@ll", 30, 0)  # struct timeval
 _DUMP_TRIES = 10
-
-Raw = tuple[int, int, bytes]  # type, flags, the whole message
 
 
 class Query(NamedTuple):
@@ -63,17 +65,85 @@ class Change(NamedTuple):
     flags: int = 0
 
 
+class Message(NamedTuple):
+    """One message of the kernel's; `raw` is all of it, with its header."""
+
+    sequence: int
+    kind: int
+    flags: int
+    raw: bytes
+
+    @property
+    def refusal(self) -> int:
+        """Return the errno that an acknowledgement or the end of a dump carries, 0 for none."""
+        return -int(_ERRNO.unpack_from(self.raw, HEADER.size)[0])
+
+
+class NetlinkSocket:
+    """A socket of one protocol in the network namespace of the thread that makes it, see netlink(7).
+
+    `groups` are those that it hears unasked, `timeout` (struct timeval) is how long it waits for news.
+    """
+
+    def __init__(self, protocol: int = ROUTE, groups: int = 0, timeout: bytes = _ANSWER_TIMEOUT) -> None:
+        """Open the socket here and now."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        # Not settimeout(), which polls before every call.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        if groups:
+            self._socket.bind((0, groups))
+        self._sequence = 0
+
+    def fileno(self) -> int:
+        """Return the descriptor, which is readable when there is news."""
+        return self._socket.fileno()
+
+    def set_option(self, level: int, option: int, value: int | bytes) -> None:
+        """Set a socket option."""
+        self._socket.setsockopt(level, option, value)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def number(self) -> int:
+        """Return the next sequence number."""
+        self._sequence += 1
+        return self._sequence
+
+    def send(self, *messages: bytes) -> None:
+        """Send the messages in one datagram."""
+        self._socket.send(b"".join(messages))
+
+    def receive(self) -> Iterator[Message]:
+        """Yield everything in one datagram. OSError when none comes in time, or news were lost."""
+        return split(self._socket.recv(_BUFFER))
+
+    def glance(self) -> Iterator[Message]:
+        """Yield everything in one datagram that is there; BlockingIOError when there is none."""
+        return split(self._socket.recv(_BUFFER, socket.MSG_DONTWAIT))
+
+    def ask(self, kind: int, flags: int, body: bytes) -> Iterator[Message]:
+        """Send a request and yield its answers to the last: an acknowledgement, or the end of a dump."""
+        number = self.number()
+        self.send(pack(kind, flags, body, number))
+        while True:
+            for message in self.receive():
+                if message.sequence != number:
+                    continue
+                yield message
+                if message.kind in LAST:
+                    return
+
+
 class Netlink:
     """A socket in the network namespace of the thread that makes it."""
 
     def __init__(self) -> None:
         """Open the socket here and now."""
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        # Not settimeout(), which polls before every call.
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_TIMEOUT)
+        self._socket = NetlinkSocket()
         for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHK):
-            self._socket.setsockopt(_SOL_NETLINK, option, 1)
-        self._sequence = 0
+            self._socket.set_option(_SOL_NETLINK, option, 1)
 
     def close(self) -> None:
         """Close the socket."""
@@ -97,79 +167,53 @@ class Netlink:
 
     def send(self, *changes: Change) -> list[KernelError]:
         """Make the changes and return what the kernel refused; it is for whoever has passed the seam."""
-        first = self._sequence + 1
+        numbers = [self._socket.number() for _ in changes]
         # A refusal comes unasked, and what is asked for last comes last.
-        *others, last = changes
-        messages = [self._pack(each.kind, each.flags, each.body) for each in others]
-        messages.append(self._pack(last.kind, NLM_F_ACK | last.flags, last.body))
-        self._socket.send(b"".join(messages))
-        return list(self._refusals(changes, first))
+        acks = (*[0] * (len(changes) - 1), NLM_F_ACK)
+        self._socket.send(
+            *(
+                pack(change.kind, ack | change.flags, change.body, number)
+                for change, ack, number in zip(changes, acks, numbers, strict=True)
+            )
+        )
+        return list(self._refusals(changes, numbers[0]))
 
     def _refusals(self, changes: tuple[Change, ...], first: int) -> Iterator[KernelError]:
         """Yield what was refused until the last of the changes is answered."""
         while True:
-            for sequence, (kind, flags, raw) in self._receive():
-                if kind == _NLMSG_ERROR and sequence >= first:
-                    yield from _refusal(changes[sequence - first].command, flags, raw)
-                    if sequence == self._sequence:
+            for message in self._socket.receive():
+                number = message.sequence - first
+                if message.kind == NLMSG_ERROR and number >= 0:
+                    yield from _refusal(changes[number].command, message)
+                    if number == len(changes) - 1:
                         return
 
     def get(self, query: Query) -> bytes:
         """Return the one object that is asked for; KernelError when there is none."""
         with answered(query.command):
-            return self._get(query)
-
-    def _get(self, query: Query) -> bytes:
-        self._socket.send(self._pack(query.kind, 0, query.body))
-        while True:
-            for sequence, (kind, flags, raw) in self._receive():
-                if sequence != self._sequence:
-                    continue
-                for refusal in _refusal(query.command, flags, raw) if kind == _NLMSG_ERROR else ():
-                    raise refusal
-                return raw
+            message = next(self._socket.ask(query.kind, 0, query.body))
+        for refusal in _refusal(query.command, message) if message.kind == NLMSG_ERROR else ():
+            raise refusal
+        return message.raw
 
     def dump(self, query: Query) -> list[bytes]:
         """Return all objects that are asked for, again when the table moved under the dump."""
         for _ in range(_DUMP_TRIES):
             with answered(query.command):
-                answers = list(self._dump_once(query))
-            if not any(flags & _NLM_F_DUMP_INTR for _, flags, _ in answers):
+                *answers, end = self._socket.ask(query.kind, NLM_F_DUMP, query.body)
+            for refusal in _refusal(query.command, end):
+                raise refusal
+            if not any(message.flags & _NLM_F_DUMP_INTR for message in answers):
                 break
-        return [raw for _, _, raw in answers]
-
-    def _dump_once(self, query: Query) -> Iterator[Raw]:
-        self._socket.send(self._pack(query.kind, NLM_F_DUMP, query.body))
-        while True:
-            for sequence, (kind, flags, raw) in self._receive():
-                if sequence != self._sequence:
-                    continue
-                if kind in {_NLMSG_ERROR, _NLMSG_DONE}:
-                    for refusal in _refusal(query.command, flags, raw):
-                        raise refusal
-                    return
-                yield kind, flags, raw
-
-    def _pack(self, kind: int, flags: int, body: bytes) -> bytes:
-        self._sequence += 1
-        return pack(kind, flags, body, self._sequence)
-
-    def _receive(self) -> Iterator[tuple[int, Raw]]:
-        """Yield sequence number and message of everything in one datagram."""
-        return _split(self._socket.recv(_BUFFER))
+        return [message.raw for message in answers]
 
 
-def split(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield type and message of everything in one datagram."""
-    for _, (kind, _, raw) in _split(datagram):
-        yield kind, raw
-
-
-def _split(datagram: bytes) -> Iterator[tuple[int, Raw]]:
+def split(datagram: bytes) -> Iterator[Message]:
+    """Yield everything in one datagram."""
     offset = 0
     while offset < len(datagram):
         length, kind, flags, sequence, _ = HEADER.unpack_from(datagram, offset)
-        yield sequence, (kind, flags, datagram[offset : offset + length])
+        yield Message(sequence, kind, flags, datagram[offset : offset + length])
         offset += (length + 3) & ~3 or HEADER.size
 
 
@@ -188,12 +232,12 @@ def pack(kind: int, flags: int, body: bytes, sequence: int = 0) -> bytes:
     return HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | flags, sequence, 0) + body
 
 
-def _refusal(command: str, flags: int, raw: bytes) -> list[KernelError]:
+def _refusal(command: str, message: Message) -> list[KernelError]:
     """Return the error that an acknowledgement or the end of a dump carries, if it carries one."""
-    (number,) = struct.unpack_from("=i", raw, HEADER.size)
-    if number == 0:
+    if message.refusal == 0:
         return []
-    return [KernelError(command, -number, _reason(raw) if flags & _NLM_F_ACK_TLVS else "")]
+    reason = _reason(message.raw) if message.flags & _NLM_F_ACK_TLVS else ""
+    return [KernelError(command, message.refusal, reason)]
 
 
 def _reason(raw: bytes) -> str:

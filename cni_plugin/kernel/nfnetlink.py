@@ -9,13 +9,10 @@ By hand: `nft add element inet podwire SET { KEY comment "..." }`. linux/netfilt
 
 from __future__ import annotations
 
-import _thread
 import errno
-import os
 import socket
 import struct
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,13 +22,12 @@ from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.message import attribute, list_attributes, parse_text, text
 from cni_plugin.kernel.message import parse_attributes as parse
-from cni_plugin.kernel.netlink import HEADER, answered, log, pack
+from cni_plugin.kernel.netlink import HEADER, NETFILTER, NLMSG_ERROR, NetlinkSocket, answered, log, pack
 from ipam.seam import step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-_NETLINK_NETFILTER = 12
 _FAMILIES = {"": 0, "inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # NFPROTO_*, "" for all
 TABLE = "podwire"
 # linux/netfilter/nfnetlink.h, nf_tables.h
@@ -42,18 +38,20 @@ _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _HOOK_NUMBER = 1, 3, 4, 5
 _RULE_TABLE, _RULE_CHAIN, _RULE_USERDATA, _SET_TABLE, _SET_NAME = 1, 2, 7, 1, 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_KEY_END, _DATA_VALUE = 1, 2, 6, 10, 1
+_DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 1, 2
+# linux/netfilter.h and enum nft_verdicts
+_VERDICTS = {"drop": 0, "accept": 1, "continue": -1, "jump": -3, "goto": -4, "return": -5}
 _COMMENT = 0  # libnftnl's NFTNL_UDATA_*_COMMENT
 MAX_COMMENT = 127  # bytes, NFTNL_UDATA_COMMENT_MAXLEN less the terminating zero
-_NLMSG_ERROR, _NLMSG_DONE, _NESTED = 2, 3, 0x8000
+_NESTED = 0x8000
 # EINVAL is what a kernel without nf_tables says to everything.
 _ABSENT = frozenset({0, errno.ENOENT, errno.EINVAL})
 _BODY = 20  # bytes of struct nlmsghdr and struct nfgenmsg
-# The largest piece of a dump that the kernel makes, twice.
-_BUFFER = 64 * 1024
-_ANSWER_TIMEOUT = struct.pack("@ll", 30, 0)  # struct timeval
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 # Bytes; a batch is one datagram, and a range of ports some thousand elements.
 _LARGEST_BATCH = 4 * 1024 * 1024
+# Of one message: the list of its elements is an attribute, whose length has 16 bits.
+_MOST_IN_ONE = 200
 _LOOKS = 5
 _PATIENCE = 10.0  # seconds that others may keep changing the ruleset under us
 
@@ -63,18 +61,23 @@ class Element:
     """An element of a set, or of a map when it has `data`; key and data as the kernel holds them."""
 
     family: str
+    table: str = TABLE
     set_name: str
     key: bytes
     data: bytes = b""
     end: bytes = b""
     """The last of its keys when it has several; it is found by each."""
+    verdict: str = ""
+    """Of a verdict map, in the words of `nft`: `drop`, `accept`, `goto CHAIN`."""
     comment: str = ""
 
     @property
     def command(self) -> str:
         """Return what it is in the words of `nft`, its key in hexadecimal."""
         keys = "-".join(key.hex() for key in (self.key, self.end) if key)
-        return f'element {self.family} {TABLE} {self.set_name} {{ {keys} comment "{self.comment}" }}'
+        comment = f' comment "{self.comment}"' if self.comment else ""
+        verdict = f" : {self.verdict}" if self.verdict else ""
+        return f"element {self.family} {self.table} {self.set_name} {{ {keys}{comment}{verdict} }}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,34 +110,32 @@ class Nftables:
 
     def __init__(self) -> None:
         """Open the socket here and now."""
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-        )
-        # Not settimeout(), which polls before every call.
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_TIMEOUT)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _LARGEST_BATCH)
-        self._socket.bind((0, 0))
-        self._sequence = 0
+        self._socket = NetlinkSocket(NETFILTER)
+        self._socket.set_option(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _LARGEST_BATCH)
 
     def close(self) -> None:
         """Close the socket; after a deletion the kernel waits 16 ms for its readers here (RCU)."""
         self._socket.close()
 
-    def get(self, family: str, set_name: str, key: bytes) -> Element | None:
+    def get(self, family: str, set_name: str, key: bytes, *, table: str = TABLE) -> Element | None:
         """Return the element with this key; None when there is none, or no such set."""
-        body = _element_list(set_name, [nested(_ELEM_KEY, attribute(_DATA_VALUE, key))])
-        found = self._ask(f"nft get element {family} {TABLE} {set_name}", _GETSETELEM, family, body)
-        return next((e for raw in found for e in _parse_elements(family, set_name, raw)), None)
+        place = Element(family=family, table=table, set_name=set_name, key=key)
+        body = _element_list(place, [nested(_ELEM_KEY, attribute(_DATA_VALUE, key))])
+        found = self._ask(f"nft get element {family} {table} {set_name}", _GETSETELEM, family, body)
+        return next((e for raw in found for e in _parse_elements(place, raw)), None)
 
-    def list_elements(self, family: str, set_name: str, naming: str = "") -> list[Element]:
+    def list_elements(
+        self, family: str, set_name: str, naming: str = "", *, table: str = TABLE
+    ) -> list[Element]:
         """Return the elements of a set whose comment holds `naming`; none when there is no such set.
 
         The kernel sends them all, some hundreds a message; only those that hold the word are parsed.
         """
         word = naming.encode()
-        command = f"nft list set {family} {TABLE} {set_name}"
-        answers = self._ask(command, _GETSETELEM, family, _element_list(set_name), netlink.NLM_F_DUMP)
-        found = (e for raw in answers if word in raw for e in _parse_elements(family, set_name, raw, word))
+        place = Element(family=family, table=table, set_name=set_name, key=b"")
+        command = f"nft list set {family} {table} {set_name}"
+        answers = self._ask(command, _GETSETELEM, family, _element_list(place), netlink.NLM_F_DUMP)
+        found = (e for raw in answers if word in raw for e in _parse_elements(place, raw, word))
         return [element for element in found if naming in element.comment]
 
     def search(self, look: Callable[[], Iterable[Element]]) -> list[Element]:
@@ -151,9 +152,9 @@ class Nftables:
                 break
         return list(found)
 
-    def list_sets(self, family: str, prefix: str = "") -> list[str]:
-        """Return the names of our table's sets and maps that begin with `prefix`."""
-        body = text(_SET_TABLE, TABLE)
+    def list_sets(self, family: str, prefix: str = "", *, table: str = TABLE) -> list[str]:
+        """Return the names of a table's sets and maps that begin with `prefix`."""
+        body = text(_SET_TABLE, table)
         answers = self._ask(f"nft list sets {family}", _GETSET, family, body, netlink.NLM_F_DUMP)
         names = (parse_text(parse(raw, _BODY).get(_SET_NAME, b"")) for raw in answers)
         return [name for name in names if name.startswith(prefix)]
@@ -169,9 +170,9 @@ class Nftables:
         answers = self._ask(f"nft list chain {family} {table} {name}", _GETCHAIN, family, body)
         return next((head for raw in answers for head in _parse_chain(raw)), None)
 
-    def list_comments(self, family: str, chain: str) -> list[str]:
+    def list_comments(self, family: str, chain: str, *, table: str = TABLE) -> list[str]:
         """Return the comment of each rule of a chain; none when there is no such chain."""
-        body = text(_RULE_TABLE, TABLE) + text(_RULE_CHAIN, chain)
+        body = text(_RULE_TABLE, table) + text(_RULE_CHAIN, chain)
         answers = self._ask(f"nft list chain {family} {chain}", _GETRULE, family, body, netlink.NLM_F_DUMP)
         return [_parse_comment(parse(raw, _BODY).get(_RULE_USERDATA, b"")) for raw in answers]
 
@@ -200,7 +201,16 @@ class Nftables:
         (answer,) = self._ask("nft monitor", _GETGEN, "inet", b"")
         return int.from_bytes(parse(answer, _BODY)[_NFTA_GEN_ID], "big")
 
-    def _commit(self, changes: list[ElementChange], generation: int) -> None:
+    def apply(self, changes: Sequence[ElementChange]) -> None:
+        """Make the changes in whatever ruleset there is, all or none, many elements in one message.
+
+        For who alone fills its sets: an element that is there already, as it shall be, is no error. One
+        batch is one datagram of 4 MiB at most, some 40,000 elements. Raises KernelError, which names the
+        first element of the refused message.
+        """
+        self._commit(changes, None)
+
+    def _commit(self, changes: Sequence[ElementChange], generation: int | None) -> None:
         if not changes:
             return
         for change in changes:
@@ -208,36 +218,37 @@ class Nftables:
         with answered(changes[0].command):
             step("nftables", partial(self._send, generation), *changes)
 
-    def _send(self, generation: int, *changes: ElementChange) -> None:
-        """Make all of the changes, or none and raise."""
-        first = self._number()
+    def _send(self, generation: int | None, *changes: ElementChange) -> None:
+        """Make all of the changes, or none and raise; of a generation each in a message of its own."""
+        messages = _gather(changes) if generation is None else [[change] for change in changes]
+        first = self._socket.number()
         subsystem = general(0, _SUBSYSTEM)
-        named = attribute(_NFNL_BATCH_GENID, generation.to_bytes(4, "big"))
+        named = b"" if generation is None else attribute(_NFNL_BATCH_GENID, generation.to_bytes(4, "big"))
         batch = [pack(_BATCH_BEGIN, 0, subsystem + named, first)]
-        sent = {}
-        for change in changes:
-            number = self._number()
-            sent[number] = change
-            batch.append(_pack_change(change, number, netlink.NLM_F_ACK if change is changes[-1] else 0))
-        batch.append(pack(_BATCH_END, 0, subsystem, self._number()))
-        self._socket.send(b"".join(batch))
-        self._await(first, sent)
+        flags = 0 if generation is None else netlink.NLM_F_EXCL
+        sent = {self._socket.number(): message for message in messages}
+        last = max(sent)
+        for number, message in sent.items():
+            ack = netlink.NLM_F_ACK if number == last else 0
+            batch.append(_pack_changes(message, number, ack, flags))
+        batch.append(pack(_BATCH_END, 0, subsystem, self._socket.number()))
+        self._socket.send(*batch)
+        self._await(first, {number: message[0] for number, message in sent.items()})
 
     def _await(self, first: int, sent: dict[int, ElementChange]) -> None:
         """Read the answers: to each change that is refused, to the last, or to the batch's own header."""
         failures = []
         answered, last = 0, max(sent)
         while answered not in {first, last}:
-            for number, kind, raw in self._receive():
-                if kind != _NLMSG_ERROR or number < first:
+            for message in self._socket.receive():
+                if message.kind != NLMSG_ERROR or message.sequence < first:
                     continue
-                answered = number
-                refusal = -struct.unpack_from("=i", raw, HEADER.size)[0]
-                if number == first and refusal == errno.ERESTART:
+                answered = message.sequence
+                if answered == first and message.refusal == errno.ERESTART:
                     raise _MovedError
-                if refusal:
-                    command = sent[number].command if number in sent else "nft -f"
-                    failures.append(KernelError(command, refusal))
+                if message.refusal:
+                    command = sent[answered].command if answered in sent else "nft -f"
+                    failures.append(KernelError(command, message.refusal))
         if failures:
             raise failures[0]
 
@@ -253,92 +264,71 @@ class Nftables:
 
         Raises KernelError for a refusal but the errnos that say that there is nothing.
         """
-        with answered(command):
-            return self._list_answers(command, kind, body, flags, absent)
-
-    def _list_answers(
-        self, command: str, kind: int, body: bytes, flags: int, absent: Collection[int]
-    ) -> list[bytes]:
-        number = self._number()
         ack = 0 if flags & netlink.NLM_F_DUMP else netlink.NLM_F_ACK
-        self._socket.send(pack(kind, ack | flags, body, number))
-        answers: list[bytes] = []
-        while True:
-            for sequence, answer, raw in self._receive():
-                if sequence != number:
-                    continue
-                if answer not in {_NLMSG_ERROR, _NLMSG_DONE}:
-                    answers.append(raw)
-                    continue
-                refusal = -struct.unpack_from("=i", raw, HEADER.size)[0]
-                if refusal not in absent:
-                    raise KernelError(command, refusal)
-                return answers
-
-    def _number(self) -> int:
-        self._sequence += 1
-        return self._sequence
-
-    def _receive(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield sequence number, type and whole message of everything in one datagram."""
-        datagram = self._socket.recv(_BUFFER)
-        offset = 0
-        while offset < len(datagram):
-            length, kind, _, sequence, _ = HEADER.unpack_from(datagram, offset)
-            yield sequence, kind, datagram[offset : offset + length]
-            offset += (length + 3) & ~3 or HEADER.size
+        with answered(command):
+            *answers, end = self._socket.ask(kind, ack | flags, body)
+        if end.refusal not in absent:
+            raise KernelError(command, end.refusal)
+        return [message.raw for message in answers]
 
 
 class _MovedError(Exception):
     """The ruleset is of another generation than the batch was made for."""
 
 
-_idle: list[Nftables] = []
+def _gather(changes: Iterable[ElementChange]) -> list[list[ElementChange]]:
+    """Return the changes in order, those of one set and one kind that follow each other together."""
+    messages: list[list[ElementChange]] = []
+    place: tuple[object, ...] = ()
+    for change in changes:
+        element = change.element
+        here = (element.family, element.table, element.set_name, change.present)
+        if here != place or len(messages[-1]) == _MOST_IN_ONE:
+            messages.append([])
+        messages[-1].append(change)
+        place = here
+    return messages
 
 
-def borrow(namespace: int) -> Nftables:
-    """Return a socket of the namespace, a descriptor of it, that the calling thread is in.
-
-    One of the namespace that this process began in is kept by `give_back`: closing costs 16 ms.
-    """
-    if _idle and _is_own(namespace):
-        with suppress(IndexError):  # another thread was faster
-            return _idle.pop()
-    return Nftables()
-
-
-def give_back(namespace: int, nftables: Nftables) -> None:
-    """Keep the socket for the next call, or have it closed behind the caller's back."""
-    if _is_own(namespace):
-        _idle.append(nftables)
-    else:
-        try:
-            _thread.start_new_thread(nftables.close, ())
-        except RuntimeError:  # the kernel has no more threads to give
-            nftables.close()
+def _pack_changes(changes: list[ElementChange], number: int, ack: int, exclusive: int) -> bytes:
+    """Return one message that adds elements to a set, or deletes them from it."""
+    first = changes[0]
+    members = [_pack_element(change) for change in changes]
+    kind = _NEWSETELEM if first.present else _DELSETELEM
+    flags = ack | (netlink.NLM_F_CREATE | exclusive if first.present else 0)
+    body = general(_FAMILIES[first.element.family]) + _element_list(first.element, members)
+    return pack(_SUBSYSTEM << 8 | kind, flags, body, number)
 
 
-def _is_own(namespace: int) -> bool:
-    return os.path.samestat(os.fstat(namespace), os.stat("/proc/self/ns/net"))
-
-
-def _pack_change(change: ElementChange, number: int, ack: int) -> bytes:
+def _pack_element(change: ElementChange) -> bytes:
     element = change.element
     members = nested(_ELEM_KEY, attribute(_DATA_VALUE, element.key))
     if element.end:
         members += nested(_ELEM_KEY_END, attribute(_DATA_VALUE, element.end))
     if change.present and element.data:
         members += nested(_ELEM_DATA, attribute(_DATA_VALUE, element.data))
+    if change.present and element.verdict:
+        members += nested(_ELEM_DATA, nested(_DATA_VERDICT, _pack_verdict(element.verdict)))
     if change.present and element.comment:
         members += attribute(_ELEM_USERDATA, _render_comment(element.comment))
-    kind = _NEWSETELEM if change.present else _DELSETELEM
-    flags = ack | (netlink.NLM_F_CREATE | netlink.NLM_F_EXCL if change.present else 0)
-    body = general(_FAMILIES[element.family]) + _element_list(element.set_name, [members])
-    return pack(_SUBSYSTEM << 8 | kind, flags, body, number)
+    return members
 
 
-def _element_list(set_name: str, elements: list[bytes] | None = None) -> bytes:
-    body = text(_LIST_TABLE, TABLE) + text(_LIST_SET, set_name)
+def _pack_verdict(verdict: str) -> bytes:
+    word, _, chain = verdict.partition(" ")
+    code = attribute(_VERDICT_CODE, _VERDICTS[word].to_bytes(4, "big", signed=True))
+    return code + (text(_VERDICT_CHAIN, chain) if chain else b"")
+
+
+def _parse_verdict(raw: bytes) -> str:
+    found = parse(raw)
+    code = int.from_bytes(found.get(_VERDICT_CODE, b""), "big", signed=True)
+    word = next((word for word, number in _VERDICTS.items() if number == code), str(code))
+    return f"{word} {parse_text(found.get(_VERDICT_CHAIN))}".rstrip()
+
+
+def _element_list(place: Element, elements: list[bytes] | None = None) -> bytes:
+    body = text(_LIST_TABLE, place.table) + text(_LIST_SET, place.set_name)
     members = b"".join(nested(_LIST_ELEM, element) for element in elements or ())
     return body + (nested(_LIST_ELEMENTS, members) if members else b"")
 
@@ -382,16 +372,19 @@ def _parse_comment(userdata: bytes) -> str:
     return ""
 
 
-def _parse_elements(family: str, set_name: str, raw: bytes, word: bytes = b"") -> Iterator[Element]:
-    """Yield the elements in a message whose bytes hold `word`."""
+def _parse_elements(place: Element, raw: bytes, word: bytes = b"") -> Iterator[Element]:
+    """Yield the elements of a set in a message whose bytes hold `word`."""
     members = list_attributes(parse(raw, _BODY).get(_LIST_ELEMENTS, b""))
     for found in (parse(member) for _, member in members if word in member):
+        data = parse(found.get(_ELEM_DATA, b""))
         yield Element(
-            family=family,
-            set_name=set_name,
+            family=place.family,
+            table=place.table,
+            set_name=place.set_name,
             key=_parse_value(found.get(_ELEM_KEY, b"")),
-            data=_parse_value(found.get(_ELEM_DATA, b"")),
+            data=data.get(_DATA_VALUE, b""),
             end=_parse_value(found.get(_ELEM_KEY_END, b"")),
+            verdict=_parse_verdict(data[_DATA_VERDICT]) if _DATA_VERDICT in data else "",
             comment=_parse_comment(found.get(_ELEM_USERDATA, b"")),
         )
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.link import parse_index
-from cni_plugin.kernel.netlink import Netlink, answered, split
+from cni_plugin.kernel.netlink import HEADER, Netlink, NetlinkSocket, answered
 from ipam.seam import step
 
 if TYPE_CHECKING:
@@ -113,22 +113,21 @@ class _Watch:
 
     def __init__(self, indexes: frozenset[int]) -> None:
         self._awaited = set(indexes)
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _GLANCE)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _FILTER)
-        self._socket.bind((0, _RTMGRP_LINK))
+        self._socket = NetlinkSocket(groups=_RTMGRP_LINK, timeout=_GLANCE)
+        self._socket.set_option(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _FILTER)
 
     def saw_all_end(self) -> bool:
         """Wait a moment for news; tell whether the last of the links has gone."""
         try:
-            datagram = self._socket.recv(_BUFFER)
+            news = self._socket.receive()
         except OSError as error:
             # News that were lost are no worse than none: there will be an answer.
             if error.errno not in {errno.EAGAIN, errno.ENOBUFS}:
                 raise
             return False
+        ended = [each.raw for each in news if each.kind == netlink.RTM_DELLINK]
         # A bridge announces the end of a port in the same words, as its own family.
-        self._awaited -= {parse_index(raw) for _, raw in split(datagram) if raw[netlink.HEADER.size] == 0}
+        self._awaited -= {parse_index(raw) for raw in ended if raw[HEADER.size] == 0}
         return not self._awaited
 
     def close(self) -> None:

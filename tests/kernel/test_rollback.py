@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni_plugin.contract.dispatch import answer
-from cni_plugin.kernel import nfnetlink, sysctl
+from cni_plugin.kernel import netns, sysctl
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.netlink import Netlink
 from cni_plugin.plugins import PLUGINS
@@ -212,7 +212,7 @@ def test_an_add_that_a_delete_comes_into_at_any_step_is_whole_or_leaves_nothing(
     elements = {"ipMasq": True, "spoofCheck": "ip", "runtimeConfig": {"portMappings": [mapping]}}
     config = network(node, V4, V6, **shared, **FEATURES, **elements)
     # What a process keeps is of the namespace that it began in, and this one was in another.
-    monkeypatch.setattr(nfnetlink, "_is_own", lambda _: False)
+    monkeypatch.setattr(netns, "_is_own", lambda _: False)
     before, errors = warm(node, config), []
     for step in range(100):
         pod = node.pod()
