@@ -7,7 +7,6 @@ master cni0 type veth peer name eth0 netns POD`, `ip addr add GATEWAY dev cni0`.
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -143,21 +142,18 @@ def _wait_until_forwarding(
     From Linux 6.8 on reading a link does the work that is due for it (rtnl_getlink). A port that the
     spanning tree holds back is the administrator's business.
     """
-    deadline = time.monotonic() + _FORWARDING_TIMEOUT
-    while True:
+    for _ in waits.looks(_FORWARDING_TIMEOUT, _FORWARDING_POLL):
         bridge, port = _read(plan, host)
         if bridge.mtu < connection.mtu:
             # Another network with a smaller MTU lowered the bridge before it could see our port.
             host.netlink.change(set_mtu(bridge.name, connection.mtu))
         elif _passes_packets(bridge, port):
             return bridge, port
-        if time.monotonic() > deadline:
-            raise CNIError(
-                Code.TRY_AGAIN_LATER,
-                f"bridge {plan.bridge}: wanted port {port.name} forwarding "
-                f"in {_FORWARDING_TIMEOUT} s, found {port.port}",
-            )
-        waits.sleep(_FORWARDING_POLL)
+    raise CNIError(
+        Code.TRY_AGAIN_LATER,
+        f"bridge {plan.bridge}: wanted port {port.name} forwarding "
+        f"in {_FORWARDING_TIMEOUT} s, found {port.port}",
+    )
 
 
 def _passes_packets(bridge: Link, port: Link) -> bool:

@@ -6,7 +6,6 @@ in one send with the link-up and the routes; IPv6 is usable when that returns.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -159,20 +158,20 @@ def _is_reachable(gateway: IPAddress, ips: tuple[IPConfig, ...]) -> bool:
 
 
 def _wait_until_settled(pod: Namespace, link: Link) -> None:
-    deadline = time.monotonic() + _SETTLE_TIMEOUT
-    while unsettled := list_unsettled(pod.netlink, link.index):
+    for _ in waits.looks(_SETTLE_TIMEOUT, _SETTLE_POLL):
+        unsettled = list_unsettled(pod.netlink, link.index)
+        if not unsettled:
+            return
         duplicates = [str(address) for address, duplicate in unsettled if duplicate]
         if duplicates:
             raise CNIError(
                 Code.INTERNAL, f"{link.name}: {duplicates} found in use by another node (enabledad)"
             )
-        if time.monotonic() > deadline:
-            waiting = [str(address) for address, _ in unsettled]
-            raise CNIError(
-                Code.TRY_AGAIN_LATER,
-                f"{link.name}: wanted {waiting} settled in {_SETTLE_TIMEOUT} s, found tentative (enabledad)",
-            )
-        waits.sleep(_SETTLE_POLL)
+    waiting = [str(address) for address, _ in unsettled]
+    raise CNIError(
+        Code.TRY_AGAIN_LATER,
+        f"{link.name}: wanted {waiting} settled in {_SETTLE_TIMEOUT} s, found tentative (enabledad)",
+    )
 
 
 def announce_addresses(pod: Namespace, link: Link, ips: tuple[IPConfig, ...]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -246,14 +245,13 @@ def _require(host: Namespace, name: str) -> Link:
 
 def _wait_for_carrier(plan: RoutedPlan, host: Namespace) -> None:
     """Wait until the host's end transmits: the kernel learns of the pod's carrier asynchronously."""
-    deadline = time.monotonic() + _CARRIER_TIMEOUT
-    while not _require(host, plan.attachment.host_ifname).carrier_seen:
-        if time.monotonic() > deadline:
-            raise CNIError(
-                Code.TRY_AGAIN_LATER,
-                f"link {plan.attachment.host_ifname}: wanted a carrier in {_CARRIER_TIMEOUT} s, found none",
-            )
-        waits.sleep(_CARRIER_POLL)
+    for _ in waits.looks(_CARRIER_TIMEOUT, _CARRIER_POLL):
+        if _require(host, plan.attachment.host_ifname).carrier_seen:
+            return
+    raise CNIError(
+        Code.TRY_AGAIN_LATER,
+        f"link {plan.attachment.host_ifname}: wanted a carrier in {_CARRIER_TIMEOUT} s, found none",
+    )
 
 
 def _result(plan: RoutedPlan, outside: Link, inside: Link, addresses: Result) -> Result:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import struct
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cni_plugin.contract.errors import CNIError, Code
@@ -158,17 +157,15 @@ def wait_until_resolvable(nl: Netlink, index: int, addresses: Iterable[IPAddress
     net/ipv6/addrconf.c). What is solicited before is lost, and asked for again a second later.
     """
     wanted = {_SOLICITED_NODE + int(a).to_bytes(16, "big")[-3:] for a in addresses if a.version == 6}
-    deadline = time.monotonic() + _JOIN_TIMEOUT
-    pause, longest = _JOIN_POLLS
-    while missing := wanted - (_list_groups(nl, index) if wanted else set()):
-        if time.monotonic() > deadline:
-            raise CNIError(
-                Code.TRY_AGAIN_LATER,
-                f"link index {index}: wanted {sorted(str(parse_address(group)) for group in missing)} "
-                f"joined in {_JOIN_TIMEOUT} s, found other groups only",
-            )
-        waits.sleep(pause)
-        pause = min(pause * 2, longest)
+    for _ in waits.looks(_JOIN_TIMEOUT, *_JOIN_POLLS):
+        missing = wanted - (_list_groups(nl, index) if wanted else set())
+        if not missing:
+            return
+    raise CNIError(
+        Code.TRY_AGAIN_LATER,
+        f"link index {index}: wanted {sorted(str(parse_address(group)) for group in missing)} "
+        f"joined in {_JOIN_TIMEOUT} s, found other groups only",
+    )
 
 
 def _list_groups(nl: Netlink, index: int) -> set[bytes]:
