@@ -16,7 +16,6 @@ from cni_plugin.attach.bridge_plan import BridgePlan, plan
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.mtu import automatic_mtu
 from cni_plugin.attach.veth import BridgeConnection, add_bridge_veth
-from cni_plugin.backend.survey import Survey
 from cni_plugin.config.network import Elsewhere
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.result import Interface, Result
@@ -28,6 +27,7 @@ from ipam.seam import waits
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
+    from cni_plugin.backend.survey import Survey
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
 
@@ -183,6 +183,8 @@ def _interface(link: Link, sandbox: str = "") -> Interface:
 
 def survey(plan: BridgePlan, host: Namespace) -> Survey:
     """Return what keeps the gateway's address away; a bridge is made in line by every ADD."""
+    from cni_plugin.backend.survey import Survey  # no call of a runtime needs it
+
     mtu = plan.mtu or _automatic_mtu(plan, host)
     return Survey(troubles=tuple(gateway.find_stale(plan, host)), mtu=mtu)
 

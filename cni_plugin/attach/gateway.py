@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_plugin.attach.veth import host_mac
-from cni_plugin.backend.survey import Trouble
 from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.inet import default_route, is_among, width, with_prefix
 from cni_plugin.contract.result import Route
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from netaddr import IPAddress, IPNetwork
 
     from cni_plugin.attach.bridge_plan import BridgePlan
+    from cni_plugin.backend.survey import Trouble
     from cni_plugin.contract.result import IPConfig, Result
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netlink import Netlink
@@ -129,6 +129,8 @@ def _ensure_family(holder: Link, version: int, nl: Netlink) -> None:
 
 def find_stale(plan: BridgePlan, host: Namespace) -> list[Trouble]:
     """Return the addresses on the bridge that would keep the gateway's away."""
+    from cni_plugin.backend.survey import Trouble  # no call of a runtime needs it
+
     holder = get_link(host.netlink, plan.gateway_ifname)
     if not plan.is_gateway or plan.force_address or holder is None:
         return []

@@ -37,7 +37,6 @@ from cni_plugin.kernel.link import (
 )
 from cni_plugin.kernel.message import nested, text, u8, u32
 from cni_plugin.kernel.netlink import Change, Netlink
-from cni_plugin.kernel.pyroute import pack_device
 from cni_plugin.kernel.sysctl import prefer_sysctl
 
 _OURS = "podwire:"
@@ -115,6 +114,8 @@ def _add_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
     """Make the bridge; of two processes that try at once, one makes it and both go on."""
     mac = spec.mac or random_mac()
     settings = _FILTERING if spec.vlan_filtering else ()
+    from cni_plugin.kernel.pyroute import pack_device  # a bridge is made once
+
     body = pack_device("bridge", settings, IFNAME=spec.name, ADDRESS=mac)
     filtering = " vlan_filtering 1" if spec.vlan_filtering else ""
     command = f"ip link add {spec.name} address {mac} type bridge{filtering}"
@@ -187,6 +188,8 @@ def _difference(attribute: str, wanted: object, found: object, mend: Change) -> 
 
 
 def _set_vlan_filtering(name: str) -> Change:
+    from cni_plugin.kernel.pyroute import pack_device  # a bridge is made once
+
     body = pack_device("bridge", _FILTERING, IFNAME=name)
     return Change(f"ip link set {name} type bridge vlan_filtering 1", netlink.RTM_NEWLINK, body)
 
