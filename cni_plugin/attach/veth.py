@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from cni_plugin.config.network import MARK, unnamed_group
 from cni_plugin.contract.errors import CNIError, Code
-from cni_plugin.kernel.bridge import set_port
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import Link, VethPair, add_veth, delete_link, drop_link_local, get_link, set_owner
 from cni_plugin.kernel.reaper import delete_links
-from cni_plugin.kernel.vlan import add_vlan, delete_vlan, list_vlans
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,6 +50,8 @@ def add_bridge_veth(
     plan: BridgePlan, connection: BridgeConnection, host: Namespace, pod: Namespace, undo: ExitStack
 ) -> None:
     """Make the pod's veth with its host end in the bridge."""
+    from cni_plugin.kernel.bridge import set_port  # no DEL needs it
+
     _add_veth(plan, _pair(plan, connection.mtu, pod, master=connection.bridge.index), host, undo)
     name = plan.attachment.host_ifname
     # A port needs no address of its own; a thousand of them would burden whoever reads the node's routes.
@@ -114,6 +114,8 @@ def host_mac(seed: str) -> str:
 
 
 def _set_vlans(plan: BridgePlan, host: Namespace) -> None:
+    from cni_plugin.kernel.vlan import add_vlan, delete_vlan, list_vlans  # few pods have any
+
     name = plan.attachment.host_ifname
     port = get_link(host.netlink, name)
     if port is None:

@@ -19,7 +19,6 @@ from cni_plugin.features.elements import claim, release, require
 from cni_plugin.features.feature import Feature
 from cni_plugin.features.hostports import parse_holder, parse_host_ports, parse_key, parse_target
 from cni_plugin.features.nft_backend import is_own, require_nftables, warn_of_iptables
-from cni_plugin.kernel.bridge import set_hairpin
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.nft import ensure_ruleset, find_difference, require_nft, try_ruleset
 from cni_plugin.kernel.sysctl import get_sysctl
@@ -123,6 +122,8 @@ def add(settings: PortMap, site: Site, result: Result, undo: ExitStack) -> Resul
     made = claim(site, plan.elements, undo, partial(settle, site, plan))
     _tell_of_others(site, plan, made)
     if plan.hairpin_port:
+        from cni_plugin.kernel.bridge import set_hairpin  # no DEL needs it
+
         site.host.netlink.change(set_hairpin(plan.hairpin_port))
     # After the elements: a flow that began in between would find the port as it was.
     _forget_flows(site, (each for each in plan.ports.values() if each in made), operator.ne)
