@@ -237,16 +237,18 @@ def test_a_killed_agent_is_a_warning_where_the_executables_work_without(well: No
 # Addresses
 
 
-def leak(node: Node, count: int) -> None:
-    for number in range(count):
-        (node.data_dir / "test").mkdir(parents=True, exist_ok=True)
-        (node.data_dir / "test" / f"10.22.0.{number + 2}").write_text(f"gone{number}\r\neth0")
+def leak(node: Node, config: dict[str, Any], count: int) -> None:
+    """Let pods vanish that nobody has deleted."""
+    pods = [node.pod() for _ in range(count)]
+    for pod in pods:
+        node.add(config, pod)
+    kill(node, *pods)
 
 
 def test_a_full_pool_is_named_and_releasing_what_is_lost_mends_it(plain_node: Node) -> None:
     config = network(plain_node, [{"subnet": "10.22.0.0/29"}])
     write_conflist(plain_node, config)
-    leak(plain_node, 5)
+    leak(plain_node, config, 5)
     found = examine(plain_node)
     full = [each for each in found if each["severity"] == "error"]
     assert the_only(full)["found"] == "its pool 10.22.0.1-10.22.0.6 is full: 5 in use"
