@@ -43,10 +43,23 @@ _LOCAL: Final = frozenset(
 @cache
 def current() -> bytes:
     """Return the kernel's boot id; nothing where a container manager has put one of its own over it."""
-    with suppress(OSError), open(_BOOT_ID, "rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_dev == os.stat("/proc/self").st_dev:
-            return file.read().strip()
+    with suppress(OSError):
+        found, is_kernels = _read_boot_id()
+        return found if is_kernels else b""
     return b""
+
+
+def boot_id() -> str:
+    """Return the boot id as it stands in /proc, whoever put it there."""
+    return _read_boot_id()[0].decode()
+
+
+@cache
+def _read_boot_id() -> tuple[bytes, bool]:
+    # Unbuffered: a text file would import its codec, which costs a process of one call more than the read.
+    with open(_BOOT_ID, "rb", buffering=0) as file:
+        is_kernels = os.fstat(file.fileno()).st_dev == os.stat("/proc/self").st_dev
+        return file.read().strip(), is_kernels
 
 
 def mark(file: int | str, netns_mark: str = "") -> None:

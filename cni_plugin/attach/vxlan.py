@@ -27,7 +27,6 @@ from cni_plugin.backend.tunnel import (
     Tunnel,
     desired_state,
     endpoint_mac,
-    link_local,
     locate,
     parse_tunnel,
     vxlan_spec,
@@ -35,6 +34,7 @@ from cni_plugin.backend.tunnel import (
 )
 from cni_plugin.backend.underlay import VXLAN_OVERHEAD
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
+from cni_plugin.contract.inet import link_local
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.netconf import ensure_family, ensure_forwarding, ignore_routers, require_forwarding
 from cni_plugin.kernel.nft import Chain, Ruleset, ensure_ruleset, find_difference, require_nft

@@ -30,7 +30,7 @@ from cni_plugin.backend.underlay import (
 )
 from cni_plugin.config.network import unnamed_group
 from cni_plugin.contract.errors import invalid_config
-from cni_plugin.contract.inet import parse_ip, width
+from cni_plugin.contract.inet import link_local, parse_ip, width
 from cni_plugin.kernel.addr import list_addresses
 from cni_plugin.kernel.neigh import ALL_ZERO, FdbEntry, Neighbour
 from cni_plugin.kernel.route import find_path
@@ -289,13 +289,6 @@ def _check_peers(tunnel: Tunnel, underlay: Underlay, peers: tuple[Peer, ...], ow
             raise invalid_config(f"peer {peer}: wanted subnets behind it as behind the others, found none")
     if tunnel.routed:
         refuse_conflicts(tunnel.subnets, peers, underlay.address)
-
-
-def link_local(mac: str) -> IPAddress:
-    """Return the link-local address that a link with this MAC gives itself (RFC 4291 appendix A)."""
-    octets = bytes.fromhex(mac.replace(":", ""))
-    interface_id = bytes([octets[0] ^ 0x02]) + octets[1:3] + b"\xff\xfe" + octets[3:]
-    return IPAddress(int.from_bytes(b"\xfe\x80" + bytes(6) + interface_id, "big"), 6)
 
 
 def next_hop(peer: Peer, mac: str, version: int) -> IPAddress:

@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from cni_plugin.addresses.delegate import is_ours
 from cni_plugin.agent.server import only_agent
 from cni_plugin.cli.console import add_directories, write
 from cni_plugin.config.paths import BIN_DIR, SHIM_IN_IMAGE, SOCKET
@@ -33,8 +34,6 @@ _SHARED = "podwire: "
 _NAMES = ("podwire", "podwire-ipam")
 # containerd before version 2 calls it for every pod, whatever the network is.
 _IF_ABSENT = ("loopback",)
-# As much as a runtime's call reads of a file, and what it looks for.
-_MARKER, _MARKED = b"podwire-cni-executable", 65536
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -88,7 +87,7 @@ def _remove_all(arguments: argparse.Namespace) -> None:
     _remove(os.path.join(arguments.conf_dir, arguments.conflist))
     for name in (*_NAMES, *_IF_ABSENT):
         path = os.path.join(arguments.bin_dir, name)
-        if _MARKER in _read(path)[:_MARKED]:
+        if is_ours(path):
             _remove(path)
     with open_host() as host:
         _remove_objects(host.netlink)

@@ -81,3 +81,10 @@ def width(ip: IPAddress) -> int:
 def default_route(version: int) -> IPNetwork:
     """Return the prefix of everything, in the family `version` (4 or 6)."""
     return IPNetwork((0, 0), version=4 if version == 4 else 6)
+
+
+def link_local(mac: str) -> IPAddress:
+    """Return the link-local address that the kernel makes from a MAC (RFC 4291 appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    interface_id = bytes([octets[0] ^ 0x02]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return IPAddress(int.from_bytes(b"\xfe\x80" + bytes(6) + interface_id, "big"), 6)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from netaddr import EUI, IPAddress, valid_mac
 
 from cni_plugin.contract.errors import broken, invalid_config
+from cni_plugin.contract.inet import link_local
 from cni_plugin.features.elements import claim, release, release_exactly, require
 from cni_plugin.features.feature import Feature
 from cni_plugin.kernel.nfnetlink import Element
@@ -105,11 +106,6 @@ def _render_elements(
         Element(family=settings.family, set_name=set_name, key=key, comment=site.label)
         for set_name, key in keys
     ]
-
-
-def link_local(mac: str) -> IPAddress:
-    """Return the link-local address that the kernel makes from a MAC (RFC 4291 appendix A)."""
-    return EUI(mac).ipv6_link_local().ipv6()
 
 
 def delete(traces: Traces, site: Site) -> None:

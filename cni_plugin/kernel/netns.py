@@ -12,7 +12,6 @@ import ctypes
 import fcntl
 import os
 from contextlib import contextmanager, suppress
-from functools import cache
 from typing import TYPE_CHECKING, Self
 
 from cni_plugin.contract.errors import CNIError, Code
@@ -78,18 +77,13 @@ class Namespace:
 
         A later one may get the inode's number again, when nothing is left that was in this one.
         """
-        return f"{_boot_id()} {os.fstat(self.fd).st_ino}"
+        from ipam.boot_mark import boot_id  # of an address that is taken, for which it is loaded already
+
+        return f"{boot_id()} {os.fstat(self.fd).st_ino}"
 
     def has_vanished(self) -> bool:
         """Tell whether the path that led to this namespace no longer does."""
         return bool(self._path) and not _leads_to(self._path, self.fd)
-
-
-@cache
-def _boot_id() -> str:
-    # Unbuffered: a text file would import its codec, which costs a process of one call more than the read.
-    with open("/proc/sys/kernel/random/boot_id", "rb", buffering=0) as file:
-        return file.read().decode().strip()
 
 
 _idle: list[Nftables] = []

@@ -11,10 +11,11 @@ from netaddr import IPAddress, IPNetwork
 from cni_plugin.backend.peer_list import Peer, PeerSource, check_peers, find_peers, refuse_overlaps
 from cni_plugin.backend.peers import Desired, count_desired, network_priority, peer_route
 from cni_plugin.backend.stamp import Stamp, read_stamp, write_stamp
-from cni_plugin.backend.tunnel import endpoint_mac, inner_address, link_local, next_hop
+from cni_plugin.backend.tunnel import endpoint_mac, inner_address, next_hop
 from cni_plugin.backend.underlay import Underlay, overlay_mtu
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.contract.fields import Fields
+from cni_plugin.contract.inet import link_local
 from cni_plugin.kernel.neigh import FdbEntry, Neighbour
 
 if TYPE_CHECKING:
