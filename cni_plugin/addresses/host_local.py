@@ -157,6 +157,13 @@ def check(request: Request) -> None:
         )
 
 
+def list_held(request: Request) -> list[IPAddress]:
+    """Return the addresses that the store of the network holds for the attachment, whoever gave them."""
+    with _translated():
+        store = Store(data_dir(request.config), request.network, cache=_CACHE)
+        return allocator.held(store, _owner(request))
+
+
 def collect(request: Request) -> None:
     """Release what no attachment in the runtime's list holds; without a list release nothing."""
     valid = parse_valid_attachments(request.config)

@@ -157,6 +157,11 @@ def alias_prefix(identity: str, network: str) -> str:
     return f"{MARK}{identity} {network} "
 
 
+def identity_of_alias(alias: str) -> str:
+    """Return the identity of the attachment that an alias names; empty for one that is not ours."""
+    return alias.removeprefix(MARK).partition(" ")[0] if alias.startswith(MARK) else ""
+
+
 def unnamed_group(network: str) -> int:
     """Return the link group of what was made for a network or a pod of it and has no alias yet.
 

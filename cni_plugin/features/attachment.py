@@ -54,21 +54,28 @@ def site_of(network: Network, host: Namespace, pod: Namespace) -> Site:
     return Site(
         attachment=network.attachment,
         host=host,
-        pod=pod,
+        netns=pod,
+        is_own=_certain,
         label=render_comment(network.attachment, network.pod),
         state_dir=network.state_dir,
         fields=network.fields,
     )
 
 
-def delete_features(
-    request: Request, host: Namespace, pod: Namespace | None
-) -> Iterator[Callable[[], object]]:
+def _certain() -> bool:
+    return True
+
+
+def _unproven() -> bool:
+    return False
+
+
+def delete_features(request: Request, site: Site) -> Iterator[Callable[[], object]]:
     """Yield the deletion of every built-in feature, whatever the configuration says by now.
 
     But for those that made nothing but links: see `list_pod_links`.
     """
-    site, traces = bare_site(request, host, pod), trace(request)
+    traces = trace(request)
     for feature in (each.load() for each in FEATURES.values()):
         if not feature.links(site.attachment):
             yield partial(feature.delete, traces, site)
@@ -89,7 +96,12 @@ def trace(request: Request) -> Traces:
     return Traces(fields=request.config, addresses=addresses, interfaces=interfaces)
 
 
-def bare_site(request: Request, host: Namespace, pod: Namespace | None) -> Site:
+def bare_site(
+    request: Request,
+    host: Namespace,
+    netns: Namespace | None = None,
+    is_own: Callable[[], bool] = _unproven,
+) -> Site:
     """Return the site of a verb that makes nothing."""
     state_dir = ""
     with suppress(CNIError):
@@ -97,7 +109,8 @@ def bare_site(request: Request, host: Namespace, pod: Namespace | None) -> Site:
     return Site(
         attachment=parse_attachment(request),
         host=host,
-        pod=pod,
+        netns=netns,
+        is_own=is_own,
         label="",
         state_dir=state_dir,
         fields=request.config,
@@ -129,7 +142,7 @@ def collect_features(
 
 def collect_feature(feature: Feature, request: Request, host: Namespace, keep: Container[str]) -> None:
     """Remove what the feature made for attachments that are not to be kept, but for elements."""
-    found = feature.belongings(request.network, bare_site(request, host, None))
+    found = feature.belongings(request.network, bare_site(request, host))
     run_all(*(each.remove for each in found if each.identity not in keep))
 
 
@@ -138,4 +151,4 @@ def collect_elements(
 ) -> None:
     """Remove the elements of attachments that are not to be kept, whatever feature made them."""
     removed = collect(host.nftables, request.network, keep)
-    run_all(*(partial(feature.collected, removed, bare_site(request, host, None)) for feature in features))
+    run_all(*(partial(feature.collected, removed, bare_site(request, host)) for feature in features))

@@ -27,11 +27,17 @@ Settings = Any  # a feature's own frozen dataclass; nothing outside the feature 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Where a feature works: an attachment, the node, and the pod unless its namespace is gone."""
+    """Where a feature works: an attachment, the node, and the pod unless its namespace is gone.
+
+    A namespace that a DEL is told of may be another pod's by now. It is the pod only once that is proven.
+    """
 
     attachment: Attachment
     host: Namespace
-    pod: Namespace | None
+    netns: Namespace | None
+    """Where CNI_NETNS leads; it is read and changed as `pod`."""
+    is_own: Callable[[], bool]
+    """Tell whether that is proven to be the attachment's; asked by who would change something in it."""
     label: str
     """Whose a kernel object is: the identity first, see `render_comment`."""
     state_dir: str
@@ -39,6 +45,11 @@ class Site:
     fields: Fields
     """The configuration, for verbs that do not parse it."""
     _sets: dict[str, list[str]] = field(default_factory=dict, init=False, compare=False)
+
+    @property
+    def pod(self) -> Namespace | None:
+        """The pod's namespace; None when it is gone, or not proven to be the pod's."""
+        return self.netns if self.netns is not None and self.is_own() else None
 
     @property
     def present_pod(self) -> Namespace:

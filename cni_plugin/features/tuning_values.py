@@ -187,16 +187,18 @@ def check_values(wanted: Values, site: Site) -> None:
             raise broken(f'sysctl {key}: wanted "{wanted.sysctls[key]}", found "{value}"')
 
 
-def keep_values(path: str, staged: str, values: Values, attachment: Attachment) -> None:
+def keep_values(path: str, staged: str, values: Values, site: Site) -> None:
     """Write what was there before to a file, whole or not at all; CNIError 5 when it cannot be.
 
     `staged` is what it is called while it is written. Of a sysctl that another attachment of the container
     has set already that is what was there before both: whichever of them is the last sets that back.
     """
+    attachment = site.attachment
     others = _read_others(path, attachment) if values.sysctls else {}
     document = {
         "network": attachment.network,
         "identity": attachment.identity,
+        "netns": _require_pod(site).cookie() or None,
         "mac": values.mac or None,
         "mtu": values.mtu or None,
         "hostMtu": values.host_mtu or None,
@@ -218,12 +220,25 @@ def restore_values(path: str, site: Site) -> None:
 
     A sysctl that another attachment of the container has set too stays. CNIError 11 as `take_back`.
     """
-    values = _read_values(path)
-    if values is None:
+    fields = _read_file(path)
+    if fields is None:
         return
+    values = _parse_kept(fields)
     others = _read_others(path, site.attachment) if values.sysctls else {}
     last = {key: value for key, value in values.sysctls.items() if key not in others}
-    take_back(path, replace(values, sysctls=last), site)
+    take_back(path, replace(values, sysctls=last), _recognize(fields, site))
+
+
+def _recognize(fields: Fields, site: Site) -> Site:
+    """Return the site with a namespace that is the pod's for certain where a file says which that is.
+
+    A file of the Go plugin does not, nor does one of a kernel that has no names for namespaces.
+    """
+    kept = fields.raw.get("netns")
+    if not kept or site.netns is None:
+        return site
+    known = site.netns.cookie() == kept
+    return replace(site, is_own=lambda: known)
 
 
 def take_back(path: str, values: Values, site: Site) -> None:
@@ -258,13 +273,12 @@ def _narrow(values: Values, pod: Namespace, ifname: str) -> Values:
     return replace(values, sysctls=sysctls) if get_link(pod.netlink, ifname) else Values(sysctls=sysctls)
 
 
-def _read_values(path: str) -> Values | None:
-    """Return what the file keeps, nothing when it is garbage, None when there is no file."""
-    fields = _read_file(path)
+def _parse_kept(fields: Fields) -> Values:
+    """Return what a file keeps, nothing when it is garbage."""
     try:
-        return None if fields is None else _parse_values(fields)
+        return _parse_values(fields)
     except CNIError as error:
-        log.warning("%s: not all is as it was: %s", path, error)
+        log.warning("%s: not all is as it was: %s", fields.path, error)
         return Values()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,6 +40,7 @@ LAST = frozenset({NLMSG_ERROR, NLMSG_DONE})
 ROUTE, NETFILTER = 0, 12
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHK = 270, 10, 11, 12
 _NLMSGERR_ATTR_MSG = 1
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port id
 _ERRNO = struct.Struct("=i")
 # The largest piece of a dump that the kernel makes (netlink_recvmsg in net/netlink/af_netlink.c), twice.
@@ -102,6 +104,11 @@ class NetlinkSocket:
         """Set a socket option."""
         self._socket.setsockopt(level, option, value)
 
+    def read_cookie(self) -> int:
+        """Return the number that the kernel gives a network namespace and never again; OSError if none."""
+        found = self._socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        return int.from_bytes(found, sys.byteorder)
+
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
@@ -148,6 +155,10 @@ class Netlink:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+    def read_cookie(self) -> int:
+        """Return the number of this network namespace, see `NetlinkSocket.read_cookie`."""
+        return self._socket.read_cookie()
 
     def change(self, *changes: Change, tolerate: Collection[int] = ()) -> None:
         """Make the changes in one send.

@@ -81,6 +81,12 @@ class Namespace:
 
         return f"{boot_id()} {os.fstat(self.fd).st_ino}"
 
+    def cookie(self) -> str:
+        """Return a name that no other namespace ever has; empty where the kernel has none (before 5.14)."""
+        with suppress(OSError):
+            return f"{_boot_id()} {self.netlink.read_cookie()}"
+        return ""
+
     def has_vanished(self) -> bool:
         """Tell whether the path that led to this namespace no longer does."""
         return bool(self._path) and not _leads_to(self._path, self.fd)

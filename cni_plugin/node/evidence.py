@@ -164,11 +164,11 @@ def _find_pieces(network: ConfiguredNetwork, host: Namespace) -> Iterator[_Piece
 
 def _list_belongings(network: ConfiguredNetwork, host: Namespace) -> Iterator[Belonging]:
     for each in FEATURES.values():
-        yield from each.load().belongings(network.name, bare_site(network.main, host, None))
+        yield from each.load().belongings(network.name, bare_site(network.main, host))
     for request in network.chained:
         if request.config.string("type") not in FEATURES:
             feature = CHAINED[request.config.string("type")]()
-            yield from feature.belongings(network.name, bare_site(request, host, None))
+            yield from feature.belongings(network.name, bare_site(request, host))
 
 
 def _identity(network: str, container_id: str, ifname: str) -> str:

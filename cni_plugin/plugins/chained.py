@@ -5,15 +5,13 @@ Every ADD and CHECK has their result, which goes on to the next with this featur
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_plugin.config.network import Addressing, parse_attachment, parse_network
+from cni_plugin.config.network import Addressing, parse_network
 from cni_plugin.contract.dispatch import Plugin
 from cni_plugin.contract.errors import invalid_config, run_all
 from cni_plugin.features.attachment import (
-    bare_site,
     collect_elements,
     collect_feature,
     open_pod_of,
@@ -21,7 +19,8 @@ from cni_plugin.features.attachment import (
     site_of,
     trace,
 )
-from cni_plugin.kernel.netns import find_pod, open_host
+from cni_plugin.kernel.netns import open_host
+from cni_plugin.plugins.removal import open_site
 from ipam.seam.undo import Undo
 
 if TYPE_CHECKING:
@@ -61,12 +60,8 @@ def _parse(feature: Feature, request: Request) -> tuple[Network, Result]:
 
 
 def _delete(feature: Feature, request: Request) -> None:
-    attachment = parse_attachment(request)
-    with open_host() as host, ExitStack() as opened:
-        pod = find_pod(attachment.netns, opened=attachment.netns_fd, allow_host=attachment.allow_host_netns)
-        if pod is not None:
-            opened.enter_context(pod)
-        feature.delete(trace(request), bare_site(request, host, pod))
+    with open_site(request) as site:
+        feature.delete(trace(request), site)
 
 
 def _check(feature: Feature, request: Request) -> None:

@@ -1,6 +1,7 @@
 """The plugin type `loopback`: brings `lo` up in the pod's namespace, never the host's.
 
-CNI_IFNAME is asked for and ignored, as the reference has it: the interface is always `lo`.
+CNI_IFNAME is asked for and ignored, as the reference has it: the interface is always `lo`. Its alias says
+whose namespace it is, so that a late DEL does not take down what is another pod's by now.
 By hand: `ip -n POD link set lo up`.
 """
 
@@ -9,11 +10,12 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from cni_plugin.config.network import identity_of_alias, parse_attachment, render_alias
 from cni_plugin.contract.dispatch import Plugin
 from cni_plugin.contract.errors import CNIError, Code, broken
 from cni_plugin.contract.result import Interface, IPConfig, Result, parse_prev_result
 from cni_plugin.kernel.addr import list_addresses
-from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_down, set_up
+from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_alias, set_down, set_up
 from cni_plugin.kernel.netns import find_pod, open_pod
 from ipam.seam.undo import Undo
 
@@ -36,7 +38,7 @@ def add(request: Request) -> Result:
         _refuse_foreign_addresses(pod, link)
         if not link.flags & IFF_UP:
             undo.callback(pod.netlink.change, set_down(_LO))
-        pod.netlink.change(set_up(_LO))
+        pod.netlink.change(set_up(_LO), set_alias(_LO, render_alias(parse_attachment(request), "")))
         result = previous or _result(request, pod, link)
         undo.pop_all()
         return result
@@ -63,10 +65,11 @@ def _result(request: Request, pod: Namespace, link: Link) -> Result:
 
 
 def delete(request: Request) -> None:
-    """Take `lo` down; a namespace that is gone is fine."""
+    """Take `lo` down where its alias says that it is the attachment's; a namespace that is gone is fine."""
     with find_pod(request.netns, opened=request.netns_fd) or nullcontext() as pod:
-        if pod is not None:
-            pod.netlink.change(set_down(_LO))
+        link = get_link(pod.netlink, _LO) if pod else None
+        if pod and link and identity_of_alias(link.alias) == parse_attachment(request).identity:
+            pod.netlink.change(set_down(_LO), set_alias(_LO, ""))
 
 
 def check(request: Request) -> None:

@@ -6,7 +6,6 @@ ensured and stays. DEL and GC keep going and report at the end; absence is succe
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,14 +18,12 @@ from cni_plugin.config.network import (
     Network,
     is_stale_alias,
     owner_of_unnamed,
-    parse_attachment,
     parse_network,
 )
 from cni_plugin.contract import versions
 from cni_plugin.contract.dispatch import Plugin
 from cni_plugin.contract.errors import CNIError, Code, invalid_config, run_all
 from cni_plugin.features.attachment import (
-    bare_site,
     collect_features,
     delete_features,
     list_pod_links,
@@ -37,7 +34,8 @@ from cni_plugin.features.attachment import (
     trace,
 )
 from cni_plugin.kernel.link import delete_link, delete_listed, get_link, list_links
-from cni_plugin.kernel.netns import find_pod, open_host
+from cni_plugin.kernel.netns import open_host
+from cni_plugin.plugins.removal import open_site
 from ipam.seam.undo import Undo
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ if TYPE_CHECKING:
     from cni_plugin.config.network import Living
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
-    from cni_plugin.features.feature import Feature, Settings
+    from cni_plugin.features.feature import Feature, Settings, Site
     from cni_plugin.kernel.forward import Obstacle
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
@@ -130,31 +128,26 @@ def _require_present(host: Namespace, pod: Namespace, attachment: Attachment) ->
 
 def delete(request: Request) -> None:
     """Remove whatever an ADD of this attachment made, ours or the Go reference's."""
-    attachment = parse_attachment(request)
-    with open_host() as host:
-        # First of all: a namespace that is the host's own must stop us before anything is touched.
-        pod = find_pod(attachment.netns, opened=attachment.netns_fd, allow_host=attachment.allow_host_netns)
-        with ExitStack() as opened:
-            if pod is not None:
-                opened.enter_context(pod)
-            run_all(
-                *delete_features(request, host, pod),
-                lambda: _disconnect(request, host, pod),
-                lambda: find_delegate(request).release(),
-            )
+    with open_site(request) as site:
+        run_all(
+            *delete_features(request, site),
+            lambda: _disconnect(request, site),
+            lambda: find_delegate(request).release(),
+        )
 
 
-def _disconnect(request: Request, host: Namespace, pod: Namespace | None) -> None:
-    attachment = parse_attachment(request)
-    if delete_veth(attachment, host, list_pod_links(attachment)):
+def _disconnect(request: Request, site: Site) -> None:
+    attachment = site.attachment
+    if delete_veth(attachment, site.host, list_pod_links(attachment)):
         return
     # Not ours, or gone already: the Go plugins made it before the switch to podwire.
-    link = get_link(pod.netlink, attachment.ifname) if pod is not None else None
-    if pod is not None and link is not None and link.kind == "veth":
+    pod = site.pod
+    link = get_link(pod.netlink, attachment.ifname) if pod else None
+    if pod and link and link.kind == "veth":
         delete_link(pod.netlink, link.name)
     from cni_plugin.features.go_cleanup import delete_go_objects
 
-    delete_go_objects(trace(request), bare_site(request, host, pod))
+    delete_go_objects(trace(request), site)
 
 
 def check(request: Request) -> None:
