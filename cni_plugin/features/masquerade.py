@@ -2,8 +2,8 @@
 
 A network has one chain and two sets a family, a pod one element per address. Never translated: what goes
 to the network's own pods on this node and on others, what takes its tunnel, `nonMasqueradeCIDRs`,
-multicast, link-local. Where the configuration does not name the pods' networks, whoever gives the addresses
-tells a network with each; then it is the pod's own element too, in a third set.
+multicast, IPv6 link-local. Where the configuration does not name the pods' networks, whoever gives the
+addresses tells a network with each; then it is the pod's own element too, in a third set.
 By hand: `nft add rule ... ip saddr @pods ip daddr != { ... } masquerade fully-random`.
 """
 
@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from cni_plugin.features.feature import Site, Traces
     from cni_plugin.kernel.netns import Namespace
 
-# RFC 5771, RFC 3927, RFC 4291 sections 2.7 and 2.5.6.
-_NEVER = {4: ("224.0.0.0/4", "169.254.0.0/16"), 6: ("ff00::/8", "fe80::/10")}
+# RFC 5771, RFC 4291 sections 2.7 and 2.5.6. Of IPv4 link-local addresses some are a cloud's services, for
+# metadata, names and time, which answer the node alone.
+_NEVER = {4: ("224.0.0.0/4",), 6: ("ff00::/8", "fe80::/10")}
 # A pod's address and the network that it was told with.
 _NEAR = "type ipv{0}_addr . ipv{0}_addr; flags interval;"
 
@@ -136,7 +137,7 @@ def _plan_ruleset(settings: Masquerade) -> Ruleset:
             *((f"set masqnear{v}_{scope}", _NEAR.format(v)) for v in families if settings.told),
         ),
         filled=tuple(f"far{v}_{scope}" for v in families),
-        fingerprint=f"{settings.exceptions} {settings.elsewhere.digest}",
+        fingerprint=f"{_NEVER} {settings.exceptions} {settings.elsewhere.digest}",
         fill=lambda: _list_exceptions(settings),
     )
 

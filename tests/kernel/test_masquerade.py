@@ -68,6 +68,16 @@ def test_pods_reach_the_world_as_the_node_and_each_other_as_themselves(cluster: 
         }
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_clouds_services_at_link_local_addresses_answer_pods(cluster: Cluster, form: str) -> None:
+    """They know the node and no pod."""
+    node, world, service = cluster.nodes[1], cluster.underlay, "169.254.169.254"
+    world.run("ip", "addr", "add", f"{service}/32", "dev", "lo")
+    config, pod = cluster.config(form, 1) | {"ipMasq": True}, node.pod()
+    node.add(config, pod)
+    assert pod.ping(service, within=3)
+
+
 def test_what_is_excluded_is_reached_with_the_pods_own_address(cluster: Cluster) -> None:
     node, world = cluster.nodes[1], cluster.underlay
     config = dual_stack(node, ipMasq=True, nonMasqueradeCIDRs=["192.0.2.0/24", "2001:db8::/64"])
