@@ -186,14 +186,14 @@ def _without_empty(rendered: dict[str, object]) -> dict[str, object]:
 def parse_result(fields: Fields, config_version: str) -> Result:
     """Return the result that `fields` hold, or raise CNIError 1 or 7.
 
-    A result without a version is taken to be in the configuration's; another version is
-    accepted only inside the same family of shapes.
+    Its own `cniVersion` says how to read it: a plugin may answer in an older or newer one than the
+    configuration's, which is that of a result without a version.
     """
     version = fields.string("cniVersion") or config_version
-    if version not in versions.family(config_version):
+    if version not in versions.SUPPORTED:
         raise CNIError(
             Code.INCOMPATIBLE_VERSION,
-            f'"{fields.path}" must be in a version like the config\'s {config_version}, found "{version}"',
+            f'"{fields.path}": wanted "cniVersion" of {list(versions.SUPPORTED)}, found "{version}"',
         )
     if version in versions.family("0.2.0"):
         return _parse_oldest(fields)

@@ -80,6 +80,25 @@ def test_an_oldest_shape_of_result_is_understood(node: Node) -> None:
     assert result["ip4"] == {"ip": "10.9.0.7/24", "gateway": "10.9.0.1", "routes": [{"dst": "0.0.0.0/0"}]}
 
 
+def test_a_result_of_another_version_is_read_as_it_says(node: Node) -> None:
+    """What we print is in the configuration's."""
+    shapes: dict[str, dict[str, Any]] = {
+        "0.2.0": {"ip4": {"ip": "10.9.0.7/24"}, "ip6": {"ip": "fd00:9::7/64"}},
+        "0.4.0": {
+            "ips": [{"version": "4", "address": "10.9.0.7/24"}, {"version": "6", "address": "fd00:9::7/64"}]
+        },
+        "1.0.0": {"ips": [{"address": "10.9.0.7/24"}, {"address": "fd00:9::7/64"}]},
+    }
+    for config, version in (("1.0.0", "0.4.0"), ("1.0.0", "0.2.0"), ("0.4.0", "1.0.0"), ("0.4.0", "0.2.0")):
+        plugin = foreign(node, add=says({"cniVersion": version} | shapes[version]))
+        pod, network = node.pod(), delegated(cniVersion=config)
+        result = node.add(network, pod, environ=plugin.environ)
+        assert (result["cniVersion"], len(result["ips"])) == (config, 2)
+        assert pod.addresses("eth0") == ["10.9.0.7/24", "fd00:9::7/64"]
+        last = {"prevResult": {"cniVersion": version} | shapes[version]}
+        node.delete(network | last, pod, environ=plugin.environ)
+
+
 def test_one_that_is_missing_is_found_out_before_anything_is_made(node: Node) -> None:
     with unchanged(node):
         for kind in ("nobody", "sub/dir", ".."):

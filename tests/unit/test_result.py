@@ -125,16 +125,19 @@ def test_the_text_of_0_3_0_calls_the_list_ip_and_everybody_ips() -> None:
 
 
 @pytest.mark.parametrize("config", SUPPORTED)
-def test_results_of_another_version_are_taken_inside_the_family_only(config: str) -> None:
-    families = [{"0.1.0", "0.2.0"}, {"0.3.0", "0.3.1", "0.4.0"}, {"1.0.0", "1.1.0"}]
-    mine = next(family for family in families if config in family)
-    for version in (*SUPPORTED, "0.9.0"):
-        if version in mine:
-            parsed({"cniVersion": version}, config)
-        else:
-            with pytest.raises(CNIError, match="prevResult") as caught:
-                parsed({"cniVersion": version}, config)
-            assert caught.value.code == 1
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_a_result_is_read_in_its_own_version_and_said_in_the_configurations(
+    config: str, version: str
+) -> None:
+    addresses = [ip.address for ip in parsed(WHOLE.render(version), config).ips]
+    assert addresses == [ip.address for ip in parsed(WHOLE.render(version), version).ips]
+    assert parsed(WHOLE.render(version), config).render(config)["cniVersion"] == config
+
+
+def test_a_result_of_an_unknown_version_is_refused() -> None:
+    with pytest.raises(CNIError) as caught:
+        parsed({"cniVersion": "0.9.0"})
+    assert caught.value.code == 1
 
 
 WRONG = [
