@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
-from cni_plugin.features.elements import is_of
+from cni_plugin.features.elements import identity_of, is_of
 from cni_plugin.features.hostports import SERVICE_SIZE, parse_holder, parse_key
-from cni_plugin.kernel.link import get_link_by_index
+from cni_plugin.kernel.link import get_link_by_index, list_links
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -33,7 +33,7 @@ def settle(site: Site, plan: PortmapPlan) -> Settlement:
     CNIError 11 when another container holds a port and may live.
     """
     conflicts = _find_conflicts(site, plan)
-    same_pod = [each for each in conflicts if _is_of_same_pod(site, each)]
+    same_pod = _list_same_pod(site, conflicts)
     gone = [each for each in conflicts if each not in same_pod]
     for each in gone:
         _require_dead(site, each)
@@ -42,7 +42,7 @@ def settle(site: Site, plan: PortmapPlan) -> Settlement:
 
 def list_own(site: Site, plan: PortmapPlan) -> list[Element]:
     """Return the elements but for ports that another interface of the container has."""
-    return _leave_to([each for each in _find_conflicts(site, plan) if _is_of_same_pod(site, each)], plan)
+    return _leave_to(_list_same_pod(site, _find_conflicts(site, plan)), plan)
 
 
 def _find_conflicts(site: Site, plan: PortmapPlan) -> dict[Element, None]:
@@ -52,9 +52,17 @@ def _find_conflicts(site: Site, plan: PortmapPlan) -> dict[Element, None]:
     return dict.fromkeys(each for each in found if not is_of(site, each))
 
 
-def _is_of_same_pod(site: Site, conflict: Element) -> bool:
-    holder = parse_holder(conflict.comment)
-    return holder.container_id == site.attachment.container_id and not _is_dead(site, holder)
+def _list_same_pod(site: Site, conflicts: Collection[Element]) -> list[Element]:
+    """Return the elements of the container's other interfaces.
+
+    Identities are compared, as the names in a comment may be cut; the interfaces are in the pod's namespace.
+    """
+    if not conflicts:
+        return []
+    names = [link.name for link in list_links(site.present_pod.netlink)]
+    own = {replace(site.attachment, ifname=name).identity for name in names}
+    found = [each for each in conflicts if identity_of(each) in own]
+    return [each for each in found if not _is_dead(site, parse_holder(each.comment))]
 
 
 def _leave_to(same_pod: Iterable[Element], plan: PortmapPlan) -> list[Element]:

@@ -504,3 +504,21 @@ def test_without_nft_nothing_is_made_and_status_says_why(node: Node, tmp_path: P
     assert_refused(call_portmap(node, "STATUS", status, environ=nowhere), 50, "nft")
     with unchanged(node):
         assert_refused(node.call("ADD", mapped(node, WEB), node.pod(), environ=nowhere), 50, "nft")
+
+
+def test_a_container_with_long_names_has_its_port_on_several_networks(node: Node) -> None:
+    """The comments of the elements have no room for them: identities are compared."""
+    pod = node.pod()
+    names = {"CNI_CONTAINERID": "default-" + "ab" * 32}
+    configs = [mapped(node, WEB) | {"name": f"{'network' * 6}{i}", "bridge": f"cni{i}"} for i in (0, 1)]
+    configs[1]["ipam"]["ranges"] = [[{"subnet": "10.23.0.0/24"}]]
+    environs = [names | {"CNI_IFNAME": f"eth{i}"} for i in (0, 1)]
+    results = [node.add(config, pod, environ=e) for config, e in zip(configs, environs, strict=True)]
+    for config, result, environ in zip(configs, results, environs, strict=True):
+        assert node.check(config, result, pod, environ=environ).status == 0
+    other = mapped(node, WEB) | {"name": "other"}
+    assert (
+        node.call("ADD", other, node.pod(), environ={"CNI_CONTAINERID": "default-" + "ac" * 32}).status == 1
+    )
+    for config, environ in zip(configs, environs, strict=True):
+        node.delete(config, pod, environ=environ)
