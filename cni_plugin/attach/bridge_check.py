@@ -15,6 +15,7 @@ from cni_plugin.contract.errors import broken
 from cni_plugin.contract.inet import is_among
 from cni_plugin.kernel.addr import list_addresses
 from cni_plugin.kernel.link import IFF_UP, Link, get_link
+from cni_plugin.kernel.route import list_routes
 from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
 from cni_plugin.kernel.vlan import list_vlans
 
@@ -138,6 +139,9 @@ def _check_gateway(plan: BridgePlan, host: Namespace, result: Result) -> None:
             raise broken(
                 f"link {holder.name}: wanted gateway address {wanted}, found {sorted(map(str, present))}"
             )
+        routes = list_routes(host.netlink, ip.address.version)
+        if not any(route.index == holder.index and ip.address.ip in route.dst for route in routes):
+            raise broken(f"route to {ip.address.ip}: wanted one over {holder.name}, found none")
         key = FORWARDING[ip.address.version]
         if get_sysctl(key) == "0":
             raise broken(f"sysctl {key}: wanted 1, found 0")

@@ -25,7 +25,7 @@ from cni_plugin.kernel.netconf import (
     ignore_routers,
     require_forwarding,
 )
-from cni_plugin.kernel.route import MAIN_TABLE
+from cni_plugin.kernel.route import MAIN_TABLE, PODWIRE_PROTO, RouteSpec, set_route
 from cni_plugin.kernel.sysctl import require_family
 from cni_plugin.kernel.vlan import access_vlan, add_vlan
 
@@ -91,8 +91,20 @@ def ensure_gateway(
     for ip in ips:
         require_family(ip.address.version)
         _ensure_gateway_address(plan, holder, address_on_node(ip), host)
+        _ensure_subnet_route(holder, ip, host)
         ensure_forwarding(host.netlink, ip.address.version)
     return holder
+
+
+def _ensure_subnet_route(holder: Link, ip: IPConfig, host: Namespace) -> None:
+    """Give the node the way to the pods where its own address there, outside of their subnet, gives none."""
+    if gateway_of(ip) not in ip.address.cidr:
+        host.netlink.change(set_route(subnet_route(holder, ip)))
+
+
+def subnet_route(holder: Link, ip: IPConfig) -> RouteSpec:
+    """Return the node's route to the subnet of an address."""
+    return RouteSpec(dst=ip.address.cidr, index=holder.index, proto=PODWIRE_PROTO)
 
 
 def address_on_node(ip: IPConfig) -> IPNetwork:

@@ -110,3 +110,23 @@ def link_local(node: Node) -> list[str]:
     """Return the link-local addresses of the bridge."""
     said = node.ip("-6", "addr", "show", "dev", "cni0", "scope", "link")
     return [f"{a['local']}/{a['prefixlen']}" for a in said[0]["addr_info"]]
+
+
+OUTSIDE = {
+    4: ({"subnet": "10.22.0.0/24", "gateway": "10.99.0.1"}, "10.22.0.0/24"),
+    6: ({"subnet": "fd00:71:1::/64", "gateway": "fe80::1"}, "fd00:71:1::/64"),
+}
+
+
+@pytest.mark.parametrize("family", OUTSIDE)
+def test_a_gateway_outside_of_its_subnet_has_a_way_to_the_pods(node: Node, family: int) -> None:
+    known, subnet = OUTSIDE[family]
+    config, pod = network(node, [known], isDefaultGateway=True), node.pod()
+    result = node.add(config, pod)
+    address = result["ips"][0]["address"].split("/")[0]
+    assert node.ping(address, within=3)
+    assert_ok(node.check(config, result, pod))
+    node.run("ip", f"-{family}", "route", "del", subnet, "dev", "cni0")
+    assert_refused(node.check(config, result, pod), 100, f"route to {address}", "cni0")
+    node.add(config, node.pod())
+    assert_ok(node.check(config, result, pod))
