@@ -83,8 +83,10 @@ class Namespace:
 
     def cookie(self) -> str:
         """Return a name that no other namespace ever has; empty where the kernel has none (before 5.14)."""
+        from ipam.boot_mark import boot_id  # of what tuning keeps, which few pods have
+
         with suppress(OSError):
-            return f"{_boot_id()} {self.netlink.read_cookie()}"
+            return f"{boot_id()} {self.netlink.read_cookie()}"
         return ""
 
     def has_vanished(self) -> bool:
