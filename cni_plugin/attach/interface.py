@@ -70,7 +70,7 @@ class Outfit:
     routes: tuple[Route, ...] = ()
     dad: bool = False
     follows_routers: bool = True
-    """Whether it takes addresses and routes from whoever says on its link that he is a router."""
+    """Whether it takes addresses and routes from any neighbour that says it is a router."""
 
 
 def dress(pod: Namespace, link: Link, outfit: Outfit) -> None:

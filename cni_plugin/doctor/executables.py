@@ -38,7 +38,7 @@ _SOCKET: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Executable:
-    """One of ours: whether it can do nothing without an agent, where it looks for him, its release."""
+    """One of ours: whether it needs an agent, the socket where it looks for one, its release."""
 
     path: str
     needs_agent: bool

@@ -1,7 +1,7 @@
 """Elements of our nftables sets: claimed, released, collected, and whose each one is.
 
 An element's comment begins with the identity of its attachment. Whoever takes an element away has
-read that it is his, in the same generation of the ruleset: a late DEL must not take what another
+read that it is that attachment's, in the same generation of the ruleset: a late DEL must not take what another
 pod has been given since.
 """
 

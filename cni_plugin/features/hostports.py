@@ -2,7 +2,7 @@
 
 An entry asks for one port or, with `hostPortEnd`, for a range of them; without `hostIP` in both
 families. Each becomes an element of a map, keyed by protocol and port and, with `hostIP`, by the address.
-Its comment says whose it is, and how many there are: `if17/2` is the host's end of his veth, and two ports.
+Its comment names the attachment; `if17/2` in it is the index of its veth's host end, and its two ports.
 By hand: `nft add element inet podwire hostport4_SCOPE { tcp . 8080 : 10.1.0.5 . 80 }`.
 """
 
@@ -69,9 +69,9 @@ class Holder:
     """Whose a host port is, as far as the comment of its element says."""
 
     end: int = 0
-    """The index of his veth's end on the host, 0 for unknown."""
+    """The index of its veth's end on the host, 0 for unknown."""
     ports: int = 0
-    """How many elements he asked for, 0 for unknown."""
+    """How many elements it asked for, 0 for unknown."""
     container_id: str = ""
     who: str
 

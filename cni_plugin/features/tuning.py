@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cni_plugin.features.tuning_values import Values
     from cni_plugin.kernel.link import Link
 
-# No key names another: whoever may write a network could then allow himself anything.
+# No key names another: who may write a network's configuration could then allow anything.
 _SWAP = str.maketrans("./", "/.")
 
 

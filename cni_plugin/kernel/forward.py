@@ -82,7 +82,7 @@ def describe(head: ChainHead, interface: str, heads: list[ChainHead]) -> Obstacl
 
 
 def _open_by(head: ChainHead, interface: str, beside: Collection[str]) -> str:
-    """Return the command of whoever made the chain: what goes around him is gone at his next reload."""
+    """Return the command of the program that made the chain: other changes are lost at its next reload."""
     if head.table == "firewalld":
         wildcard = interface.replace("*", "+")
         return f"firewall-cmd --permanent --zone=trusted --add-interface={wildcard} && firewall-cmd --reload"
