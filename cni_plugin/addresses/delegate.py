@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from contextlib import ExitStack
 
-    from cni_plugin.config.network import Living
+    from cni_plugin.config.network import LiveAttachment
     from cni_plugin.contract.request import Request
 
 log = logging.getLogger("podwire")
@@ -47,7 +47,7 @@ class Delegate(Protocol):
     def addressing(self) -> Addressing:
         """Return what is known before any address is taken."""
 
-    def rebuild(self, living: Callable[[], Iterable[Living]], netns_mark: str) -> None:
+    def rebuild(self, living: Callable[[], Iterable[LiveAttachment]], netns_mark: str) -> None:
         """Reserve the addresses of living pods again if the store's directory is gone."""
 
     def allocate(self, undo: ExitStack, netns_mark: str) -> Result:
@@ -72,7 +72,9 @@ class Source(Protocol):
     def addressing(self, request: Request) -> Addressing:
         """Return what is known before any address is taken."""
 
-    def rebuild(self, request: Request, living: Callable[[], Iterable[Living]], netns_mark: str) -> None:
+    def rebuild(
+        self, request: Request, living: Callable[[], Iterable[LiveAttachment]], netns_mark: str
+    ) -> None:
         """Reserve the addresses of living pods again if the store's directory is gone."""
 
     def allocate(self, request: Request, netns_mark: str) -> Result:
@@ -151,7 +153,7 @@ class Nobody:
         """Return that no family is in use."""
         return Addressing(layer2=True)
 
-    def rebuild(self, living: Callable[[], Iterable[Living]], netns_mark: str) -> None:
+    def rebuild(self, living: Callable[[], Iterable[LiveAttachment]], netns_mark: str) -> None:
         """Do nothing."""
 
     def allocate(self, undo: ExitStack, netns_mark: str) -> Result:  # noqa: ARG002 - nothing to undo
@@ -175,7 +177,7 @@ class Own:
         """Return what the configuration says."""
         return self.source.addressing(self.request)
 
-    def rebuild(self, living: Callable[[], Iterable[Living]], netns_mark: str) -> None:
+    def rebuild(self, living: Callable[[], Iterable[LiveAttachment]], netns_mark: str) -> None:
         """Look whether the store is there."""
         self.source.rebuild(self.request, living, netns_mark)
 
@@ -215,7 +217,7 @@ class Foreign:
         parse_delegate_timeout(self.request.config)
         return Addressing()
 
-    def rebuild(self, living: Callable[[], Iterable[Living]], netns_mark: str) -> None:
+    def rebuild(self, living: Callable[[], Iterable[LiveAttachment]], netns_mark: str) -> None:
         """Leave it to the plugin, which alone knows what it has given."""
 
     def allocate(self, undo: ExitStack, netns_mark: str) -> Result:  # noqa: ARG002 - it marks nothing

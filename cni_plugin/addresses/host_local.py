@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from netaddr import IPAddress
 
-    from cni_plugin.config.network import Living
+    from cni_plugin.config.network import LiveAttachment
     from cni_plugin.contract.request import Request
     from ipam.namespace_mark import Reservation
 
@@ -78,7 +78,7 @@ def _translated() -> Iterator[None]:
         raise CNIError(code, str(error)) from error
 
 
-def rebuild(request: Request, living: Callable[[], Iterable[Living]], netns_mark: str) -> None:
+def rebuild(request: Request, living: Callable[[], Iterable[LiveAttachment]], netns_mark: str) -> None:
     """Hold the addresses of living pods again if the network's directory is gone: somebody moved it aside.
 
     Raises CNIError 5 or 11 when that cannot be, since the next address could be one of theirs.

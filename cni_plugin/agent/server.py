@@ -74,7 +74,7 @@ def run(settings: AgentSettings) -> int:
     served = _serve_http(settings) if settings.http else None
     readiness = Readiness(settings.state_file if settings.in_cluster else "")
     with _listening(settings.socket) as listener, termination() as terminated, kept(settings.children):
-        door = Door(settings, Calls(settings.workers, journal))
+        door = Admission(settings, Calls(settings.workers, journal))
         for load in PLUGINS.values():
             load()
         # What is loaded now stays; the collector need not look at it again and again.
@@ -112,7 +112,7 @@ def _say(**pairs: object) -> None:
     own.info(render_pairs(node=os.uname().nodename, **pairs))
 
 
-def _accept_until(terminated: int, listener: socket.socket, door: Door) -> None:
+def _accept_until(terminated: int, listener: socket.socket, door: Admission) -> None:
     poll = select.poll()
     poll.register(terminated, select.POLLIN)
     poll.register(listener, select.POLLIN)
@@ -120,7 +120,7 @@ def _accept_until(terminated: int, listener: socket.socket, door: Door) -> None:
         _accept_one(listener, door)
 
 
-def _accept_one(listener: socket.socket, door: Door) -> bool:
+def _accept_one(listener: socket.socket, door: Admission) -> bool:
     """Let one client in; False when none waits."""
     try:
         connection, _ = listener.accept()
@@ -135,7 +135,7 @@ def _accept_one(listener: socket.socket, door: Door) -> bool:
     return True
 
 
-class Door:
+class Admission:
     """Lets clients in as long as there are places, and says at once when there is none."""
 
     def __init__(self, settings: AgentSettings, calls: Calls) -> None:
@@ -200,7 +200,7 @@ class Listener:
     path: str
     lent: bool
 
-    def leave(self, door: Door) -> None:
+    def leave(self, door: Admission) -> None:
         """Take the name away and let in who had connected by then; a lent socket keeps both."""
         if self.lent:
             return

@@ -16,7 +16,7 @@ from cni_plugin.attach.bridge_plan import BridgePlan, plan
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.mtu import automatic_mtu
 from cni_plugin.attach.veth import BridgeConnection, add_bridge_veth
-from cni_plugin.config.network import Elsewhere
+from cni_plugin.config.network import RemoteNetworks
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.result import Interface, Result
 from cni_plugin.kernel.bridge import BridgeSpec, attainable_mtu, ensure_bridge
@@ -65,10 +65,10 @@ def _uplink_mtu(plan: BridgePlan, host: Namespace) -> int:
     return automatic_mtu(host.netlink, plan.addressing.families) - plan.mtu_overhead
 
 
-def elsewhere(plan: BridgePlan) -> Elsewhere:
+def elsewhere(plan: BridgePlan) -> RemoteNetworks:
     """Return nothing: one bridge is one node."""
     del plan
-    return Elsewhere()
+    return RemoteNetworks()
 
 
 def forwarded_by(plan: BridgePlan) -> str:

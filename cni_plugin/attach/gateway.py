@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from netaddr import IPAddress, IPNetwork
 
     from cni_plugin.attach.bridge_plan import BridgePlan
-    from cni_plugin.backend.survey import Trouble
+    from cni_plugin.backend.survey import SurveyProblem
     from cni_plugin.contract.result import IPConfig, Result
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netlink import Netlink
@@ -139,9 +139,9 @@ def _ensure_family(holder: Link, version: int, nl: Netlink) -> None:
         )
 
 
-def find_stale(plan: BridgePlan, host: Namespace) -> list[Trouble]:
+def find_stale(plan: BridgePlan, host: Namespace) -> list[SurveyProblem]:
     """Return the addresses on the bridge that would keep the gateway's away."""
-    from cni_plugin.backend.survey import Trouble  # no call of a runtime needs it
+    from cni_plugin.backend.survey import SurveyProblem  # no call of a runtime needs it
 
     holder = get_link(host.netlink, plan.gateway_ifname)
     if not plan.is_gateway or plan.force_address or holder is None:
@@ -150,7 +150,7 @@ def find_stale(plan: BridgePlan, host: Namespace) -> list[Trouble]:
     missing = [each for each in _own_gateways(plan) if not is_among(each, present)]
     stale = {str(other): each for each in missing for other in _conflicts(plan, each, present)}
     return [
-        Trouble(
+        SurveyProblem(
             object=holder.name,
             found=f"it has {other}, where the network's gateway {each} belongs",
             remedy=f"ip addr del {other} dev {holder.name}",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from cni_plugin.backend.survey import Survey
-    from cni_plugin.config.network import Addressing, Elsewhere, Network
+    from cni_plugin.config.network import Addressing, Network, RemoteNetworks
     from cni_plugin.contract.result import Result
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
@@ -39,7 +39,7 @@ class Mode:
     """Compare with prevResult: raise CNIError for the first thing that is not as ADD left it."""
     ready: Callable[[Plan, Namespace], None]
     """Raise CNIError 50 when the kernel lacks what this mode needs."""
-    elsewhere: Callable[[Plan], Elsewhere]
+    elsewhere: Callable[[Plan], RemoteNetworks]
     """The networks of the pods on other nodes, as far as the plan names them."""
     forwarded_by: Callable[[Plan], str]
     """The interface that the node forwards the pods' packets from and to; empty when it does not."""

@@ -31,9 +31,9 @@ from cni_plugin.backend.peers import (
     settle,
 )
 from cni_plugin.backend.stamp import locked, read_stamp, stamp_path_of
-from cni_plugin.backend.survey import Survey, Way
+from cni_plugin.backend.survey import PeerPath, Survey
 from cni_plugin.backend.underlay import UnderlayOptions, find_underlay
-from cni_plugin.config.network import Attachment, Elsewhere, alias_prefix, render_alias
+from cni_plugin.config.network import Attachment, RemoteNetworks, alias_prefix, render_alias
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.contract.inet import default_route, width
 from cni_plugin.contract.result import DNS, Interface, IPConfig, Result, Route
@@ -297,9 +297,9 @@ def _check_host_side(host: Namespace, outside: Link, inside: Link, ips: list[IPC
                 raise broken(f"neighbour {ip.address.ip}: wanted {inside.mac} on {outside.name}, found none")
 
 
-def elsewhere(plan: RoutedPlan) -> Elsewhere:
+def elsewhere(plan: RoutedPlan) -> RemoteNetworks:
     """Return the networks behind the peers, and the peers, who have plain routes back."""
-    return plan.peers.elsewhere(nodes=True) if plan.peers else Elsewhere()
+    return plan.peers.elsewhere(nodes=True) if plan.peers else RemoteNetworks()
 
 
 def forwarded_by(plan: RoutedPlan) -> str:
@@ -336,7 +336,7 @@ def survey(plan: RoutedPlan, host: Namespace) -> Survey:
     hops = [(address, get_link_by_index(nl, on_link(nl, address))) for p in peers for address in p.addresses]
     return Survey(
         undone=tuple(change.command for change in (*difference.missing, *difference.excess)),
-        ways=tuple(Way(outer=address, link=link.name, mtu=mtu) for address, link in hops if link),
+        ways=tuple(PeerPath(outer=address, link=link.name, mtu=mtu) for address, link in hops if link),
         mtu=mtu,
     )
 

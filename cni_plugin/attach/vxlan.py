@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.attach.veth import BridgeConnection
     from cni_plugin.backend.underlay import Underlay
-    from cni_plugin.config.network import Addressing, Elsewhere, Network
+    from cni_plugin.config.network import Addressing, Network, RemoteNetworks
     from cni_plugin.contract.result import Result
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.link import Link
@@ -230,7 +230,7 @@ def _check_port(plan: VxlanPlan, device: Link, host: Namespace) -> None:
         raise broken(f"nft chain of {device.name}: wanted the rules for the gateway {mac}, found others")
 
 
-def elsewhere(plan: VxlanPlan) -> Elsewhere:
+def elsewhere(plan: VxlanPlan) -> RemoteNetworks:
     """Return the networks behind the peers, and what else is not translated: all that takes the tunnel.
 
     The peers' own addresses are not named: what does not take the tunnel there, because IPVS has found its

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from netaddr import IPNetwork
 
-from cni_plugin.config.network import Elsewhere
+from cni_plugin.config.network import RemoteNetworks
 from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.inet import parse_cidr, parse_ip, width
@@ -93,9 +93,9 @@ class PeerSource:
         """Return all peers, sorted and each once; CNIError 7 for what cannot be."""
         return check_peers(self.first())
 
-    def elsewhere(self, *, nodes: bool, device: str = "") -> Elsewhere:
+    def elsewhere(self, *, nodes: bool, device: str = "") -> RemoteNetworks:
         """Return the networks of the pods behind the peers, with `nodes` the peers' own addresses, too."""
-        return Elsewhere(
+        return RemoteNetworks(
             digest=f"{self.digest} {nodes}",
             read=lambda: tuple(n for peer in self.read() for n in (peer.reached if nodes else peer.subnets)),
             device=device,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
+class SurveyProblem:
     """Something on this node that a pod's ADD stumbles over, and the command that mends it."""
 
     object: str
@@ -19,7 +19,7 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class PeerPath:
     """How packets get to another node: a whole packet of `mtu` bytes to `outer`, of `inner_mtu` to `inner`.
 
     `inner` are pairs of our own address and the peer's that answers inside the tunnel `device` on `port`,
@@ -41,8 +41,8 @@ class Survey:
 
     undone: tuple[str, ...] = ()
     """What `synchronize` would do, as commands."""
-    troubles: tuple[Trouble, ...] = ()
+    troubles: tuple[SurveyProblem, ...] = ()
     """What it could not."""
-    ways: tuple[Way, ...] = ()
+    ways: tuple[PeerPath, ...] = ()
     mtu: int = 0
     """What pods get now, in bytes."""

@@ -19,7 +19,7 @@ from cni_plugin.backend import crossing
 from cni_plugin.backend.peer_list import Peer, PeerSource, find_peers, refuse_conflicts
 from cni_plugin.backend.peers import Desired, network_priority, peer_route
 from cni_plugin.backend.stamp import read_stamp, stamp_path_of
-from cni_plugin.backend.survey import Way
+from cni_plugin.backend.survey import PeerPath
 from cni_plugin.backend.underlay import (
     VXLAN_OVERHEAD,
     Underlay,
@@ -257,12 +257,12 @@ def desired_state(tunnel: Tunnel, underlay: Underlay, device: int, nl: Netlink) 
     )
 
 
-def ways_to_peers(tunnel: Tunnel, underlay: Underlay, mtu: int) -> tuple[Way, ...]:
+def ways_to_peers(tunnel: Tunnel, underlay: Underlay, mtu: int) -> tuple[PeerPath, ...]:
     """Return the ways to the peers; flat, nothing inside is known to be one peer's alone."""
     overhead = VXLAN_OVERHEAD[underlay.address.version]
     own = {s.version: inner_address(s).ip for s in _first_of_family(tunnel.subnets)}
     return tuple(
-        Way(
+        PeerPath(
             outer=peer.vtep,
             link=underlay.name,
             mtu=mtu + overhead,

@@ -83,7 +83,7 @@ def host_ifname(identity: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Living:
+class LiveAttachment:
     """An attachment whose interface is there, and the addresses on it."""
 
     attachment: Attachment
@@ -218,7 +218,7 @@ def _no_networks() -> tuple[IPNetwork, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Elsewhere:
+class RemoteNetworks:
     """What is reached untranslated on other nodes, read in full only when `digest` is another than before."""
 
     digest: str = ""
@@ -238,7 +238,7 @@ class Addressing:
     layer2: bool = False
     """No addresses at all."""
     ranges: tuple[RangeFacts, ...] = ()
-    elsewhere: Elsewhere = Elsewhere()
+    elsewhere: RemoteNetworks = RemoteNetworks()
 
     @property
     def families(self) -> frozenset[int]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from netaddr import IPAddress
 
-    from cni_plugin.backend.survey import Way
+    from cni_plugin.backend.survey import PeerPath
     from cni_plugin.doctor.site import Examined
     from cni_plugin.kernel.netns import Namespace
 
@@ -60,7 +60,9 @@ def check(site: Examined) -> Iterator[Finding]:
                 yield from _check_ways(site, host, request.network, survey.ways)
 
 
-def _check_ways(site: Examined, host: Namespace, network: str, ways: tuple[Way, ...]) -> Iterator[Finding]:
+def _check_ways(
+    site: Examined, host: Namespace, network: str, ways: tuple[PeerPath, ...]
+) -> Iterator[Finding]:
     heard = _listen(ways)
     silent: list[Finding] = []
     deaf: list[Finding] = []
@@ -79,14 +81,14 @@ def _check_ways(site: Examined, host: Namespace, network: str, ways: tuple[Way, 
         yield from _shorten(kind)
 
 
-def _listen(ways: tuple[Way, ...]) -> _Heard:
+def _listen(ways: tuple[PeerPath, ...]) -> _Heard:
     wanted = {echo for way in ways for echo in _echoes(way)}
     before = count_reverse_path_drops()
     answered = ask_twice(wanted, _PATIENCE)
     return _Heard(answered=answered, dropped=count_reverse_path_drops() - before)
 
 
-def _echoes(way: Way) -> Iterator[Echo]:
+def _echoes(way: PeerPath) -> Iterator[Echo]:
     """Yield the packets to ask for: inside from our own address there, as pods' packets are answered."""
     inside = ((address, way.inner_mtu, source) for source, address in way.inner)
     for address, mtu, source in ((way.outer, way.mtu, None), *inside):
@@ -106,7 +108,7 @@ def _shorten(found: list[Finding]) -> Iterator[Finding]:
         )
 
 
-def _silent(way: Way) -> Finding:
+def _silent(way: PeerPath) -> Finding:
     return Finding(
         severity="error" if way.inner else "warning",
         object=f"peer {way.outer}",
@@ -119,7 +121,7 @@ def _silent(way: Way) -> Finding:
     )
 
 
-def _deaf(host: Namespace, way: Way, heard: _Heard) -> Finding:
+def _deaf(host: Namespace, way: PeerPath, heard: _Heard) -> Finding:
     """Return why a peer that lives is not reached inside the tunnel."""
     closed = find_closed(host.nftables, way.link, way.outer.version, way.port)
     found = f"it answers on {way.link}, and not through {way.device}"
@@ -149,7 +151,7 @@ def _deaf(host: Namespace, way: Way, heard: _Heard) -> Finding:
     )
 
 
-def _narrow(site: Examined, network: str, way: Way, *, search: bool) -> Finding:
+def _narrow(site: Examined, network: str, way: PeerPath, *, search: bool) -> Finding:
     low = smallest(way.outer.version)
     size = find_largest(way.outer, low, way.mtu - 1, _SEARCH) if search else 0
     sync = f"podwire sync{site.options} {shlex.quote(network)}"
@@ -164,7 +166,7 @@ def _narrow(site: Examined, network: str, way: Way, *, search: bool) -> Finding:
     )
 
 
-def _narrow_inside(way: Way) -> Finding:
+def _narrow_inside(way: PeerPath) -> Finding:
     return Finding(
         severity="error",
         object=f"path to {way.outer} through {way.device}",

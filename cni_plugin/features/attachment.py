@@ -15,7 +15,7 @@ from cni_plugin.contract.request import parse_valid_attachments
 from cni_plugin.contract.result import parse_prev_result
 from cni_plugin.features import FEATURES
 from cni_plugin.features.elements import collect
-from cni_plugin.features.feature import Site, Traces
+from cni_plugin.features.feature import DeleteInput, Site
 from cni_plugin.kernel.netns import open_pod
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ def delete_features(request: Request, site: Site) -> Iterator[Callable[[], objec
 
     But for those that made nothing but links: see `list_pod_links`.
     """
-    traces = trace(request)
+    given = delete_input(request)
     for feature in (each.load() for each in FEATURES.values()):
         if not feature.links(site.attachment):
-            yield partial(feature.delete, traces, site)
+            yield partial(feature.delete, given, site)
 
 
 def list_pod_links(attachment: Attachment) -> list[str]:
@@ -86,14 +86,14 @@ def list_pod_links(attachment: Attachment) -> list[str]:
     return [name for each in FEATURES.values() for name in each.load().links(attachment)]
 
 
-def trace(request: Request) -> Traces:
+def delete_input(request: Request) -> DeleteInput:
     """Return what the configuration and the ADD's result tell, where they can be read."""
     previous = None
     with suppress(CNIError):
         previous = parse_prev_result(request.config, request.cni_version)
     addresses = tuple(ip.address.ip for ip in previous.ips) if previous and previous.ips else None
     interfaces = previous.interfaces if previous else ()
-    return Traces(fields=request.config, addresses=addresses, interfaces=interfaces)
+    return DeleteInput(fields=request.config, addresses=addresses, interfaces=interfaces)
 
 
 def bare_site(
@@ -142,7 +142,7 @@ def collect_features(
 
 def collect_feature(feature: Feature, request: Request, host: Namespace, keep: Container[str]) -> None:
     """Remove what the feature made for attachments that are not to be kept, but for elements."""
-    found = feature.belongings(request.network, bare_site(request, host))
+    found = feature.list_owned(request.network, bare_site(request, host))
     run_all(*(each.remove for each in found if each.identity not in keep))
 
 

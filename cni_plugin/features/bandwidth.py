@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.config.network import LINK_DIGITS, MARK, alias_prefix, owner_of_unnamed, unnamed_group
 from cni_plugin.contract.errors import broken, invalid_config
 from cni_plugin.contract.result import Interface
-from cni_plugin.features.feature import Belonging, Feature
+from cni_plugin.features.feature import Feature, OwnedObject
 from cni_plugin.kernel.link import Link, delete_link, delete_listed, get_link, get_other_end, list_links
 from cni_plugin.kernel.reaper import delete_links
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cni_plugin.config.network import Addressing, Attachment, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Result
-    from cni_plugin.features.feature import Site, Traces
+    from cni_plugin.features.feature import DeleteInput, Site
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.kernel.qdisc import Bucket
 
@@ -159,9 +159,9 @@ def _find_host_end(site: Site, result: Result) -> Link:
     return outside
 
 
-def delete(traces: Traces, site: Site) -> None:
+def delete(given: DeleteInput, site: Site) -> None:
     """Remove the device; what is on the veth goes with the veth."""
-    del traces
+    del given
     link = get_link(site.host.netlink, ifb_name(site.attachment))
     if link is None:
         delete_go_device(site)
@@ -208,7 +208,7 @@ def _check_bucket(limit: Limit, link: Link, host: Namespace) -> None:
         raise broken(f"tc qdisc dev {link.name}: wanted tbf {wanted}, found {found or 'none'}")
 
 
-def find_devices(network: str, site: Site) -> Iterator[Belonging]:
+def find_devices(network: str, site: Site) -> Iterator[OwnedObject]:
     """Yield the devices of a network's attachments."""
     nl = site.host.netlink
     for each in list_links(nl, kind="ifb"):
@@ -219,7 +219,7 @@ def find_devices(network: str, site: Site) -> Iterator[Belonging]:
         # A kernel that does not know the kind yet lists all links.
         if each.kind == "ifb" and own:
             what = f"link {each.name}, index {each.index}"
-            yield Belonging(label=label, what=what, remove=partial(delete_listed, nl, each))
+            yield OwnedObject(label=label, what=what, remove=partial(delete_listed, nl, each))
 
 
 def list_own_links(attachment: Attachment) -> tuple[str, ...]:
@@ -228,5 +228,5 @@ def list_own_links(attachment: Attachment) -> tuple[str, ...]:
 
 
 FEATURE = Feature(
-    parse=parse, add=add, delete=delete, check=check, belongings=find_devices, links=list_own_links
+    parse=parse, add=add, delete=delete, check=check, list_owned=find_devices, links=list_own_links
 )

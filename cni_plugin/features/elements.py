@@ -1,8 +1,8 @@
 """Elements of our nftables sets: claimed, released, collected, and whose each one is.
 
-An element's comment begins with the identity of its attachment. Whoever takes an element away has
-read that it is that attachment's, in the same generation of the ruleset: a late DEL must not take what another
-pod has been given since.
+An element's comment begins with the identity of its attachment. An element is removed only after
+reading, in the same generation of the ruleset, that it is still that attachment's: a late DEL must not
+take what another pod has been given since.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A feature is what a pod gets beside its link: translation of addresses, host ports, limits, filters.
 `parse` finds every configuration error before anything is made, `ensure` makes what the pods of a
-network share, `add` what is this pod's. DEL knows no more than names, and what traces it is given.
+network share, `add` what is this pod's. DEL knows only names, and what `DeleteInput` says.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traces:
+class DeleteInput:
     """What a DEL may know of what an ADD made; a configuration that ADD would refuse is no reason to stay."""
 
     fields: Fields
@@ -77,7 +77,7 @@ class Traces:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Belonging:
+class OwnedObject:
     """Something on the node that is one attachment's, beside its veth and its elements."""
 
     label: str
@@ -96,7 +96,7 @@ def _nothing(*_: object) -> int:
     return 0
 
 
-def _none(_: str, __: Site) -> tuple[Belonging, ...]:
+def _none(_: str, __: Site) -> tuple[OwnedObject, ...]:
     return ()
 
 
@@ -112,7 +112,7 @@ class Feature:
     """Settings from the configuration, None when it asks for nothing; CNIError 2, 7 or 50."""
     add: Callable[[Settings, Site, Result, ExitStack], Result]
     """After `ensure`: make what is the pod's and push its undoing; the result as it is now."""
-    delete: Callable[[Traces, Site], object]
+    delete: Callable[[DeleteInput, Site], object]
     """Remove what an ADD made, and nothing of anybody else's; absence is fine."""
     takes_args: bool = False
     """As a plugin of its own it takes what is in CNI_ARGS; the others do not fail for what is there."""
@@ -126,7 +126,7 @@ class Feature:
     """Make what the network's pods share equal to what is wanted; return the number of changes."""
     prepare: Callable[[Settings, Site, ExitStack], object] = _nothing
     """Built in only: what must be there before the pod's link comes up; its undoing is pushed."""
-    belongings: Callable[[str, Site], Iterable[Belonging]] = _none
+    list_owned: Callable[[str, Site], Iterable[OwnedObject]] = _none
     """Find what a network's attachments have of it on the node, for GC.
 
     Elements of our nftables need no word here: `elements.list_of` finds them all.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cni_plugin.config.network import Addressing, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import IPConfig, Result
-    from cni_plugin.features.feature import Site, Traces
+    from cni_plugin.features.feature import DeleteInput, Site
     from cni_plugin.kernel.netns import Namespace
 
 log = logging.getLogger("podwire")
@@ -183,9 +183,9 @@ def _plan_elements(settings: Firewall, site: Site, ips: Iterable[IPConfig]) -> l
     ]
 
 
-def delete(traces: Traces, site: Site) -> None:
+def delete(given: DeleteInput, site: Site) -> None:
     """Forget the pod's addresses, whatever the configuration says by now."""
-    known, removed = traces.addresses, []
+    known, removed = given.addresses, []
     for family in ("inet", "bridge"):
         for version in (4, 6):
             keys = None if known is None else [a.packed for a in known if a.version == version]

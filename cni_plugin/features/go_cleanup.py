@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
     from netaddr import IPAddress
 
-    from cni_plugin.features.feature import Site, Traces
+    from cni_plugin.features.feature import DeleteInput, Site
 
 _LONGEST_CHAIN = 28
 
 
-def delete_go_objects(traces: Traces, site: Site) -> None:
+def delete_go_objects(given: DeleteInput, site: Site) -> None:
     """Remove all that is on the node, but for links and addresses."""
     run_all(
         partial(delete_masquerade, site),
         partial(delete_host_ports, site),
         partial(delete_go_device, site),
-        partial(delete_accepts, site, traces.addresses or ()),
+        partial(delete_accepts, site, given.addresses or ()),
     )
 
 

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import ExitStack
 
-    from cni_plugin.config.network import Addressing, Elsewhere, Network
+    from cni_plugin.config.network import Addressing, Network, RemoteNetworks
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Result
-    from cni_plugin.features.feature import Site, Traces
+    from cni_plugin.features.feature import DeleteInput, Site
     from cni_plugin.kernel.netns import Namespace
 
 # RFC 5771, RFC 4291 sections 2.7 and 2.5.6. Of IPv4 link-local addresses some are a cloud's services, for
@@ -55,7 +55,7 @@ class Masquerade:
     network: str
     families: tuple[int, ...]
     exceptions: tuple[IPNetwork, ...]
-    elsewhere: Elsewhere
+    elsewhere: RemoteNetworks
     told: bool
     """Nobody knows the pods' own networks but who gives the addresses."""
 
@@ -182,10 +182,10 @@ def _plan_elements(settings: Masquerade, site: Site, result: Result) -> list[Ele
     return elements
 
 
-def delete(traces: Traces, site: Site) -> None:
+def delete(given: DeleteInput, site: Site) -> None:
     """Forget the pod's addresses."""
     for version in (4, 6):
-        known = traces.addresses
+        known = given.addresses
         keys = None if known is None else [a.packed for a in known if a.version == version]
         release(site, "inet", f"masq{version}_", keys)
         release(site, "inet", f"masqnear{version}_", keys and [key * 2 for key in keys])

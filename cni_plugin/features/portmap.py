@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cni_plugin.config.network import Addressing, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Result
-    from cni_plugin.features.feature import Site, Traces
+    from cni_plugin.features.feature import DeleteInput, Site
     from cni_plugin.features.hostports import HostPort
     from cni_plugin.features.portmap_plan import PortmapPlan
     from cni_plugin.features.portmap_rules import Treatment
@@ -147,15 +147,15 @@ def _plan(settings: PortMap, site: Site, result: Result) -> PortmapPlan | None:
     return plan_host_ports(settings.ports, settings.treatment, site, result)
 
 
-def delete(traces: Traces, site: Site) -> None:
+def delete(given: DeleteInput, site: Site) -> None:
     """Let go of the attachment's host ports; what nobody tells is searched by its identity."""
-    told = _trace_ports(traces)
+    told = _known_ports(given)
     removed = [e for kind, keys in told.items() for e in release(site, "inet", kind, keys)]
-    if traces.addresses and _are_all(removed):
+    if given.addresses and _are_all(removed):
         # The address comes last: while it is there, there may be ports.
-        for prefix, key in _place_pods(traces):
+        for prefix, key in _place_pods(given):
             release(site, "inet", prefix, [key])
-    elif _may_have_ports(traces, site):
+    elif _may_have_ports(given, site):
         removed += release(site, "inet", "hostport")
     if told and not removed:
         from cni_plugin.features.go_cleanup import delete_host_ports
@@ -180,11 +180,11 @@ def _forget_flows(
         forget_udp(site.host, udp, is_stale)
 
 
-def _trace_ports(traces: Traces) -> dict[str, list[bytes]]:
+def _known_ports(given: DeleteInput) -> dict[str, list[bytes]]:
     """Return the keys of the ports that DEL was told of by how the names of their maps begin."""
     ports = None
     with suppress(CNIError):
-        ports = parse_host_ports(traces.fields)
+        ports = parse_host_ports(given.fields)
     keys: dict[str, list[bytes]] = {}
     for port in ports or ():
         keys.setdefault(port.kind, []).append(port.key)
@@ -197,17 +197,17 @@ def _are_all(ports: Iterable[Element]) -> bool:
     return all(0 < number <= len(told) for number in told) and told != []
 
 
-def _place_pods(traces: Traces) -> Iterator[tuple[str, bytes]]:
+def _place_pods(given: DeleteInput) -> Iterator[tuple[str, bytes]]:
     """Yield how the name of the sets begins that know an address of the pod, and its key there."""
-    for address in traces.addresses or ():
+    for address in given.addresses or ():
         yield f"hostport_pods{address.version}_", address.packed * 2
 
 
-def _may_have_ports(traces: Traces, site: Site) -> bool:
+def _may_have_ports(given: DeleteInput, site: Site) -> bool:
     """Tell whether a search can find anything: of a pod with ports there is an address, too."""
-    if traces.addresses is None:
+    if given.addresses is None:
         return True
-    places = ((name, key) for prefix, key in _place_pods(traces) for name in site.sets("inet", prefix))
+    places = ((name, key) for prefix, key in _place_pods(given) for name in site.sets("inet", prefix))
     return any(site.host.nftables.get("inet", *place) for place in places)
 
 

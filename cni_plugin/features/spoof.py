@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.config.network import Addressing, Network
     from cni_plugin.contract.result import Interface, Result
-    from cni_plugin.features.feature import Site, Traces
+    from cni_plugin.features.feature import DeleteInput, Site
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.kernel.nft import Ruleset
 
@@ -108,17 +108,17 @@ def _render_elements(
     ]
 
 
-def delete(traces: Traces, site: Site) -> None:
+def delete(given: DeleteInput, site: Site) -> None:
     """Forget the pod's MAC and addresses. Its host end is in every key, so no other pod has them.
 
     It searches where no address is told, and where a later plugin may have set another MAC than ADD told.
     """
-    mac = _find_mac(site, traces.interfaces) or "00:00:00:00:00:00"
+    mac = _find_mac(site, given.interfaces) or "00:00:00:00:00:00"
     for family in FAMILIES:
         settings = SpoofCheck(family=family, addresses=True)
-        known = _render_elements(settings, site, mac, traces.addresses or ())
+        known = _render_elements(settings, site, mac, given.addresses or ())
         port, ether, addressed = known[:3]
-        if _is_there(site, ether) and (traces.addresses is not None or not _is_there(site, addressed)):
+        if _is_there(site, ether) and (given.addresses is not None or not _is_there(site, addressed)):
             release_exactly(site, known)
         elif _is_there(site, port):
             release(site, family, "spoof_")

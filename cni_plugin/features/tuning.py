@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.config.network import Addressing, Attachment, Network
     from cni_plugin.contract.result import Interface, Result
-    from cni_plugin.features.feature import Belonging, Site, Traces
+    from cni_plugin.features.feature import DeleteInput, OwnedObject, Site
     from cni_plugin.features.tuning_values import Values
     from cni_plugin.kernel.link import Link
 
@@ -193,17 +193,17 @@ def add_sysctls(settings: Tuning, site: Site, result: Result, undo: ExitStack) -
     return result
 
 
-def delete_all(traces: Traces, site: Site) -> None:
+def delete_all(given: DeleteInput, site: Site) -> None:
     """Set the values back."""
     directory = TUNING_DIR
     with suppress(CNIError):
-        directory = _data_dir(traces.fields)
+        directory = _data_dir(given.fields)
     _restore(directory, site)
 
 
-def delete_sysctls(traces: Traces, site: Site) -> None:
+def delete_sysctls(given: DeleteInput, site: Site) -> None:
     """Set the sysctls back."""
-    del traces
+    del given
     if site.state_dir:  # a configuration that ADD would refuse has none
         _restore(_own_directory(site.state_dir), site)
 
@@ -224,14 +224,14 @@ def check(settings: Tuning, site: Site, result: Result) -> None:
     check_values(settings.values, site)
 
 
-def find_all(network: str, site: Site) -> Iterator[Belonging]:
+def find_all(network: str, site: Site) -> Iterator[OwnedObject]:
     """Yield the files of a network's attachments."""
     from cni_plugin.features.tuning_values import find_values
 
     yield from find_values(_data_dir(site.fields), network)
 
 
-def find_sysctls(network: str, site: Site) -> Iterator[Belonging]:
+def find_sysctls(network: str, site: Site) -> Iterator[OwnedObject]:
     """Yield the files of a network's attachments."""
     from cni_plugin.features.tuning_values import find_values
 
@@ -245,7 +245,7 @@ FEATURE = Feature(
     delete=delete_all,
     takes_args=True,
     check=check,
-    belongings=find_all,
+    list_owned=find_all,
 )
 SYSCTLS = Feature(
     parse=parse_sysctls_alone,
@@ -253,5 +253,5 @@ SYSCTLS = Feature(
     add=add_sysctls,
     delete=delete_sysctls,
     check=check,
-    belongings=find_sysctls,
+    list_owned=find_sysctls,
 )

@@ -21,7 +21,7 @@ from netaddr import IPAddress, valid_ipv6
 from cni_plugin.contract.errors import CNIError, Code, broken, run_all
 from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.result import MAX_MTU
-from cni_plugin.features.feature import Belonging
+from cni_plugin.features.feature import OwnedObject
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import (
     Link,
@@ -331,12 +331,12 @@ def _parse_values(fields: Fields) -> Values:
     )
 
 
-def find_values(directory: str, network: str) -> Iterator[Belonging]:
+def find_values(directory: str, network: str) -> Iterator[OwnedObject]:
     """Yield the files of a network's attachments, and nobody else's."""
     for name in _list_names(directory):
         path = os.path.join(directory, name)
         if label := _read_owner(path, network):
-            yield Belonging(label=label, what=f"file {path}", remove=partial(discard, path))
+            yield OwnedObject(label=label, what=f"file {path}", remove=partial(discard, path))
 
 
 def _read_owner(path: str, network: str) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from netaddr import IPAddress
 
-    from cni_plugin.features.feature import Belonging
+    from cni_plugin.features.feature import OwnedObject
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.node.configured import ConfiguredNetwork
@@ -158,17 +158,17 @@ def _find_pieces(network: ConfiguredNetwork, host: Namespace) -> Iterator[_Piece
     for element in list_of(host.nftables, network.name):
         proof = element.set_name.startswith(_MAIN_SETS)
         yield _Piece(parse_label(label_of(element.comment)), f"nft {element.command}", proof)
-    for belonging in _list_belongings(network, host):
-        yield _Piece(parse_label(belonging.label), belonging.what, proof=False)
+    for owned in _list_owned(network, host):
+        yield _Piece(parse_label(owned.label), owned.what, proof=False)
 
 
-def _list_belongings(network: ConfiguredNetwork, host: Namespace) -> Iterator[Belonging]:
+def _list_owned(network: ConfiguredNetwork, host: Namespace) -> Iterator[OwnedObject]:
     for each in FEATURES.values():
-        yield from each.load().belongings(network.name, bare_site(network.main, host))
+        yield from each.load().list_owned(network.name, bare_site(network.main, host))
     for request in network.chained:
         if request.config.string("type") not in FEATURES:
             feature = CHAINED[request.config.string("type")]()
-            yield from feature.belongings(network.name, bare_site(request, host))
+            yield from feature.list_owned(network.name, bare_site(request, host))
 
 
 def _identity(network: str, container_id: str, ifname: str) -> str:

@@ -14,10 +14,10 @@ from cni_plugin.contract.errors import invalid_config, run_all
 from cni_plugin.features.attachment import (
     collect_elements,
     collect_feature,
+    delete_input,
     open_pod_of,
     parse_kept,
     site_of,
-    trace,
 )
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.plugins.removal import open_site
@@ -61,7 +61,7 @@ def _parse(feature: Feature, request: Request) -> tuple[Network, Result]:
 
 def _delete(feature: Feature, request: Request) -> None:
     with open_site(request) as site:
-        feature.delete(trace(request), site)
+        feature.delete(delete_input(request), site)
 
 
 def _check(feature: Feature, request: Request) -> None:

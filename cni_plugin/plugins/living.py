@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_plugin.config.network import Attachment, Living, parse_alias
+from cni_plugin.config.network import Attachment, LiveAttachment, parse_alias
 from cni_plugin.kernel.addr import list_peer_addresses
 from cni_plugin.kernel.link import list_links
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cni_plugin.kernel.netns import Namespace
 
 
-def list_living(network: str, host: Namespace) -> Iterator[Living]:
+def list_living(network: str, host: Namespace) -> Iterator[LiveAttachment]:
     """Yield the attachments to a network that we made, with their addresses."""
     for link in list_links(host.netlink, kind="veth"):
         whose = parse_alias(link.alias)
@@ -28,4 +28,4 @@ def list_living(network: str, host: Namespace) -> Iterator[Living]:
                 network=network, container_id=whose.container_id, ifname=whose.ifname, netns=""
             )
             found = list_peer_addresses(host.netlink, link)
-            yield Living(attachment=attachment, addresses=tuple(each.ip for each in found))
+            yield LiveAttachment(attachment=attachment, addresses=tuple(each.ip for each in found))

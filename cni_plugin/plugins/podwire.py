@@ -26,12 +26,12 @@ from cni_plugin.contract.errors import CNIError, Code, invalid_config, run_all
 from cni_plugin.features.attachment import (
     collect_features,
     delete_features,
+    delete_input,
     list_pod_links,
     open_pod_of,
     parse_kept,
     plan_features,
     site_of,
-    trace,
 )
 from cni_plugin.kernel.link import delete_link, delete_listed, get_link, list_links
 from cni_plugin.kernel.netns import open_host
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from cni_plugin.addresses.delegate import Delegate
     from cni_plugin.attach.mode import Mode, Plan
     from cni_plugin.backend.survey import Survey
-    from cni_plugin.config.network import Living
+    from cni_plugin.config.network import LiveAttachment
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
     from cni_plugin.features.feature import Feature, Settings, Site
@@ -83,7 +83,7 @@ def add(request: Request) -> Result:
     return result.after(network.prev_result)
 
 
-def _list_living(network: str, host: Namespace) -> Iterator[Living]:
+def _list_living(network: str, host: Namespace) -> Iterator[LiveAttachment]:
     from cni_plugin.plugins.living import list_living  # for the few calls that find no store
 
     return list_living(network, host)
@@ -147,7 +147,7 @@ def _disconnect(request: Request, site: Site) -> None:
         delete_link(pod.netlink, link.name)
     from cni_plugin.features.go_cleanup import delete_go_objects
 
-    delete_go_objects(trace(request), site)
+    delete_go_objects(delete_input(request), site)
 
 
 def check(request: Request) -> None:

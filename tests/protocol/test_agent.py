@@ -21,7 +21,7 @@ import pytest
 
 from cni_plugin.agent.calls import Calls
 from cni_plugin.agent.journal import Journal
-from cni_plugin.agent.server import AgentSettings, Door
+from cni_plugin.agent.server import Admission, AgentSettings
 from tests.conftest import ROOT, install
 from tests.harness.agents import HEAD, Agent, read_reply, render_request, start_agent
 from tests.harness.networks import dual_stack, network
@@ -346,7 +346,7 @@ def test_a_foreign_delegate_that_calls_us_in_its_turn_needs_no_slot_of_its_calle
 
 
 def test_without_a_thread_to_be_had_a_client_is_told_to_try_again(tmp_path: Path) -> None:
-    door = Door(AgentSettings(socket=str(tmp_path / "a.sock"), workers=1, queue=1), Calls(1, Journal()))
+    door = Admission(AgentSettings(socket=str(tmp_path / "a.sock"), workers=1, queue=1), Calls(1, Journal()))
     threading.stack_size(1 << 47)  # more than a process can have, so that the kernel refuses
     try:
         for _ in range(4):  # more than there are places
@@ -358,7 +358,7 @@ def test_without_a_thread_to_be_had_a_client_is_told_to_try_again(tmp_path: Path
     door.wait()
 
 
-def let_in(door: Door, sent: bytes) -> tuple[int, bytes, bytes]:
+def let_in(door: Admission, sent: bytes) -> tuple[int, bytes, bytes]:
     ours, theirs = socket.socketpair()
     with ours:
         ours.sendall(sent)
