@@ -60,6 +60,7 @@ def agent_bin_dirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
 def install(bin_dir: Path, socket: Path, *options: str) -> None:
     """Run scripts/install with this checkout and this interpreter."""
     places = ["--bin-dir", str(bin_dir), "--python", sys.executable, "--socket", str(socket)]
+    places += ["--record", f"{bin_dir}.installed"]
     subprocess.run([str(ROOT / "scripts/install"), *places, *options], check=True, capture_output=True)
 
 
@@ -109,11 +110,17 @@ def _host_untouched() -> Iterator[None]:
     assert _host_state() == before
 
 
-def _host_state() -> tuple[str, bool]:
+def _host_state() -> tuple[object, ...]:
     links = Path("/proc/self/net/dev").read_text().splitlines()[2:]
     names = [line.partition(":")[0].strip() for line in links]
     # Other tests' namespaces come and go beside this one, but never a link of the machine's own.
-    return " ".join(sorted(names)), Path("/var/lib/cni/networks").exists()
+    installed = (
+        "/var/lib/cni/networks",
+        "/var/lib/podwire",
+        "/usr/local/bin/podwire",
+        "/usr/local/lib/podwire",
+    )
+    return " ".join(sorted(names)), [Path(path).exists() for path in installed]
 
 
 class OneCluster(LoadScopeScheduling):  # type: ignore[misc]

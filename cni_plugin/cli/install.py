@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.addresses.delegate import is_ours
 from cni_plugin.agent.server import only_agent
 from cni_plugin.cli.console import add_directories, write
-from cni_plugin.config.paths import BIN_DIR, SHIM_IN_IMAGE, SOCKET
+from cni_plugin.config.paths import BIN_DIR, INSTALLED, SHIM_IN_IMAGE, SOCKET
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.link import delete_link, list_links
 from cni_plugin.kernel.netns import open_host
@@ -22,6 +22,7 @@ from cni_plugin.kernel.nft import run_nft
 from cni_plugin.kernel.route import PODWIRE_PROTO, list_routes, remove_route
 from cni_plugin.kernel.rule import list_own_rules, remove_rule
 from cni_plugin.node import report
+from cni_plugin.plugins import PLUGINS
 from ipam.seam import files
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _SHARED = "podwire: "
 _NAMES = ("podwire", "podwire-ipam")
 # containerd before version 2 calls it for every pod, whatever the network is.
 _IF_ABSENT = ("loopback",)
+_RECORDED = b"executable "
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,6 +52,9 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--socket",
         default=SOCKET,
         help=f"of the agent, which must have ended (default {SOCKET})",
+    )
+    uninstall.add_argument(
+        "--record", default=INSTALLED, help=f"what scripts/install has written down (default {INSTALLED})"
     )
     uninstall.add_argument("--conflist", default="10-podwire.conflist", help="the configuration to remove")
     uninstall.set_defaults(run=_uninstall)
@@ -80,18 +85,43 @@ def _uninstall(arguments: argparse.Namespace) -> int:
         _require_no_pods()
         _remove_all(arguments)
     write("podwire is removed from this node; the addresses' store stays")
+    if os.path.exists(arguments.record):
+        write("the program itself stays: scripts/install --uninstall removes it")
     return 0
 
 
 def _remove_all(arguments: argparse.Namespace) -> None:
     _remove(os.path.join(arguments.conf_dir, arguments.conflist))
-    for name in (*_NAMES, *_IF_ABSENT):
-        path = os.path.join(arguments.bin_dir, name)
-        if is_ours(path):
-            _remove(path)
+    for path in _list_executables(arguments.bin_dir, arguments.record):
+        _remove_executable(path)
     with open_host() as host:
         _remove_objects(host.netlink)
     run_nft([line for family in ("inet", "bridge") for line in _drop_table(f"{family} {TABLE}")])
+
+
+def _list_executables(bin_dir: str, record: str) -> list[str]:
+    """Return where our executables may be: in this directory, and where scripts/install has put them."""
+    recorded = [
+        os.fsdecode(line[len(_RECORDED) :])
+        for line in _read(record).splitlines()
+        if line.startswith(_RECORDED)
+    ]
+    return sorted({*(os.path.join(bin_dir, name) for name in PLUGINS), *recorded})
+
+
+def _remove_executable(path: str) -> None:
+    """Remove it if it is ours, and put back what scripts/install kept when it replaced that."""
+    there = os.path.lexists(path)
+    if there and not is_ours(path):
+        return
+    directory, name = os.path.split(path)
+    kept = os.path.join(directory, f".{name}.before-podwire")
+    if os.path.lexists(kept):
+        files.replace_file(path, _read(kept), 0o755, published=True)
+        files.remove_file(kept)
+        write(f"{path}: put back what was there before")
+    elif there:
+        _remove(path)
 
 
 def _require_no_pods() -> None:

@@ -16,4 +16,5 @@ CONTAINERD_CONFIG: Final = "/etc/containerd/config.toml"
 SOCKET_UNIT: Final = "/etc/systemd/system/podwire.socket"
 TUNING_DIR: Final = "/run/cni/tuning"
 TUNING_ALLOWLIST: Final = "/etc/cni/tuning/allowlist.conf"
+INSTALLED: Final = "/var/lib/podwire/installed"  # scripts/install writes it
 SHIM_IN_IMAGE: Final = "/usr/lib/podwire/podwire-shim"

@@ -63,7 +63,14 @@ def test_uninstall_waits_for_the_pods_and_leaves_what_is_not_ours(plain_node: No
     (configurations / "99-other.conflist").write_text("{}")
     pod = node.pod()
     node.add({**conflist, **config}, pod)
-    places = ("--bin-dir", str(plugins), "--conf-dir", str(configurations))
+    places = (
+        "--bin-dir",
+        str(plugins),
+        "--conf-dir",
+        str(configurations),
+        "--record",
+        str(node.tmp / "none"),
+    )
     words = ("uninstall", *places, "--socket", str(node.tmp / "a.sock"))
     refused = command(node, *words, check=False)
     assert refused.returncode == 1
@@ -82,3 +89,29 @@ def test_uninstall_waits_for_the_pods_and_leaves_what_is_not_ours(plain_node: No
         assert [path.name for path in plugins.iterdir()] == ["bridge"]
         assert set(node.links()) == {"lo", "other0"}
         assert node.run("nft", "list", "ruleset").stdout == ""
+
+
+def test_uninstall_undoes_what_is_written_down_and_puts_back_what_was_replaced(plain_node: Node) -> None:
+    """As scripts/install leaves it with --drop-in in one directory and without in another."""
+    node, plugins, other = plain_node, plain_node.tmp / "plugins", plain_node.tmp / "other"
+    ours = (node.bin_dir / "podwire").read_bytes()
+    for place in (plugins, other):
+        place.mkdir()
+    for name in ("podwire", "bridge", "host-local"):
+        (plugins / name).write_bytes(ours)
+        (other / name).write_bytes(ours)
+    for name in ("loopback", "bridge"):
+        (plugins / f".{name}.before-podwire").write_text(f"the reference's {name}")
+    (other / ".bridge.before-podwire").write_text("the reference's bridge")
+    record = node.tmp / "installed"
+    record.write_text("".join(f"executable {other}/{name}\n" for name in ("podwire", "bridge", "host-local")))
+    places = ("--bin-dir", str(plugins), "--conf-dir", str(node.tmp / "net.d"), "--record", str(record))
+    for _ in range(2):
+        command(node, "uninstall", *places, "--socket", str(node.tmp / "a.sock"))
+        assert {path.name: path.read_text() for path in plugins.iterdir()} == {
+            "bridge": "the reference's bridge",
+            "loopback": "the reference's loopback",
+        }
+        assert {path.name: path.read_text() for path in other.iterdir()} == {
+            "bridge": "the reference's bridge"
+        }

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,16 +16,29 @@ from tests.conftest import ROOT
 from tests.harness.networks import dual_stack
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.harness.node import Node
 
 INSTALL = str(ROOT / "scripts/install")
 GO_PLUGINS = "/usr/lib/cni"
 
 
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the record and the link of every installation below a directory of the test's own."""
+    monkeypatch.setenv("TEST_PLACES", str(tmp_path / "places"))
+    return tmp_path / "places"
+
+
 def install(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [INSTALL, *map(str, arguments)]
+    own = Path(os.environ["TEST_PLACES"])
+    command = [
+        INSTALL,
+        "--record",
+        str(own / "installed"),
+        "--link-dir",
+        str(own / "link"),
+        *map(str, arguments),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -36,7 +50,7 @@ def target(tmp_path: Path) -> Path:
 def test_install_adds_only_its_own_names(target: Path) -> None:
     done = install("--bin-dir", target, "--python", sys.executable)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in target.iterdir()) == ["podwire", "podwire-ipam"]
+    assert sorted(path.name for path in target.iterdir()) == ["loopback", "podwire", "podwire-ipam"]
     assert all(os.access(path, os.X_OK) for path in target.iterdir())
 
 
@@ -77,8 +91,9 @@ def test_an_unknown_argument_changes_nothing(target: Path) -> None:
 
 def test_replacing_an_executable_under_load_fails_no_call(target: Path) -> None:
     assert install("--bin-dir", target, "--python", sys.executable).returncode == 0
+    again = f"{INSTALL} --record {target}.installed --bin-dir {target} --python {sys.executable}"
     upgrade = subprocess.Popen(
-        f"for i in 1 2 3 4 5; do {INSTALL} --bin-dir {target} --python {sys.executable}; done",
+        f"for i in 1 2 3 4 5; do {again}; done",
         shell=True,
         stdout=subprocess.DEVNULL,
     )
@@ -169,3 +184,127 @@ def test_a_socket_path_that_needs_quoting_is_refused(target: Path) -> None:
     done = install("--bin-dir", target, "--socket", '/run/"x".sock', "--python", sys.executable)
     assert done.returncode == 1
     assert not target.exists()
+
+
+def test_without_options_all_is_undone_that_was_installed_anywhere(target: Path, places: Path) -> None:
+    """What the first installation replaced is there again, though nobody says where."""
+    target.mkdir()
+    for name in ("bridge", "loopback"):
+        (target / name).write_text(f"the reference's {name}\n")
+    units, other = target.parent / "units", target.parent / "other"
+    assert install("--bin-dir", target, "--drop-in", "--python", sys.executable).returncode == 0
+    done = install("--bin-dir", other, "--python", sys.executable, "--agent", "--unit-dir", units)
+    assert done.returncode == 0, done.stderr
+    done = undo_all(target.parent)
+    assert f"{target}/bridge: put back what was there before" in done.stdout
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        "bridge": "the reference's bridge\n",
+        "loopback": "the reference's loopback\n",
+    }
+    assert [*other.iterdir(), *units.iterdir()] == []
+    assert not places.exists()
+    assert "nothing of podwire was found" in undo_all(target.parent).stdout
+
+
+def undo_all(somewhere: Path) -> subprocess.CompletedProcess[str]:
+    """Undo what is written down; the directories of the arguments have nothing of ours."""
+    empty = somewhere / "nothing"
+    done = install("--uninstall", "--bin-dir", empty, "--prefix", empty, "--unit-dir", empty)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_what_an_uninstallation_before_has_left_out_is_put_back(target: Path) -> None:
+    """`podwire uninstall` of an earlier version removed `loopback`, and kept the one before it."""
+    target.mkdir()
+    (target / "loopback").write_text("the reference's\n")
+    assert install("--bin-dir", target, "--drop-in", "--python", sys.executable).returncode == 0
+    (target / "loopback").unlink()
+    undo_all(target.parent)
+    assert (target / "loopback").read_text() == "the reference's\n"
+
+
+def test_what_somebody_has_put_in_our_place_since_stays(target: Path) -> None:
+    target.mkdir()
+    (target / "bridge").write_text("the reference's\n")
+    assert install("--bin-dir", target, "--drop-in", "--python", sys.executable).returncode == 0
+    (target / "bridge").write_text("a newer one\n")
+    undo_all(target.parent)
+    assert [path.name for path in target.iterdir()] == ["bridge"]
+    assert (target / "bridge").read_text() == "a newer one\n"
+
+
+def test_the_version_before_stays_until_the_next_installation(target: Path, places: Path) -> None:
+    """What another directory still runs stays, too; one stable path leads to the program in use."""
+    prefix, other = target.parent / "lib", target.parent / "other"
+    olds = {name: prefix / (name * 12) for name in "abc"}
+    for old in olds.values():
+        (old / "bin").mkdir(parents=True)
+        (old / "bin/podwire").symlink_to("/bin/true")
+    (places / "link").mkdir(parents=True)
+    (places / "link/podwire").symlink_to(olds["b"] / "bin/podwire")
+    other.mkdir()
+    (other / "podwire").write_text(f"#!{olds['c']}/bin/python -IS\n# podwire-cni-executable 0.0.1\n")
+    (places / "installed").write_text(f"executable {other}/podwire\n")
+    done = install("--bin-dir", target, "--prefix", prefix)
+    assert done.returncode == 0, done.stderr
+    program = (places / "link/podwire").resolve()
+    assert subprocess.check_output([places / "link/podwire", "--version"], text=True).startswith("podwire ")
+    assert {path.name for path in prefix.iterdir()} == {"b" * 12, "c" * 12, program.parent.parent.name}
+    assert "setuptools" not in {path.name for path in prefix.glob("*/lib/python3*/site-packages/*")}
+    undo_all(target.parent)
+    assert not prefix.exists()
+    assert [*other.iterdir(), *(places / "link").iterdir()] == []
+
+
+def test_a_program_of_somebody_at_the_stable_path_stays(target: Path, places: Path) -> None:
+    (places / "link").mkdir(parents=True)
+    (places / "link/podwire").write_text("somebody's\n")
+    done = install("--bin-dir", target, "--prefix", target.parent / "lib")
+    assert done.returncode == 0, done.stderr
+    assert "left as it is" in done.stderr
+    undo_all(target.parent)
+    assert (places / "link/podwire").read_text() == "somebody's\n"
+
+
+def test_without_a_network_nothing_stays_and_wheels_help(
+    target: Path, places: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prefix, temporary, wheels = tmp_path / "lib", tmp_path / "temporary", tmp_path / "wheels"
+    temporary.mkdir()
+    locked = [word for name in ("build", "program", "metrics") for word in ("-r", f"{ROOT}/lock/{name}.txt")]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--only-binary", ":all:"]
+    subprocess.run([*pip, "--dest", wheels, *locked], check=True)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    done = install("--bin-dir", target, "--prefix", prefix, "--with", "metrics")
+    assert done.returncode == 1
+    assert "--wheels" in done.stderr
+    assert [path for path in (prefix, places, *temporary.iterdir()) if path.exists()] == []
+    done = install("--bin-dir", target, "--prefix", prefix, "--with", "metrics", "--wheels", wheels)
+    assert done.returncode == 0, done.stderr
+    assert [*prefix.glob("*/lib/python3*/site-packages/prometheus_client")] != []
+    assert [*temporary.iterdir()] == []
+
+
+def test_an_extra_that_there_is_not_is_refused(target: Path) -> None:
+    done = install("--bin-dir", target, "--with", "metrics,graphs")
+    assert done.returncode == 1
+    assert "found graphs" in done.stderr
+    assert not target.exists()
+
+
+def test_the_directory_is_the_one_that_containerd_looks_into(target: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f'version = 2\n[plugins."io.containerd.grpc.v1.cri".cni]\nbin_dir = "{target}"\n')
+    done = install("--containerd-config", config, "--python", sys.executable)
+    assert done.returncode == 0, done.stderr
+    assert (target / "podwire").exists()
+
+
+def test_a_loopback_that_is_there_is_kept(target: Path) -> None:
+    target.mkdir()
+    (target / "loopback").write_text("the reference's\n")
+    assert install("--bin-dir", target, "--python", sys.executable).returncode == 0
+    assert (target / "loopback").read_text() == "the reference's\n"

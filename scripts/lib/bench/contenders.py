@@ -143,6 +143,7 @@ def _install(directory: Path, socket: Path, prefix: Path, options: list[str]) ->
     has_podwire = [sys.executable, "-I", "-c", "import cni_plugin, filelock, netaddr, pyroute2"]
     installed = subprocess.run(has_podwire, cwd="/", capture_output=True, check=False).returncode == 0
     place = ["--python", sys.executable] if installed else ["--prefix", str(prefix)]
+    place += ["--record", f"{directory}.installed", "--link-dir", str(prefix)]
     command = [str(ROOT / "scripts/install"), "--bin-dir", str(directory), "--socket", str(socket)]
     subprocess.run([*command, *place, *options], check=True, stdout=subprocess.DEVNULL)
     for name in _CHAINED:

@@ -286,6 +286,7 @@ class Uninstall(InstallShim):
     def do(self) -> int:
         socket = f"{self.lab.directory}.sock"
         places = ["--conf-dir", str(self.conf), "--bin-dir", str(self.opt), "--socket", socket]
+        places += ["--record", f"{self.lab.directory}.installed"]
         return main.main(["uninstall", *places, "--conflist", "10-test.conflist"])
 
 
