@@ -101,7 +101,7 @@ def _serve_http(settings: AgentSettings) -> Endpoints:
         raise CNIError(
             Code.NOT_AVAILABLE,
             f"--http: wanted the package prometheus_client, found {error}; "
-            "install it: pip install 'podwire[metrics]'",
+            "install it: scripts/install --with metrics",
         ) from error
     from cni_plugin.agent.endpoints import Endpoints
 

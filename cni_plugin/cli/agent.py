@@ -50,6 +50,9 @@ def _count(text: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.kubernetes:
+        # The child would end for this reason again and again.
+        cluster.require_client()
     settings = server.AgentSettings(
         socket=os.path.abspath(arguments.socket),
         workers=arguments.workers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import TYPE_CHECKING
 
@@ -58,12 +59,19 @@ def child_of(arguments: argparse.Namespace) -> Child:
     return Child(words=("cluster", *words, "--until-eof"))
 
 
+def require_client() -> None:
+    """Raise CNIError when the API's client is not installed; it is not imported, because it is large."""
+    if importlib.util.find_spec("kubernetes") is None:
+        raise CNIError(
+            Code.NOT_AVAILABLE,
+            "wanted the package kubernetes, found none; install it: scripts/install --with kubernetes",
+        )
+
+
 def _run(arguments: argparse.Namespace) -> int:
     """Follow until SIGTERM, SIGINT, or the end of stdin."""
-    try:
-        from cni_plugin.cluster.api import API, Access
-    except ImportError as error:
-        raise CNIError(Code.NOT_AVAILABLE, f"wanted the extra podwire[kubernetes], found {error}") from error
+    require_client()
+    from cni_plugin.cluster.api import API, Access
     from cni_plugin.cluster.watch import Watch
     from cni_plugin.dataplane.follow import Follower
     from cni_plugin.dataplane.loop import Loop

@@ -58,7 +58,8 @@ def ask(endpoint: str) -> RuntimeState:
     except ImportError as error:
         raise CNIError(
             Code.IO_FAILURE,
-            "--runtime-endpoint: wanted the package grpcio, found none: pip install 'podwire[runtime]'",
+            "--runtime-endpoint: wanted the package grpcio, found none; "
+            "install it: scripts/install --with runtime",
         ) from error
     options = [("grpc.max_receive_message_length", _LARGEST)]
     with grpc.insecure_channel(_address(endpoint), options=options) as channel:

@@ -519,7 +519,7 @@ def test_without_grpcio_it_says_what_to_install(node: Node) -> None:
     words = ["gc", "--conf-dir", str(node.tmp / "net.d"), "--runtime-endpoint", "unix:///x"]
     done = node.run(sys.executable, "-c", program, *words, check=False)
     assert done.returncode == 2
-    assert "pip install 'podwire[runtime]'" in done.stderr
+    assert "scripts/install --with runtime" in done.stderr
 
 
 @in_process

@@ -52,7 +52,7 @@ def test_without_the_package_the_option_is_refused_with_what_to_install(tmp_path
     )
     assert done.returncode == 1
     assert "--http: wanted the package prometheus_client, found " in done.stderr
-    assert "pip install 'podwire[metrics]'" in done.stderr
+    assert "scripts/install --with metrics" in done.stderr
 
 
 @pytest.mark.parametrize(
