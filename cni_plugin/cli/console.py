@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from cni_plugin.config.paths import BIN_DIR, CONF_DIR
+from cni_plugin.cli.places import find_bin_dir
+from cni_plugin.config.paths import CONF_DIR
 from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.node.configured import read_configured
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 def add_directories(parser: argparse.ArgumentParser) -> None:
     """Let a command be told where the runtime's files are."""
     add_conf_dir(parser)
-    parser.add_argument("--bin-dir", default=BIN_DIR, help="the runtime's plugins")
+    parser.add_argument(
+        "--bin-dir", default=find_bin_dir(), help="the runtime's plugins (default here: %(default)s)"
+    )
 
 
 def add_conf_dir(parser: argparse.ArgumentParser) -> None:
