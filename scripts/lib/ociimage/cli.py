@@ -18,7 +18,7 @@ def main(root: Path) -> None:
     """Write the image and say what was written."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     arguments = _parser(project["version"]).parse_args()
-    cache = Path(os.environ.get("PODWIRE_CACHE", "/var/cache/podwire")) / "image"
+    cache = Path(os.environ.get("PODWIRE_CACHE") or _default_cache()) / "image"
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or _last_commit(root))
     try:
         with TemporaryDirectory() as work:
@@ -26,6 +26,8 @@ def main(root: Path) -> None:
     except subprocess.CalledProcessError as error:
         sys.stderr.write((error.stderr or b"").decode() if isinstance(error.stderr, bytes) else "")
         sys.exit(f"scripts/image: {error}")
+    except OSError as error:
+        sys.exit(f"scripts/image: {error.filename}: {error.strerror}")
     created = datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     labels = {
         "org.opencontainers.image.title": project["name"],
@@ -69,6 +71,13 @@ def _parser(version: str) -> argparse.ArgumentParser:
         "--tag", default=f"localhost/podwire:{version}", help="the image's name (%(default)s)"
     )
     return parser
+
+
+def _default_cache() -> Path:
+    """Return the tests' cache for root, and a user's own for anybody else."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/podwire")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "podwire"
 
 
 def _last_commit(root: Path) -> str:

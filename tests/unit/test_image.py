@@ -1,0 +1,18 @@
+"""scripts/image where it cannot write."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+
+def test_a_cache_that_cannot_be_made_is_named_without_a_traceback() -> None:
+    environ = os.environ | {"PODWIRE_CACHE": "/proc/none"}
+    words = [sys.executable, ROOT / "scripts/image"]
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("scripts/image: /proc/none")
+    assert "Traceback" not in done.stderr
