@@ -121,8 +121,23 @@ def _plan_rulesets(settings: Firewall) -> list[Ruleset]:
     routed = _plan_ruleset(settings, "inet", rules, kept=(settings.admin_chain,))
     if settings.policy != "isolated":
         return [routed]
-    bridged = [_DISCOVERY, *(f"{_to(settings, version)} drop" for version in (4, 6))]
-    return [routed, _plan_ruleset(settings, "bridge", bridged)]
+    bridged = [_PUBLISHED, _DISCOVERY, *(f"{_to(settings, version)} drop" for version in (4, 6))]
+    return [routed, _plan_marks(settings), _plan_ruleset(settings, "bridge", bridged)]
+
+
+def _plan_marks(settings: Firewall) -> Ruleset:
+    """Return what marks the packets of connections to published ports, behind their translation.
+
+    With br_netfilter the node translates a pod's packet to its port while the packet is in the bridge,
+    and hands it to the other pod's port there: it looks like one pod talking to another. The bridge
+    family knows no connections, so that a mark is what tells it. No pod can set one on the node.
+    """
+    chain = Chain(
+        name=f"published_{settings.scope}",
+        hook="type filter hook prerouting priority -90; policy accept;",
+        rules=(f'iifname "{settings.bridge}" ct status dnat meta mark set meta mark or {_MARK:#x}',),
+    )
+    return Ruleset(family="inet", title=f"firewall {settings.network} published", chains=(chain,))
 
 
 def _plan_ruleset(settings: Firewall, family: str, rules: list[str], kept: tuple[str, ...] = ()) -> Ruleset:
@@ -135,6 +150,8 @@ def _plan_ruleset(settings: Firewall, family: str, rules: list[str], kept: tuple
     return Ruleset(family=family, title=f"firewall {settings.network}", chains=(chain,), sets=sets, kept=kept)
 
 
+_MARK = 0x800  # of what goes to a published port, and of what answers it
+_PUBLISHED = f"meta mark & {_MARK:#x} == {_MARK:#x} accept"
 # Without it a pod could not find a router that is beside it on the bridge.
 _DISCOVERY = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
 
@@ -170,7 +187,7 @@ def add(settings: Firewall, site: Site, result: Result, undo: ExitStack) -> Resu
 def _plan_elements(settings: Firewall, site: Site, ips: Iterable[IPConfig]) -> list[Element]:
     """Return one element for each of the addresses in each family of tables."""
     addresses = dict.fromkeys(ip.address.ip for ip in ips)
-    families = [ruleset.family for ruleset in _plan_rulesets(settings)]
+    families = [ruleset.family for ruleset in _plan_rulesets(settings) if ruleset.sets]
     return [
         Element(
             family=family,

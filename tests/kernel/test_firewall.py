@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 FAMILIES = (4, 6)
 SUBNETS = {"cni0": ("10.22.0.0/24", "fd00:22::/64"), "cni1": ("10.23.0.0/24", "fd00:23::/64")}
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 0.4)"
+ASK = """
+import socket, sys
+asking = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+asking.settimeout(2)
+asking.connect((sys.argv[1], int(sys.argv[2])))
+asking.send(b"x")
+asking.recv(65535)
+"""
 FOREIGN = """
 table inet mine {
     set friends { type ipv4_addr; elements = { 192.0.2.77 } }
@@ -127,6 +135,38 @@ def test_isolation_does_not_need_br_netfilter(scene: Scene) -> None:
     for version in ("ip", "ip6"):
         node.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{version}tables=0")
     assert scene.seen() == EVERYTHING - {"outside to a", "c to a", "b to a"}
+
+
+@pytest.mark.parametrize("switch", [0, 1], ids=["br_netfilter off", "br_netfilter on"])
+@pytest.mark.parametrize("kind", ["same-bridge", "isolated"])
+def test_a_host_port_is_open_to_neighbours_and_to_the_pod_itself(
+    cluster: Cluster, kind: str, switch: int
+) -> None:
+    node = cluster.nodes[1]
+    for version in ("ip", "ip6"):
+        node.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{version}tables={switch}")
+    chain = chain_on(node, ingressPolicy=kind)
+    chain.plugins.insert(1, {"type": "portmap", "capabilities": {"portMappings": True}})
+    install_as(node, "podwire", "portmap")
+    published = [{"hostPort": 8080, "containerPort": PORT, "protocol": p} for p in ("tcp", "udp")]
+    chain.plugins[1]["runtimeConfig"] = {"portMappings": published}
+    pod, neighbour = node.pod(), node.pod()
+    chain.add(pod)
+    del chain.plugins[1]["runtimeConfig"]
+    chain.add(neighbour)
+    with serving(pod):
+        for version in FAMILIES:
+            address = cluster.address(1, version)
+            for who in (neighbour, pod, cluster.underlay):
+                assert connects(who, address, 8080), (who.name, address)
+                assert asks(who, address, 8080), (who.name, address)
+            assert connects(neighbour, address_of(pod, version)) == (kind == "same-bridge")
+
+
+def asks(space: Space, address: str, port: int) -> bool:
+    """Tell whether a datagram is answered."""
+    argv = [sys.executable, "-IS", "-c", ASK, address, str(port)]
+    return space.run(*argv, check=False).returncode == 0
 
 
 @policy("same-bridge")
