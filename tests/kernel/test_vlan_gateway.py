@@ -34,7 +34,7 @@ def attach(node: Node, pod: Pod) -> dict[str, Any]:
     ):
         assert [str(vlan) for vlan in asked.vlans] == ["vid 100 pvid untagged"]
         plan = replace(asked, vlans=())
-        site = bare_site(request, host, space)
+        site = bare_site(request, host, space, lambda: True)
         connection = bridge.connect(plan, site, undo)
         result: Result = bridge.configure(plan, connection, site, find_delegate(request).allocate(undo, ""))
         undo.pop_all()
