@@ -24,6 +24,7 @@ from ipam.errors import IPAMError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cni_plugin.backend.clash import Clash
     from cni_plugin.backend.survey import Survey
     from cni_plugin.contract.request import Request
     from cni_plugin.doctor.site import Examined
@@ -55,6 +56,7 @@ def _check_one(site: Examined, request: Request) -> Iterator[Finding]:
         return  # STATUS has the same words
     yield from _survey(site, request, survey)
     yield from (_obstacle(request, obstacle) for obstacle in obstacles)
+    yield from (_clash(site, clash) for clash in podwire.clashes(request))
     yield from _pods(request, survey)
     if ipam_type(request.config) in OWN_NAMES:
         yield from _addresses(request)
@@ -100,6 +102,16 @@ def _obstacle(request: Request, obstacle: Obstacle) -> Finding:
         found=f"it drops {what}",
         meaning=f"pods of {_name(request)} reach the node and nothing beyond it",
         remedy=obstacle.command,
+    )
+
+
+def _clash(site: Examined, clash: Clash) -> Finding:
+    return Finding(
+        severity="error",
+        object=f"subnet {clash.subnet}",
+        found=f"{clash.route} is also behind {clash.link}",
+        meaning="packets for these addresses go to one of the two links; who is behind the other is cut off",
+        remedy=f"choose another subnet: in {site.conf_dir}, or where {clash.link} is set up",
     )
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 MAIN_TABLE = 254
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
+_RT_TABLE_MAIN = 254
 _RTPROT_BOOT, _RTPROT_RA = 3, 9
 PODWIRE_PROTO = 112  # a number nobody has in iproute2's rt_protos: the routes that a sync owns
 # A sync's routes have a priority from here on (network_priority in backend/peers.py), a pod's have none.
@@ -153,6 +154,11 @@ def _command(verb: str, spec: RouteSpec) -> str:
 def list_routes(nl: Netlink, version: int) -> list[RouteSpec]:
     """Return the unicast routes of all tables of one family (4 or 6)."""
     return [_parse(raw) for raw in _list_raw(nl, version) if _head(raw).type == _RTN_UNICAST]
+
+
+def list_main_routes(nl: Netlink, version: int) -> list[RouteSpec]:
+    """Return the unicast routes of the main table of one family (4 or 6)."""
+    return [route for route in list_routes(nl, version) if route.table in {None, _RT_TABLE_MAIN}]
 
 
 def list_advertised(nl: Netlink) -> list[RouteSpec]:

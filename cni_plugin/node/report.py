@@ -151,7 +151,8 @@ def _ask_status(request: Request, path: str) -> list[str]:
     """Return why a pod could not be added now, or not be reached, in the words that the runtime would get."""
     try:
         PLUGINS["podwire"]().status(request)
-        return [f"{path}: {each}" for each in podwire.obstacles(request) if each.certain]
+        dropped = [each for each in podwire.obstacles(request) if each.certain]
+        return [f"{path}: {each}" for each in (*podwire.clashes(request), *dropped)]
     except CNIError as error:
         return [f"{path}: {error.msg}"]
 

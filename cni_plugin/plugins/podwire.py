@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.addresses.delegate import Delegate
     from cni_plugin.attach.mode import Mode, Plan
+    from cni_plugin.backend.clash import Clash
     from cni_plugin.backend.survey import Survey
     from cni_plugin.config.network import LiveAttachment
     from cni_plugin.contract.request import Request
@@ -246,6 +247,18 @@ def obstacles(request: Request) -> list[Obstacle]:
     mode, addressing = _mode(network), find_delegate(request).addressing()
     with open_host() as host:
         return list_obstacles(host, mode.forwarded_by(mode.plan(network, addressing)), addressing)
+
+
+def clashes(request: Request) -> list[Clash]:
+    """Return which routes of other links take the packets for a network's pods."""
+    from cni_plugin.backend.clash import find_clashes
+
+    network = _parse(request)
+    mode, addressing = _mode(network), find_delegate(request).addressing()
+    with open_host() as host:
+        interface = mode.forwarded_by(mode.plan(network, addressing))
+        subnets = {each.subnet for each in addressing.ranges} if interface else set()
+        return find_clashes(host.netlink, interface, sorted(subnets))
 
 
 def explain_mtu(request: Request) -> list[str]:

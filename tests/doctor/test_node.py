@@ -447,3 +447,32 @@ def test_a_pod_that_does_not_answer_is_named_without_a_kept_result(plain_node: N
     web.run("ip", "link", "set", "eth0", "down")
     found = the_only(examine(plain_node, "--container", web.container_id))
     assert found["found"] == "10.22.0.2, fd00:22::2: no answer to an echo from this node"
+
+
+@pytest.mark.parametrize(
+    ("subnet", "clashes"),
+    [
+        ("10.22.0.0/24", True),
+        ("10.22.0.128/25", True),
+        ("fd00:22::/64", True),
+        ("10.0.0.0/8", False),  # ours is the more specific one
+        ("10.23.0.0/24", False),
+    ],
+)
+@pytest.mark.parametrize("mode", ["bridge", "routed"])
+def test_a_subnet_that_another_link_has_too_is_named(
+    plain_node: Node, mode: str, subnet: str, *, clashes: bool
+) -> None:
+    node, config = plain_node, dual_stack(plain_node, mode=mode)
+    write_conflist(node, config)
+    node.add(config, node.pod())
+    node.run("ip", "link", "add", "podman0", "type", "bridge")
+    node.run("ip", "link", "set", "podman0", "up")
+    node.run("ip", "route", "add", subnet, "dev", "podman0", "metric", "7")
+    status = [str(node.bin_dir / "podwire"), "status", "--conf-dir", conf_dir(node)]
+    said = node.run(*status, "--bin-dir", str(node.bin_dir), check=False)
+    assert (f"found {subnet} on podman0" in said.stdout, said.returncode) == (clashes, int(clashes))
+    found = [each for each in examine(node) if each["found"] == f"{subnet} is also behind podman0"]
+    assert len(found) == clashes
+    node.run("ip", "link", "del", "podman0")
+    assert examine(node) == []

@@ -1,0 +1,49 @@
+"""Finds routes of other links that take the packets for a network's pods: `ip route show root SUBNET`.
+
+A route that covers the subnet and more, such as the default, loses to ours and is no clash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from cni_plugin.kernel.link import list_links
+from cni_plugin.kernel.route import PODWIRE_PROTO, list_main_routes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from netaddr import IPNetwork
+
+    from cni_plugin.kernel.netlink import Netlink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clash:
+    """A subnet of ours, and a route of another link that is equal or more specific."""
+
+    subnet: IPNetwork
+    route: IPNetwork
+    link: str
+
+    def __str__(self) -> str:
+        """Return it as `podwire status` says it."""
+        wanted = f"subnet {self.subnet}: wanted it for this network's pods alone"
+        return f"{wanted}, found {self.route} on {self.link}"
+
+
+def find_clashes(nl: Netlink, interface: str, subnets: Iterable[IPNetwork]) -> list[Clash]:
+    """Return the clashes of subnets whose pods are behind `interface` (`veth*` for all such)."""
+    wanted = list(subnets)
+    names = {link.index: link.name for link in list_links(nl)}
+    return [
+        Clash(subnet=subnet, route=route.dst, link=names[route.index])
+        for version in sorted({subnet.version for subnet in wanted})
+        for route in list_main_routes(nl, version)
+        if route.proto != PODWIRE_PROTO and route.index in names
+        if not fnmatchcase(names[route.index], interface)
+        for subnet in wanted
+        if subnet.version == version and route.dst in subnet
+    ]
