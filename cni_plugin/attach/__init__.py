@@ -1,4 +1,4 @@
-"""How a pod is joined to its node: one module per attach mode, and the MODES dictionary.
+"""How a pod is joined to its node: one module per attach mode; MODES in its `__init__` lists them.
 
 A mode is a module with its own keys, its tests and its line here. Each entry imports its module
 when it is asked for, because a call needs one of them only.

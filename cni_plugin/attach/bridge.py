@@ -27,7 +27,7 @@ from ipam.seam import waits
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from cni_plugin.backend.survey import Survey
+    from cni_plugin.backend.shared_facts import Survey
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
 
@@ -183,7 +183,7 @@ def _interface(link: Link, sandbox: str = "") -> Interface:
 
 def survey(plan: BridgePlan, host: Namespace) -> Survey:
     """Return what keeps the gateway's address away; a bridge is made in line by every ADD."""
-    from cni_plugin.backend.survey import Survey  # no call of a runtime needs it
+    from cni_plugin.backend.shared_facts import Survey  # no call of a runtime needs it
 
     mtu = plan.mtu or _automatic_mtu(plan, host)
     return Survey(troubles=tuple(gateway.find_stale(plan, host)), mtu=mtu)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from netaddr import IPAddress, IPNetwork
 
     from cni_plugin.attach.bridge_plan import BridgePlan
-    from cni_plugin.backend.survey import SurveyProblem
+    from cni_plugin.backend.shared_facts import SurveyProblem
     from cni_plugin.contract.result import IPConfig, Result
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netlink import Netlink
@@ -141,7 +141,7 @@ def _ensure_family(holder: Link, version: int, nl: Netlink) -> None:
 
 def find_stale(plan: BridgePlan, host: Namespace) -> list[SurveyProblem]:
     """Return the addresses on the bridge that would keep the gateway's away."""
-    from cni_plugin.backend.survey import SurveyProblem  # no call of a runtime needs it
+    from cni_plugin.backend.shared_facts import SurveyProblem  # no call of a runtime needs it
 
     holder = get_link(host.netlink, plan.gateway_ifname)
     if not plan.is_gateway or plan.force_address or holder is None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import ExitStack
 
-    from cni_plugin.backend.survey import Survey
+    from cni_plugin.backend.shared_facts import Survey
     from cni_plugin.config.network import Addressing, Network, RemoteNetworks
     from cni_plugin.contract.result import Result
     from cni_plugin.features.feature import Site

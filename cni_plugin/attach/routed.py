@@ -30,8 +30,8 @@ from cni_plugin.backend.peers import (
     peer_route,
     settle,
 )
+from cni_plugin.backend.shared_facts import PeerPath, Survey
 from cni_plugin.backend.stamp import locked, read_stamp, stamp_path_of
-from cni_plugin.backend.survey import PeerPath, Survey
 from cni_plugin.backend.underlay import UnderlayOptions, find_underlay
 from cni_plugin.config.network import Attachment, RemoteNetworks, alias_prefix, render_alias
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config

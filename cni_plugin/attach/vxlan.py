@@ -19,10 +19,10 @@ from cni_plugin.attach.bridge_plan import plan as plan_bridge
 from cni_plugin.attach.gateway import drop_other_subnets
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.veth import add_bridge_veth
-from cni_plugin.backend.crossing import accept_answers, plan_marks
+from cni_plugin.backend.node_traffic import accept_answers, plan_marks
 from cni_plugin.backend.peers import SyncMark, compare, is_trusted, network_priority, settle
+from cni_plugin.backend.shared_facts import Survey
 from cni_plugin.backend.stamp import locked
-from cni_plugin.backend.survey import Survey
 from cni_plugin.backend.tunnel import (
     Tunnel,
     desired_state,

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from netaddr import IPAddress, IPNetwork
 
-from cni_plugin.backend import crossing
+from cni_plugin.backend import node_traffic
 from cni_plugin.backend.peer_list import Peer, PeerSource, find_peers, refuse_conflicts
 from cni_plugin.backend.peers import Desired, network_priority, peer_route
+from cni_plugin.backend.shared_facts import PeerPath
 from cni_plugin.backend.stamp import read_stamp, stamp_path_of
-from cni_plugin.backend.survey import PeerPath
 from cni_plugin.backend.underlay import (
     VXLAN_OVERHEAD,
     Underlay,
@@ -249,7 +249,7 @@ def desired_state(tunnel: Tunnel, underlay: Underlay, device: int, nl: Netlink) 
     return Desired(
         device=device,
         priority=priority,
-        rules=crossing.list_rules(tunnel.subnets, priority),
+        rules=node_traffic.list_rules(tunnel.subnets, priority),
         addresses=frozenset(map(inner_address, _first_of_family(tunnel.subnets))),
         fdb=frozenset(FdbEntry(mac=mac, vtep=peer.vtep) for peer, mac in macs.items()),
         neighbours=frozenset(Neighbour(address=hop, mac=macs[peer]) for (peer, _), hop in hops.items()),

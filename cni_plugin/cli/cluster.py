@@ -95,7 +95,7 @@ def _order(arguments: argparse.Namespace) -> Order:
     """Return what to follow; settings that cannot be are said in the state file, too."""
     from cni_plugin.cluster.settings import read_settings
     from cni_plugin.dataplane.follow import Order
-    from cni_plugin.dataplane.nodes.files import replace_file
+    from cni_plugin.dataplane.nodes.published_files import replace_file
 
     name = _find_name(arguments.node_name)
     try:

@@ -31,7 +31,7 @@ from cni_plugin.dataplane.nodes.desired import (
     require_address,
     require_pod_cidrs,
 )
-from cni_plugin.dataplane.nodes.files import read_text, replace_file
+from cni_plugin.dataplane.nodes.published_files import read_text, replace_file
 from cni_plugin.kernel.addr import find_holder, list_addresses
 from cni_plugin.kernel.link import get_link_by_index
 from cni_plugin.kernel.netns import open_host

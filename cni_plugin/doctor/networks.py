@@ -24,11 +24,11 @@ from ipam.errors import IPAMError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cni_plugin.backend.clash import Clash
-    from cni_plugin.backend.survey import Survey
+    from cni_plugin.backend.route_conflicts import Clash
+    from cni_plugin.backend.shared_facts import Survey
     from cni_plugin.contract.request import Request
     from cni_plugin.doctor.site import Examined
-    from cni_plugin.kernel.forward import Obstacle
+    from cni_plugin.kernel.foreign_chains import Obstacle
     from ipam.allocator import Usage
 
 _NO_ADD: Final = "no pod can be added to the network now"

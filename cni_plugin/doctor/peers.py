@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.doctor.finding import Finding
+from cni_plugin.kernel.forward_verdict import find_closed
 from cni_plugin.kernel.netns import open_host
-from cni_plugin.kernel.obstacles import find_closed
 from cni_plugin.kernel.probe import Echo, ask_twice, count_reverse_path_drops, find_largest, smallest
 from cni_plugin.plugins import podwire
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from netaddr import IPAddress
 
-    from cni_plugin.backend.survey import PeerPath
+    from cni_plugin.backend.shared_facts import PeerPath
     from cni_plugin.doctor.site import Examined
     from cni_plugin.kernel.netns import Namespace
 

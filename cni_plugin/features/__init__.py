@@ -1,4 +1,4 @@
-"""What a pod gets beside its link: one module per feature, and the FEATURES dictionary.
+"""What a pod gets beside its link: one module per feature; FEATURES in its `__init__` lists them.
 
 A feature is a module with its own keys, its tests and its line here. Each entry imports its module
 when it is asked for.

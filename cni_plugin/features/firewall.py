@@ -3,7 +3,7 @@
 A network has a chain at the forward hook: first the operator's own chain, then what belongs to connections
 of pods, then `ingressPolicy`, then whatever pods send. `isolated` has a chain in the bridge family too,
 which keeps pods of one bridge apart without connection tracking. A pod is one element per
-address and family of tables. An accept here overrides no drop of another table: kernel/forward.py.
+address and family of tables. An accept here overrides no drop of another table: kernel/foreign_chains.py.
 By hand: `nft list table inet podwire`.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.features.elements import claim, release, require
 from cni_plugin.features.feature import Feature
-from cni_plugin.features.forwarding import warn_of_drops
+from cni_plugin.features.forward_warning import warn_of_drops
 from cni_plugin.features.nft_backend import require_nftables
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.nfnetlink import Element

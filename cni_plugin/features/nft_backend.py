@@ -1,4 +1,4 @@
-"""Parses the keys that choose iptables or nftables in the reference: here always nftables."""
+"""Parses the keys of the reference that choose iptables or nftables; here it is always nftables."""
 
 from __future__ import annotations
 

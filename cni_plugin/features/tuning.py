@@ -144,7 +144,7 @@ def prepare(settings: Tuning, site: Site, undo: ExitStack) -> None:
     staged = _staged_path(settings.directory, site.attachment)
     before = read_values(settings.values, site)
     undo.callback(take_back, path, before, site)
-    keep_values(path, staged, before, site)
+    keep_values(path, staged, before, site.attachment, netns=site.present_pod.cookie())
     apply_values(settings.values, site)
 
 

@@ -21,8 +21,8 @@ from ipam.seam import step
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
+    from cni_plugin.kernel.chain_walk import Rules
     from cni_plugin.kernel.netns import Namespace
-    from cni_plugin.kernel.walk import Rules
 
 log = logging.getLogger("podwire")
 

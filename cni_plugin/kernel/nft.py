@@ -1,4 +1,4 @@
-"""Static nftables text: chains with their rules, and the sets that they look in.
+"""Writes nftables by the program `nft`: chains at their hooks, with rules, and the sets that they use.
 
 A ruleset is written in one transaction by the `nft` program when the kernel's is another, which
 a digest in the comment of every rule tells. It belongs to a network or to the node, never to a

@@ -1,4 +1,4 @@
-"""Deletes veths in groups: deletions that are pending together are sent in one request.
+"""Deletes veths in groups, by `link_removal`: those that are pending together go in one request.
 
 All deletions of a node take turns in the kernel, and a hundred links take one turn together as well as
 one. So the first few delete at once and wait for nobody; who comes meanwhile is deleted together by
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import ABSENT, IFLA_GROUP, IFLA_MTU, deletion, get_link, link_body, set_link
+from cni_plugin.kernel.link_removal import remove_links
 from cni_plugin.kernel.message import u32
 from cni_plugin.kernel.netlink import Change
-from cni_plugin.kernel.removal import remove_links
 from ipam.seam import waits
 
 if TYPE_CHECKING:

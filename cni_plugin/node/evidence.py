@@ -1,4 +1,4 @@
-"""Evidence: of each attachment what store, elements, links and files show, alive or not.
+"""Evidence: what store, elements, links and files show of each attachment; it decides nothing.
 
 The one list that status, `ipam check`, gc and the doctor are views of; liveness.py says who is alive. What
 stays when a pod dies unseen is read first. Its veth does not: that goes with the pod's namespace, and

@@ -20,7 +20,7 @@ from cni_plugin.features.attachment import (
     site_of,
 )
 from cni_plugin.kernel.netns import open_host
-from cni_plugin.plugins.removal import open_site
+from cni_plugin.plugins.delete_target import open_site
 from ipam.seam.undo import Undo
 
 if TYPE_CHECKING:

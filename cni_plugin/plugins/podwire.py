@@ -35,7 +35,7 @@ from cni_plugin.features.attachment import (
 )
 from cni_plugin.kernel.link import delete_link, delete_listed, get_link, list_links
 from cni_plugin.kernel.netns import open_host
-from cni_plugin.plugins.removal import open_site
+from cni_plugin.plugins.delete_target import open_site
 from ipam.seam.undo import Undo
 
 if TYPE_CHECKING:
@@ -43,20 +43,20 @@ if TYPE_CHECKING:
 
     from cni_plugin.addresses.delegate import Delegate
     from cni_plugin.attach.mode import Mode, Plan
-    from cni_plugin.backend.clash import Clash
-    from cni_plugin.backend.survey import Survey
+    from cni_plugin.backend.route_conflicts import Clash
+    from cni_plugin.backend.shared_facts import Survey
     from cni_plugin.config.network import LiveAttachment
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
     from cni_plugin.features.feature import Feature, Settings, Site
-    from cni_plugin.kernel.forward import Obstacle
+    from cni_plugin.kernel.foreign_chains import Obstacle
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
 
 
 def add(request: Request) -> Result:
     """Join the pod to the network and return what was made."""
-    from cni_plugin.features.forwarding import warn_of_drops
+    from cni_plugin.features.forward_warning import warn_of_drops
 
     network = _parse(request)
     attachment = network.attachment
@@ -85,7 +85,7 @@ def add(request: Request) -> Result:
 
 
 def _list_living(network: str, host: Namespace) -> Iterator[LiveAttachment]:
-    from cni_plugin.plugins.living import list_living  # for the few calls that find no store
+    from cni_plugin.plugins.attached_veths import list_living  # for the few calls that find no store
 
     return list_living(network, host)
 
@@ -204,7 +204,7 @@ def status(request: Request) -> None:
             feature.ready(settings, host)
         delegate.status()
         if network.fields.boolean("strictStatus"):
-            from cni_plugin.features.forwarding import list_obstacles, require_open
+            from cni_plugin.features.forward_warning import list_obstacles, require_open
 
             require_open(list_obstacles(host, mode.forwarded_by(plan), delegate.addressing()))
 
@@ -230,7 +230,7 @@ def synchronize(request: Request) -> int:
 
 def survey(request: Request) -> tuple[Survey, list[Obstacle]]:
     """Return what this node has of a network, and which chains of others drop what it forwards."""
-    from cni_plugin.features.forwarding import list_obstacles
+    from cni_plugin.features.forward_warning import list_obstacles
 
     network = _parse(request)
     mode, addressing = _mode(network), find_delegate(request).addressing()
@@ -241,7 +241,7 @@ def survey(request: Request) -> tuple[Survey, list[Obstacle]]:
 
 def obstacles(request: Request) -> list[Obstacle]:
     """Return which chains of others drop what the node forwards for a network's pods."""
-    from cni_plugin.features.forwarding import list_obstacles
+    from cni_plugin.features.forward_warning import list_obstacles
 
     network = _parse(request)
     mode, addressing = _mode(network), find_delegate(request).addressing()
@@ -251,7 +251,7 @@ def obstacles(request: Request) -> list[Obstacle]:
 
 def clashes(request: Request) -> list[Clash]:
     """Return which routes of other links take the packets for a network's pods."""
-    from cni_plugin.backend.clash import find_clashes
+    from cni_plugin.backend.route_conflicts import find_clashes
 
     network = _parse(request)
     mode, addressing = _mode(network), find_delegate(request).addressing()

@@ -1,4 +1,4 @@
-"""The seam for tests of faults: every change to the kernel, to files and by programs passes `step`.
+"""Where every change is made, to kernel, files and by programs, and undone; tests of faults hook in.
 
 In production it is one call more, 0.1 microseconds. A test that starts the program itself sets `hook`
 and then sees each step before it is made: it can refuse it, make it and lose the answer, or end

@@ -13,10 +13,10 @@ import pytest
 
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import Link, get_link, get_link_by_index, link_body
+from cni_plugin.kernel.link_removal import remove_links
 from cni_plugin.kernel.netlink import RTM_DELLINK, Change
 from cni_plugin.kernel.netns import Namespace, inside, open_pod
 from cni_plugin.kernel.reaper import delete_links, delete_together, new_group
-from cni_plugin.kernel.removal import remove_links
 from ipam import seam
 from tests.harness.networks import dual_stack
 from tests.harness.storm.faulting import Fault, Steps

@@ -21,7 +21,7 @@ from cni_plugin.dataplane.nodes.desired import (
     require_address,
     require_pod_cidrs,
 )
-from cni_plugin.dataplane.nodes.files import replace_file
+from cni_plugin.dataplane.nodes.published_files import replace_file
 from tests.harness.nodes_api import render_node
 
 if TYPE_CHECKING:

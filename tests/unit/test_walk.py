@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from cni_plugin.kernel.chain_walk import Packet, walk
 from cni_plugin.kernel.iptables import _parse_rule
-from cni_plugin.kernel.walk import Packet, walk
 
 LEAVING = Packet(iifname="cni0", oifname=None, state="new")
 ANSWERING = Packet(iifname=None, oifname="cni0", state="established")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cni_plugin.dataplane.nodes.files import read_text, replace_file
+from cni_plugin.dataplane.nodes.published_files import read_text, replace_file
 
 _TYPE = "podwire"
 

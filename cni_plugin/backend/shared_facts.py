@@ -1,4 +1,4 @@
-"""Values that describe what a network's pods share on this node, for the doctor; read-only."""
+"""What a network's pods share on this node, as values: underlay, tunnel, paths to peers."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cni_plugin.kernel.chain_walk import Packet, RuleOutcome, decide
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.forward import (
+from cni_plugin.kernel.foreign_chains import (
     PROGRAMS,
     VERSIONS,
     Obstacle,
@@ -26,7 +27,6 @@ from cni_plugin.kernel.forward import (
 from cni_plugin.kernel.iptables import legacy_in_use, list_legacy_rules
 from cni_plugin.kernel.nfnetlink import TABLE
 from cni_plugin.kernel.nft import require_nft
-from cni_plugin.kernel.walk import Packet, RuleOutcome, decide
 from ipam.seam import step
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from netaddr import IPNetwork
 
+    from cni_plugin.kernel.chain_walk import Rules
     from cni_plugin.kernel.nfnetlink import Nftables
-    from cni_plugin.kernel.walk import Rules
 
 
 _INPUT, _OUTPUT = 1, 3  # NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT

@@ -1,7 +1,7 @@
-"""Chains of other tables at the forward hook, and the command that opens one for pods.
+"""Finds forward chains that are not ours; says which command opens one for pods.
 
 In nftables a packet passes when the chains of all tables let it: nothing of ours opens what a chain
-of Docker's, firewalld's or ufw's drops. Whether one does is found in kernel/obstacles.py.
+of Docker's, firewalld's or ufw's drops. Whether one does is found in kernel/forward_verdict.py.
 By hand: `nft list chains`.
 """
 

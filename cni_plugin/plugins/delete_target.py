@@ -30,7 +30,7 @@ def open_site(request: Request) -> Iterator[Site]:
 
             @cache
             def is_own() -> bool:
-                from cni_plugin.plugins.proof import has_interface  # few DELs change anything in a pod
+                from cni_plugin.plugins.namespace_owner import has_interface  # few DELs need it
 
                 return netns is not None and has_interface(request, host, netns)
 

@@ -1,4 +1,4 @@
-"""Whose the namespace at CNI_NETNS is, for a verb that removes.
+"""Whether the namespace at CNI_NETNS is still the attachment's: a verb that removes changes no other.
 
 A path may lead to another pod's by the time of a DEL: process ids come again. The interface in it decides:
 the alias of a veth's other end says whose it is. Where nobody says it, as with links of the Go plugins, it

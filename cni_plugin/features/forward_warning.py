@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.forward import find_suspects
+from cni_plugin.kernel.foreign_chains import find_suspects
 
 if TYPE_CHECKING:
     from cni_plugin.config.network import Addressing
     from cni_plugin.contract.result import Result
-    from cni_plugin.kernel.forward import Obstacle
+    from cni_plugin.kernel.foreign_chains import Obstacle
     from cni_plugin.kernel.netns import Namespace
 
 log = logging.getLogger("podwire")
@@ -37,7 +37,7 @@ def warn_of_drops(host: Namespace, interface: str, result: Result) -> None:
 
 def list_obstacles(host: Namespace, interface: str, addressing: Addressing) -> list[Obstacle]:
     """Return the chains of others that drop the pods' packets, and those of which nobody can say it."""
-    from cni_plugin.kernel.obstacles import Forwarded, find_obstacles  # no ADD needs it
+    from cni_plugin.kernel.forward_verdict import Forwarded, find_obstacles  # no ADD needs it
 
     if not interface:
         return []
