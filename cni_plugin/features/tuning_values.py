@@ -187,11 +187,12 @@ def check_values(wanted: Values, site: Site) -> None:
             raise broken(f'sysctl {key}: wanted "{wanted.sysctls[key]}", found "{value}"')
 
 
-def keep_values(path: str, staged: str, values: Values, attachment: Attachment, *, netns: int) -> None:
+def keep_values(path: str, staged: str, values: Values, attachment: Attachment, *, netns: str) -> None:
     """Write what was there before to a file, whole or not at all; CNIError 5 when it cannot be.
 
-    `staged` is what it is called while it is written, `netns` the cookie of the pod's namespace. Of a sysctl that another attachment of the container
-    has set already that is what was there before both: whichever of them is the last sets that back.
+    `staged` is what it is called while it is written, `netns` the cookie of the pod's namespace. Of a sysctl
+    that another attachment of the container has set already it is what was there before both: whichever of
+    them is the last sets that back.
     """
     others = _read_others(path, attachment) if values.sysctls else {}
     document = {

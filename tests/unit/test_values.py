@@ -40,6 +40,6 @@ def test_what_was_before_is_what_the_first_attachment_of_the_same_container_foun
     for container_id, ifname, value in found:
         path = tmp_path / f"{container_id}_{ifname}.json"
         attachment = Attachment(network="net", container_id=container_id, ifname=ifname, netns="")
-        keep_values(str(path), f"{path}.new", Values(sysctls={"key": value}), attachment, netns=0)
+        keep_values(str(path), f"{path}.new", Values(sysctls={"key": value}), attachment, netns="")
         kept[container_id, ifname] = json.loads(path.read_text())["sysctl"]["key"]
     assert list(kept.values()) == ["1", "2", "1", "2"]
