@@ -16,14 +16,14 @@ LIBRARIES: list[str] = []
 _MAX_STDIN = 4 * 1024 * 1024 + 1  # one byte past what a configuration may have
 _LOST = """{
     "cniVersion": "1.1.0",
-    "code": %d,
+    "code": 11,
     "msg": "podwire agent at %s: wanted an answer, found the connection closed; it may have been killed"
 }
 """
 
 
 def main() -> None:
-    """Exit with the agent's answer; return when there is no agent."""
+    """Exit with the agent's answer; return when the call is to be run here."""
     import _socket
 
     try:
@@ -44,18 +44,24 @@ def main() -> None:
     except OSError:
         return  # whoever reads it next gets the same error, and has the words for it
     head = b"podw" + b"".join(n.to_bytes(4, "big") for n in (1, errno, len(strings), len(stdin)))
+    begun = True
     try:
         agent.sendmsg([head], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else [])
         agent.sendall(strings + stdin)
     except OSError:
-        pass  # an agent that refuses answers before it has read everything
+        begun = False  # an agent that refuses answers before it has read everything
     reply = b""
     try:
         while piece := agent.recv(1 << 20):
             reply += piece
     except OSError:
-        pass  # a reply that is not whole says enough
+        begun = begun and bool(reply)  # it ended with some of the request unread
     _finish(reply)
+    if begun and posix.environ.get(b"CNI_COMMAND") == b"ADD":
+        # An ADD is made once: the runtime's DEL comes first. Every other verb may be repeated.
+        _write(1, (_LOST % SOCKET).encode())
+        posix._exit(1)  # noqa: SLF001 - see _finish
+    _give_back(stdin)
 
 
 def _open_netns() -> tuple[int, bytes]:
@@ -78,15 +84,23 @@ def _read_stdin() -> bytes:
 
 
 def _finish(reply: bytes) -> None:
+    """Do what the reply says; return when it is not whole."""
     status, out, err = (int.from_bytes(reply[at : at + 4], "big") for at in (8, 12, 16))
     stdout, stderr = reply[20 : 20 + out], reply[20 + out :]
     if reply[:4] != b"podw" or len(stdout) != out or len(stderr) != err:
-        code = 50 if posix.environ.get(b"CNI_COMMAND") == b"STATUS" else 11
-        status, stdout, stderr = 1, (_LOST % (code, SOCKET)).encode(), b""
+        return
     _write(1, stdout)
     _write(2, stderr)
     # Nothing is open that finalising the interpreter would have to flush.
     posix._exit(status)  # noqa: SLF001 - os, which has it as a public name, costs a millisecond
+
+
+def _give_back(stdin: bytes) -> None:
+    """Let whoever works here read again what has been read."""
+    file = posix.memfd_create("stdin", posix.MFD_CLOEXEC)
+    _write(file, stdin)
+    posix.lseek(file, 0, 0)
+    posix.dup2(file, 0)
 
 
 def _write(stream: int, text: bytes) -> None:

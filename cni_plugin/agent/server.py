@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_plugin.agent import metrics
+from cni_plugin.agent import metrics, presence
 from cni_plugin.agent.calls import Calls, send
 from cni_plugin.agent.children import kept
 from cni_plugin.agent.journal import Journal, own, render_pairs
@@ -83,7 +83,7 @@ def run(settings: AgentSettings) -> int:
         if served:
             served.start(lambda: readiness.find_reasons(listener.path))
         notifier.tell("READY=1")
-        _accept_until(terminated, listener.socket, door)
+        _accept_until(terminated, listener, door)
         notifier.tell("STOPPING=1")
         listener.leave(door)
     door.wait()
@@ -112,12 +112,19 @@ def _say(**pairs: object) -> None:
     own.info(render_pairs(node=os.uname().nodename, **pairs))
 
 
-def _accept_until(terminated: int, listener: socket.socket, door: Admission) -> None:
+def _accept_until(terminated: int, listener: Listener, door: Admission) -> None:
     poll = select.poll()
     poll.register(terminated, select.POLLIN)
-    poll.register(listener, select.POLLIN)
-    while terminated not in dict(poll.poll()):
-        _accept_one(listener, door)
+    poll.register(listener.socket, select.POLLIN)
+    due = 0.0
+    ready: dict[int, int] = {}
+    while terminated not in ready:
+        if time.monotonic() >= due:
+            presence.note(listener.path)
+            due = time.monotonic() + presence.PERIOD
+        ready = dict(poll.poll(max(due - time.monotonic(), 0) * 1000))
+        _accept_one(listener.socket, door)
+    presence.note(listener.path)
 
 
 def _accept_one(listener: socket.socket, door: Admission) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from tests.harness.agents import start_agent
 from tests.harness.answers import refusal
 from tests.harness.cluster import make_cluster
-from tests.harness.networks import V4, dual_stack, network
+from tests.harness.networks import V4, dual_stack, network, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,8 +130,9 @@ def test_nobody_else_can_keep_the_agent_from_starting(public: Path) -> None:
     with start_agent(directory / "a.sock") as agent:
         assert "Permission denied" in as_nobody(connect, agent.socket)
         assert "Permission denied" in as_nobody(TAKE, f"{agent.socket}.lock")
+        wait_for(Path(f"{agent.socket}.seen"))
         made = {name: mode for name, mode in modes(directory).items() if not name.endswith(".log")}
-        assert made == {"a.sock": "srw-------", "a.sock.lock": "-rw-------"}
+        assert made == {"a.sock": "srw-------", "a.sock.lock": "-rw-------", "a.sock.seen": "-rw-------"}
         assert agent.stop() == 0
 
 
