@@ -37,7 +37,8 @@ from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.contract.inet import link_local
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.netconf import ensure_family, ensure_forwarding, ignore_routers, require_forwarding
-from cni_plugin.kernel.nft import Chain, Ruleset, ensure_ruleset, find_difference, require_nft
+from cni_plugin.kernel.nft import Ruleset, ensure_ruleset, find_difference, hooked, require_nft
+from cni_plugin.kernel.nft_layout import TUNNEL_GATEWAY, TUNNEL_GUARD, TUNNEL_UNTRACKED
 from cni_plugin.kernel.vxlan import ensure_master, ensure_vxlan, find_vxlan
 
 if TYPE_CHECKING:
@@ -120,20 +121,14 @@ def _guard_ruleset(plan: VxlanPlan, underlay: Underlay) -> Ruleset:
     """
     port, ours = plan.tunnel.port, "fib daddr type { local, multicast }"
     links = (plan.bridge.gateway_ifname, "veth*", plan.tunnel.device)
-    guard = Chain(
-        name=f"guard_{plan.tunnel.device}",
-        hook="type filter hook prerouting priority raw; policy accept;",
-        rules=(
-            f'iifname "{underlay.name}" {ours} udp dport {port} notrack accept',
-            f'iifname "{underlay.name}" accept',
-            *(f'iifname "{link}" udp dport {port} drop' for link in links),
-        ),
+    entering = (
+        f'iifname "{underlay.name}" {ours} udp dport {port} notrack accept',
+        f'iifname "{underlay.name}" accept',
+        *(f'iifname "{link}" udp dport {port} drop' for link in links),
     )
-    untracked = Chain(
-        name=f"untracked_{plan.tunnel.device}",
-        hook="type filter hook output priority raw; policy accept;",
-        rules=(f'oifname "{underlay.name}" fib saddr type local udp dport {port} notrack',),
-    )
+    leaving = (f'oifname "{underlay.name}" fib saddr type local udp dport {port} notrack',)
+    guard = hooked(TUNNEL_GUARD, entering, plan.tunnel.device)
+    untracked = hooked(TUNNEL_UNTRACKED, leaving, plan.tunnel.device)
     return Ruleset(
         family="inet", title=f"{plan.tunnel.network} tunnel is for nodes", chains=(guard, untracked)
     )
@@ -147,11 +142,8 @@ def _gateway_ruleset(plan: VxlanPlan) -> Ruleset:
     """
     out = f'oifname "{plan.tunnel.device}"'
     words = [words for address in sorted(plan.gateways) for words in _render_talk(address)]
-    chain = Chain(
-        name=f"tunnel_{plan.tunnel.device}",
-        hook="type filter hook postrouting priority 0;",
-        rules=(f"{out} ether saddr {plan.bridge.bridge_mac} drop", *(f"{out} {each} drop" for each in words)),
-    )
+    rules = (f"{out} ether saddr {plan.bridge.bridge_mac} drop", *(f"{out} {each} drop" for each in words))
+    chain = hooked(TUNNEL_GATEWAY, rules, plan.tunnel.device)
     return Ruleset(family="bridge", title=f"{plan.tunnel.network} gateway stays home", chains=(chain,))
 
 

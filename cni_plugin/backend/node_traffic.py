@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cni_plugin.kernel.netconf import loosen_rp_filter
-from cni_plugin.kernel.nft import Chain, Ruleset
+from cni_plugin.kernel.nft import Ruleset, hooked
+from cni_plugin.kernel.nft_layout import CROSSING_MARK, TUNNEL_MARKS
 from cni_plugin.kernel.rule import RuleSpec
 from cni_plugin.kernel.sysctl import get_sysctl
 
@@ -24,15 +25,13 @@ if TYPE_CHECKING:
     from cni_plugin.backend.tunnel import Tunnel
     from cni_plugin.kernel.netlink import Netlink
 
-# A bit that kube-proxy (0x4000, 0x8000), the reference's portmap (0x2000) and other networks leave alone.
-MARK = 0x1000
 _NFT_FAMILY = {4: "ip", 6: "ip6"}
 _STRICT = 1  # rp_filter, RFC 3704
 
 
 def list_rules(subnets: Iterable[IPNetwork], table: int) -> frozenset[RuleSpec]:
     """Return the rules for what the pods of these subnets send."""
-    return frozenset(RuleSpec(src=subnet, mark=MARK, table=table) for subnet in subnets)
+    return frozenset(RuleSpec(src=subnet, mark=CROSSING_MARK, table=table) for subnet in subnets)
 
 
 def plan_marks(tunnel: Tunnel) -> Ruleset:
@@ -44,18 +43,14 @@ def plan_marks(tunnel: Tunnel) -> Ruleset:
     versions = sorted({subnet.version for subnet in tunnel.subnets})
     marks = (
         f"{_NFT_FAMILY[s.version]} saddr {s} {_NFT_FAMILY[s.version]} daddr @{_set_name(tunnel, s.version)} "
-        f"meta mark set meta mark or {MARK:#x}"
+        f"meta mark set meta mark or {CROSSING_MARK:#x}"
         for s in tunnel.subnets
     )
-    chain = Chain(
-        name=f"tunnel_{tunnel.device}",
-        hook="type filter hook prerouting priority dstnat + 10; policy accept;",
-        rules=("ct direction reply ct status dnat accept", *marks),
-    )
+    rules = ("ct direction reply ct status dnat accept", *marks)
     return Ruleset(
         family="inet",
         title=f"{tunnel.network} pods to nodes",
-        chains=(chain,),
+        chains=(hooked(TUNNEL_MARKS, rules, tunnel.device),),
         sets=tuple((f"set {_set_name(tunnel, v)}", f"type ipv{v}_addr;") for v in versions),
         filled=tuple(_set_name(tunnel, v) for v in versions),
         fingerprint=tunnel.source.digest,

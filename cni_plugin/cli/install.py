@@ -17,8 +17,8 @@ from cni_plugin.config.paths import BIN_DIR, INSTALLED, SHIM_IN_IMAGE, SOCKET
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.link import delete_link, list_links
 from cni_plugin.kernel.netns import open_host
-from cni_plugin.kernel.nfnetlink import TABLE
 from cni_plugin.kernel.nft import run_nft
+from cni_plugin.kernel.nft_layout import TABLE
 from cni_plugin.kernel.route import PODWIRE_PROTO, list_routes, remove_route
 from cni_plugin.kernel.rule import list_own_rules, remove_rule
 from cni_plugin.node import report

@@ -23,13 +23,14 @@ from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.nft import (
     FAMILY,
-    Chain,
     Ruleset,
     ensure_ruleset,
     find_difference,
+    hooked,
     require_nft,
     scope_of,
 )
+from cni_plugin.kernel.nft_layout import BRIDGE_FIREWALL, FIREWALL, PUBLISHED, PUBLISHED_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -132,26 +133,18 @@ def _plan_marks(settings: Firewall) -> Ruleset:
     and hands it to the other pod's port there: it looks like one pod talking to another. The bridge
     family knows no connections, so that a mark is what tells it. No pod can set one on the node.
     """
-    chain = Chain(
-        name=f"published_{settings.scope}",
-        hook="type filter hook prerouting priority -90; policy accept;",
-        rules=(f'iifname "{settings.bridge}" ct status dnat meta mark set meta mark or {_MARK:#x}',),
-    )
+    rule = f'iifname "{settings.bridge}" ct status dnat meta mark set meta mark or {PUBLISHED_MARK:#x}'
+    chain = hooked(PUBLISHED, (rule,), settings.scope)
     return Ruleset(family="inet", title=f"firewall {settings.network} published", chains=(chain,))
 
 
 def _plan_ruleset(settings: Firewall, family: str, rules: list[str], kept: tuple[str, ...] = ()) -> Ruleset:
-    chain = Chain(
-        name=f"firewall_{settings.scope}",
-        hook="type filter hook forward priority 0; policy accept;",
-        rules=tuple(rules),
-    )
+    chain = hooked(BRIDGE_FIREWALL if family == "bridge" else FIREWALL, rules, settings.scope)
     sets = tuple((f"set firewall{v}_{settings.scope}", f"type ipv{v}_addr;") for v in (4, 6))
     return Ruleset(family=family, title=f"firewall {settings.network}", chains=(chain,), sets=sets, kept=kept)
 
 
-_MARK = 0x800  # of what goes to a published port, and of what answers it
-_PUBLISHED = f"meta mark & {_MARK:#x} == {_MARK:#x} accept"
+_PUBLISHED = f"meta mark & {PUBLISHED_MARK:#x} == {PUBLISHED_MARK:#x} accept"
 # Without it a pod could not find a router that is beside it on the bridge.
 _DISCOVERY = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
 

@@ -23,13 +23,14 @@ from cni_plugin.features.nft_backend import require_nftables
 from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.nft import (
     FAMILY,
-    Chain,
     Ruleset,
     ensure_ruleset,
     find_difference,
+    hooked,
     require_nft,
     scope_of,
 )
+from cni_plugin.kernel.nft_layout import MASQUERADE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,13 +125,7 @@ def _plan_ruleset(settings: Masquerade) -> Ruleset:
     return Ruleset(
         family="inet",
         title=f"masquerade {settings.network}",
-        chains=(
-            Chain(
-                name=f"masquerade_{scope}",
-                hook="type nat hook postrouting priority srcnat; policy accept;",
-                rules=tuple(_render_rule(settings, version) for version in families),
-            ),
-        ),
+        chains=(hooked(MASQUERADE, (_render_rule(settings, version) for version in families), scope),),
         sets=(
             *((f"set masq{v}_{scope}", f"type ipv{v}_addr;") for v in families),
             *((f"set far{v}_{scope}", f"type ipv{v}_addr; flags interval;") for v in families),

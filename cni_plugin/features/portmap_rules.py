@@ -11,21 +11,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_plugin.kernel.nft import FAMILY, Chain, Ruleset, scope_of
+from cni_plugin.kernel.nft import FAMILY, Chain, Ruleset, hooked, scope_of
+from cni_plugin.kernel.nft_layout import (
+    HOSTPORT_GUARD,
+    HOSTPORT_MARK,
+    HOSTPORT_OUTPUT,
+    HOSTPORT_POSTROUTING,
+    HOSTPORT_PREROUTING,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_ALL_BITS = 0xFFFFFFFF
 GUARD = Ruleset(
     family="inet",
     title="portmap: nothing from outside is for 127.0.0.0/8, whatever route_localnet says",
-    chains=(
-        Chain(
-            name="hostport_guard",
-            hook="type filter hook prerouting priority raw; policy accept;",
-            rules=('iifname != "lo" ip daddr 127.0.0.0/8 drop',),
-        ),
-    ),
+    chains=(hooked(HOSTPORT_GUARD, ('iifname != "lo" ip daddr 127.0.0.0/8 drop',)),),
 )
 """CVE-2020-8558: route_localnet lets the neighbours on that link reach what listens on 127.0.0.1."""
 
@@ -58,24 +60,16 @@ def plan_ruleset(treatment: Treatment) -> Ruleset:
     translate = (f"fib daddr type local jump hostport_{scope}",)
     chains = [
         Chain(name=f"hostport_{scope}", rules=tuple(_translate(treatment))),
-        _nat_chain("prerouting", -100, scope, translate),
-        _nat_chain("output", -100, scope, translate),
+        hooked(HOSTPORT_PREROUTING, translate, scope),
+        hooked(HOSTPORT_OUTPUT, translate, scope),
     ]
     if rules := tuple(_masquerade(treatment)):
-        chains.append(_nat_chain("postrouting", 100, scope, rules))
+        chains.append(hooked(HOSTPORT_POSTROUTING, rules, scope))
     return Ruleset(
         family="inet",
         title=f"portmap {treatment.segment}".rstrip(),
         chains=tuple(chains),
         sets=tuple(declared for version in (4, 6) for declared in _declare(version, scope)),
-    )
-
-
-def _nat_chain(hook: str, priority: int, scope: str, rules: tuple[str, ...]) -> Chain:
-    return Chain(
-        name=f"hostport_{hook}_{scope}",
-        hook=f"type nat hook {hook} priority {priority}; policy accept;",
-        rules=rules,
     )
 
 
@@ -87,13 +81,19 @@ def _declare(version: int, scope: str) -> Iterator[tuple[str, str]]:
 
 
 def _translate(treatment: Treatment) -> Iterator[str]:
-    """Yield the rules of both families; a port of one address goes before a port of all addresses."""
+    """Yield the rules of both families; a port of one address goes before a port of all addresses.
+
+    What they translate bears a mark: behind them it tells a host port's connection from one to the same
+    pod that somebody else has translated, a Service, whose port may well have the same number.
+    """
     service = "meta l4proto . th dport"
+    yield f"meta mark set meta mark or {HOSTPORT_MARK:#x}"
     for version, condition in treatment.conditions:
         family, name = FAMILY[version], f"@hostport{version}"
         start = f"{_eligible(version, treatment)} {condition}".rstrip()
         yield f"{start} dnat {family} to {family} daddr . {service} map {name}at_{treatment.scope}"
         yield f"{start} dnat {family} to {service} map {name}_{treatment.scope}"
+    yield f"meta mark set meta mark and {~HOSTPORT_MARK & _ALL_BITS:#x}"
 
 
 def _eligible(version: int, treatment: Treatment) -> str:
@@ -109,13 +109,14 @@ def _masquerade(treatment: Treatment) -> Iterator[str]:
     for version in (4, 6) if treatment.snat else ():
         family, pods = FAMILY[version], f"@hostport_pods{version}_{treatment.scope}"
         to_pod = f"ct status dnat {family} daddr . {family} daddr {pods}"
+        published = f"meta mark & {HOSTPORT_MARK:#x} == {HOSTPORT_MARK:#x} {to_pod}"
         if treatment.mark:
             yield f"{to_pod} meta mark and {mark} == {mark} masquerade"
         if treatment.masq_all:
-            yield f"{to_pod} {verdict}"
+            yield f"{published} {verdict}"
             continue
         yield f"ct status dnat {family} saddr . {family} daddr {pods} {verdict}"
         if version == 4:
             yield f"{to_pod} ip saddr 127.0.0.0/8 {verdict}"
         if treatment.segment:
-            yield f'{to_pod} iifname "{treatment.segment}" {verdict}'
+            yield f'{published} iifname "{treatment.segment}" {verdict}'

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from cni_plugin.kernel.nft import Chain, Ruleset
+from cni_plugin.kernel.nft import Chain, Ruleset, hooked
+from cni_plugin.kernel.nft_layout import BRIDGE_SPOOF, SPOOF
 
 _DROP = "drop"
 # RFC 5227 section 1.1: a probe has no sender address.
@@ -97,6 +98,6 @@ def plan_ruleset(family: str) -> Ruleset:
         f"{ethertype} vmap {{ {verdicts} }}",
         _DROP,
     )
-    base = Chain(name="spoof", hook="type filter hook prerouting priority -300; policy accept;", rules=first)
+    base = hooked(BRIDGE_SPOOF if family == "bridge" else SPOOF, first)
     others = (Chain(name=name, rules=rules) for name, rules in chains.items())
     return Ruleset(family=family, title="spoof check", chains=(base, *others), sets=_SETS)

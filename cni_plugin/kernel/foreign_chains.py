@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_plugin.kernel.nfnetlink import TABLE
+from cni_plugin.kernel.nft_layout import OWN_TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -67,7 +67,8 @@ def list_foreign(heads: Iterable[ChainHead], versions: Collection[int]) -> Itera
     """Yield the base chains that packets of these families (4, 6) pass and that are not ours."""
     for head in heads:
         concerned = VERSIONS.get(head.family, set()) & set(versions)
-        if head.hook == _FORWARD and concerned and (head.family, head.table) != ("inet", TABLE):
+        ours = head.family == "inet" and head.table in OWN_TABLES
+        if head.hook == _FORWARD and concerned and not ours:
             yield head
 
 

@@ -25,8 +25,8 @@ from cni_plugin.kernel.foreign_chains import (
     open_iptables,
 )
 from cni_plugin.kernel.iptables import legacy_in_use, list_legacy_rules
-from cni_plugin.kernel.nfnetlink import TABLE
 from cni_plugin.kernel.nft import require_nft
+from cni_plugin.kernel.nft_layout import OWN_TABLES
 from ipam.seam import step
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def find_closed(nftables: Nftables, interface: str, version: int, port: int) -> 
     heads = [
         head
         for head in nftables.list_chains()
-        if head.hook in packets and version in VERSIONS.get(head.family, ()) and head.table != TABLE
+        if head.hook in packets and version in VERSIONS.get(head.family, ()) and head.table not in OWN_TABLES
     ]
     found = []
     for head in heads:

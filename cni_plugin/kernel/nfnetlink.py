@@ -23,13 +23,13 @@ from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.message import attribute, list_attributes, parse_text, text
 from cni_plugin.kernel.message import parse_attributes as parse
 from cni_plugin.kernel.netlink import HEADER, NETFILTER, NLMSG_ERROR, NetlinkSocket, answered, log, pack
+from cni_plugin.kernel.nft_layout import TABLE
 from ipam.seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 _FAMILIES = {"": 0, "inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # NFPROTO_*, "" for all
-TABLE = "podwire"
 # linux/netfilter/nfnetlink.h, nf_tables.h
 _BATCH_BEGIN, _BATCH_END, _SUBSYSTEM = 0x10, 0x11, 10
 _GETCHAIN, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 4, 7, 10, 12, 13, 14, 16

@@ -15,13 +15,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
-from cni_plugin.kernel.nfnetlink import MAX_COMMENT, TABLE
+from cni_plugin.kernel.nfnetlink import MAX_COMMENT
+from cni_plugin.kernel.nft_layout import TABLE
 from ipam.seam import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from cni_plugin.kernel.nfnetlink import Nftables
+    from cni_plugin.kernel.nft_layout import Place
 
 log = logging.getLogger("podwire")
 
@@ -41,6 +43,11 @@ class Chain:
     name: str
     rules: tuple[str, ...]
     hook: str = ""
+
+
+def hooked(place: Place, rules: Iterable[str], scope: str = "") -> Chain:
+    """Return the base chain at a place of the layout that serves `scope`."""
+    return Chain(name=place.name(scope), hook=place.declaration, rules=tuple(rules))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.harness.cluster import ROUTER, Cluster, address_of, make_cluster
+from tests.harness.hostile import FAMILY, is_heard
+from tests.harness.hostile import PORT as VICTIMS_PORT
 from tests.harness.hostports import DNS, WEB, call_portmap, chain, map_ports, mapped, set_filtering
-from tests.harness.networks import GATEWAYS, call_reference, dual_stack, eventually, reference
+from tests.harness.networks import GATEWAYS, call_reference, dual_stack, eventually, inside, reference
 from tests.harness.services import REFUSED, SILENCE, Flow, ask, ask_all, offering
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 FAMILIES = (4, 6)
 BOTH = ({**WEB, "protocol": "tcp"}, {**WEB, "protocol": "udp"})
+SERVICE = {4: "10.96.0.10", 6: "fd00:96::10"}
 BRIEFLY = 0.4  # seconds, where nobody answers
 
 
@@ -129,6 +133,32 @@ def test_only_what_is_for_the_node_is_translated(cluster: Cluster) -> None:
         for space in (pod, node):
             for v in FAMILIES:
                 assert ask_all(space, ROUTER[v], 8080) == {f"world {cluster.address(1, v)}"}
+
+
+@pytest.mark.parametrize("keys", [{}, {"masqAll": True}])
+def test_a_connection_that_another_table_translated_keeps_its_source(
+    cluster: Cluster, keys: dict[str, Any]
+) -> None:
+    """A Service to a pod with a host port of the same number: who asks is seen as itself."""
+    node = cluster.nodes[1]
+    set_filtering(node, 0)  # else the neighbour's packets never leave the bridge
+    web = {**WEB, "protocol": "udp", "containerPort": VICTIMS_PORT}
+    pod, other = attached(cluster, web, **keys), node.pod()
+    node.add(dual_stack(node), other)
+    rules = (
+        f"{family} daddr {SERVICE[v]} udp dport 8080 dnat {family} to {address_of(pod, v)} : {VICTIMS_PORT}"
+        for v, family in ((4, "ip"), (6, "ip6"))
+    )
+    chain = ("chain p {", "type nat hook prerouting priority -110;", *rules, "}")
+    node.run("nft", "-f", "-", input="\n".join(("table inet services {", *chain, "}\n")))
+
+    for v in FAMILIES:
+        own, to = address_of(other, v), address_of(pod, v)
+        with inside(other), socket.socket(FAMILY[v], socket.SOCK_DGRAM) as asking:
+            assert is_heard(pod, to, own, partial(asking.sendto, b"truly", (SERVICE[v], 8080)))
+        with inside(other), socket.socket(FAMILY[v], socket.SOCK_DGRAM) as asking:
+            at_port = partial(asking.sendto, b"truly", (cluster.address(1, v), 8080))
+            assert is_heard(pod, to, GATEWAYS[v], at_port)
 
 
 def test_a_range_leads_each_port_to_its_own(cluster: Cluster) -> None:

@@ -1,0 +1,134 @@
+"""The layout of our nftables: every table, hook, priority, beginning of a chain's name, and mark bit.
+
+Whoever hooks a chain in takes its place from here, so that the order in which features see a packet is
+one list and no accident. docs/dataplane.md prints it; a test compares it with `nft list ruleset`.
+Numbers and not words: `dstnat` is -100 in the family inet and -300 in bridge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TABLE = "podwire"  # what belongs to pods, in the families inet and bridge
+POLICY_TABLE = "podwire_policy"
+SERVICES_TABLE = "podwire_services"
+OWN_TABLES = (TABLE, POLICY_TABLE, SERVICES_TABLE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a chain is hooked in; `prefix` is how its name begins, or all of it."""
+
+    family: str = "inet"
+    table: str = TABLE
+    prefix: str
+    kind: str = "filter"
+    hook: str
+    priority: int
+    purpose: str
+
+    def name(self, scope: str = "") -> str:
+        """Return the name of the chain that serves `scope`: a device, or some settings."""
+        return f"{self.prefix}{scope}"
+
+    @property
+    def declaration(self) -> str:
+        """Return what a base chain says of itself in the words of `nft`."""
+        return f"type {self.kind} hook {self.hook} priority {self.priority}; policy accept;"
+
+
+# Before connection tracking (-200), so that what is dropped here costs no entry there.
+SPOOF = Place(prefix="spoof", hook="prerouting", priority=-300, purpose="spoof check of routed pods")
+BRIDGE_SPOOF = Place(
+    family="bridge", prefix="spoof", hook="prerouting", priority=-300, purpose="spoof check of bridged pods"
+)
+HOSTPORT_GUARD = Place(
+    prefix="hostport_guard", hook="prerouting", priority=-300, purpose="nothing from outside for 127.0.0.0/8"
+)
+TUNNEL_GUARD = Place(
+    prefix="guard_", hook="prerouting", priority=-300, purpose="the tunnel is for nodes; not tracked"
+)
+TUNNEL_UNTRACKED = Place(
+    prefix="untracked_", hook="output", priority=-300, purpose="the tunnel's own packets are not tracked"
+)
+# Where the numbers of `dstnat` are: kube-proxy and the Go portmap translate at -100, too.
+HOSTPORT_PREROUTING = Place(
+    prefix="hostport_prerouting_", kind="nat", hook="prerouting", priority=-100, purpose="host ports"
+)
+HOSTPORT_OUTPUT = Place(
+    prefix="hostport_output_", kind="nat", hook="output", priority=-100, purpose="host ports, from the node"
+)
+# Behind every translation and before the route is looked up.
+TUNNEL_MARKS = Place(
+    prefix="tunnel_", hook="prerouting", priority=-90, purpose="marks what pods send to other nodes"
+)
+PUBLISHED = Place(
+    prefix="published_", hook="prerouting", priority=-90, purpose="marks what goes to published ports"
+)
+FIREWALL = Place(prefix="firewall_", hook="forward", priority=0, purpose="firewall")
+BRIDGE_FIREWALL = Place(
+    family="bridge", prefix="firewall_", hook="forward", priority=0, purpose="firewall between bridged pods"
+)
+TUNNEL_GATEWAY = Place(
+    family="bridge", prefix="tunnel_", hook="postrouting", priority=0, purpose="the gateway stays on its node"
+)
+MASQUERADE = Place(prefix="masquerade_", kind="nat", hook="postrouting", priority=100, purpose="ipMasq")
+HOSTPORT_POSTROUTING = Place(
+    prefix="hostport_postrouting_",
+    kind="nat",
+    hook="postrouting",
+    priority=100,
+    purpose="host ports: what would come back past the node",
+)
+
+PLACES = (
+    SPOOF,
+    HOSTPORT_GUARD,
+    TUNNEL_GUARD,
+    HOSTPORT_PREROUTING,
+    TUNNEL_MARKS,
+    PUBLISHED,
+    TUNNEL_UNTRACKED,
+    HOSTPORT_OUTPUT,
+    FIREWALL,
+    MASQUERADE,
+    HOSTPORT_POSTROUTING,
+    BRIDGE_SPOOF,
+    BRIDGE_FIREWALL,
+    TUNNEL_GATEWAY,
+)
+
+
+# Kept free for what will stand there; whoever comes takes its line into PLACES.
+RESERVED = (
+    Place(prefix="", hook="prerouting", priority=-300, purpose="source validation"),
+    Place(prefix="", hook="prerouting", priority=-120, table=SERVICES_TABLE, purpose="source ranges"),
+    Place(prefix="", kind="nat", hook="prerouting", priority=-110, table=SERVICES_TABLE, purpose="Services"),
+    Place(prefix="", hook="prerouting", priority=-95, table=SERVICES_TABLE, purpose="refusals"),
+    Place(prefix="", hook="input", priority=-10, table=POLICY_TABLE, purpose="egress to the own node"),
+    Place(prefix="", hook="forward", priority=-10, table=POLICY_TABLE, purpose="policy, egress"),
+    Place(prefix="", hook="forward", priority=-9, table=POLICY_TABLE, purpose="policy, ingress"),
+    Place(prefix="", hook="output", priority=-120, table=SERVICES_TABLE, purpose="source ranges"),
+    Place(prefix="", kind="nat", hook="output", priority=-110, table=SERVICES_TABLE, purpose="Services"),
+    Place(prefix="", hook="output", priority=-95, table=SERVICES_TABLE, purpose="refusals"),
+    Place(prefix="", hook="postrouting", priority=0, table=SERVICES_TABLE, purpose="affinity"),
+    Place(
+        prefix="",
+        kind="nat",
+        hook="postrouting",
+        priority=99,
+        table=SERVICES_TABLE,
+        purpose="Services, masquerade",
+    ),
+    Place(family="bridge", prefix="", hook="prerouting", priority=-290, purpose="redirection to the node"),
+)
+
+# Bits of the packet mark. Others' are left alone: 0x2000 the Go portmap's, 0x4000 and 0x8000 kube-proxy's.
+HOSTPORT_MARK = 0x400
+PUBLISHED_MARK = 0x800
+CROSSING_MARK = 0x1000
+MARKS = {
+    HOSTPORT_MARK: "translated by a host port, first packet of a connection",
+    PUBLISHED_MARK: "goes to a published port, or answers from it",
+    CROSSING_MARK: "a pod's to another node's own address: takes the tunnel",
+}
