@@ -37,21 +37,21 @@ _FORWARDING_POLL = 0.0003
 
 def connect(plan: BridgePlan, site: Site, undo: ExitStack) -> BridgeConnection:
     """Ensure the bridge and make the pod's veth on it."""
-    interface.refuse_existing(site.present_pod, plan.attachment)
+    interface.refuse_existing(site.present_pod, site.attachment)
     connection = ensure_shared(plan, site.host)
     add_bridge_veth(plan, connection, site.host, site.present_pod, undo)
     return connection
 
 
-def ensure_shared(plan: BridgePlan, host: Namespace) -> BridgeConnection:
-    """Ensure the bridge that all pods of the network are on."""
-    mtu = plan.mtu or _automatic_mtu(plan, host)
-    interface.refuse_small_mtu(mtu, plan.addressing.stated_families)
+def ensure_shared(plan: BridgePlan, host: Namespace, mtu: int = 0) -> BridgeConnection:
+    """Ensure the bridge that all pods of the network are on; `mtu` (bytes) where it is known already."""
+    mtu = mtu or plan.pod.mtu or _automatic_mtu(plan, host)
+    interface.refuse_small_mtu(mtu, plan.pod.addressing.stated_families)
     spec = BridgeSpec(
         name=plan.bridge,
         mtu=mtu,
         promisc=plan.promisc,
-        vlan_filtering=bool(plan.vlans),
+        vlan_filtering=bool(plan.port.vlans),
         mac=plan.bridge_mac,
     )
     return BridgeConnection(bridge=ensure_bridge(host.netlink, spec), mtu=mtu)
@@ -62,7 +62,7 @@ def _automatic_mtu(plan: BridgePlan, host: Namespace) -> int:
 
 
 def _uplink_mtu(plan: BridgePlan, host: Namespace) -> int:
-    return automatic_mtu(host.netlink, plan.addressing.families) - plan.mtu_overhead
+    return automatic_mtu(host.netlink, plan.pod.addressing.families) - plan.pod.mtu_overhead
 
 
 def elsewhere(plan: BridgePlan) -> RemoteNetworks:
@@ -73,7 +73,7 @@ def elsewhere(plan: BridgePlan) -> RemoteNetworks:
 
 def forwarded_by(plan: BridgePlan) -> str:
     """Return the link with the gateway addresses."""
-    return plan.gateway_ifname if plan.is_gateway else ""
+    return plan.gateway.ifname if plan.gateway.wanted else ""
 
 
 def synchronize(plan: BridgePlan, host: Namespace) -> int:
@@ -85,17 +85,17 @@ def synchronize(plan: BridgePlan, host: Namespace) -> int:
 def explain_mtu(plan: BridgePlan, host: Namespace) -> list[str]:
     """Return the computation of the MTU, a step a line."""
     mtu = _automatic_mtu(plan, host)
-    if plan.mtu:
-        return [f"pods get {plan.mtu}, as configured", f"automatic would be {mtu}"]
+    if plan.pod.mtu:
+        return [f"pods get {plan.pod.mtu}, as configured", f"automatic would be {mtu}"]
     reason = f"bridge {plan.bridge} carries {mtu}, and a port of somebody else makes it not ours to change"
-    families = sorted(plan.addressing.families)
+    families = sorted(plan.pod.addressing.families)
     uplinks = [automatic_mtu(host.netlink, frozenset({v})) for v in families]
     return [
         *(
             f"IPv{v}: the default route's interface carries {mtu}"
             for v, mtu in zip(families, uplinks, strict=True)
         ),
-        f"mtuOverhead takes {plan.mtu_overhead}",
+        f"mtuOverhead takes {plan.pod.mtu_overhead}",
         *([reason] if mtu < _uplink_mtu(plan, host) else []),
         f"pods get {mtu}",
     ]
@@ -107,7 +107,7 @@ def configure(plan: BridgePlan, connection: BridgeConnection, site: Site, addres
     interface.refuse_unassignable(addresses.ips)
     interface.refuse_small_mtu(connection.mtu, {ip.address.version for ip in addresses.ips})
     addresses = gateway.complete(plan, addresses)
-    link = interface.require_link(pod, plan.attachment)
+    link = interface.require_link(pod, site.attachment)
     gateway_link = gateway.ensure_gateway(plan, connection.bridge, addresses.ips, connection.mtu, host)
     if plan.container_interface_up:
         interface.dress(pod, link, _outfit(plan, addresses))
@@ -117,18 +117,18 @@ def configure(plan: BridgePlan, connection: BridgeConnection, site: Site, addres
         made = _read(plan, host)
     extra = [] if gateway_link.name == plan.bridge else [_interface(gateway_link)]
     return Result(
-        interfaces=(*map(_interface, made), _interface(link, plan.attachment.netns), *extra),
+        interfaces=(*map(_interface, made), _interface(link, site.attachment.netns), *extra),
         ips=tuple(replace(ip, interface=len(made)) for ip in addresses.ips),
         routes=addresses.routes,
-        dns=plan.dns or addresses.dns,
+        dns=plan.pod.dns or addresses.dns,
     )
 
 
 def _outfit(plan: BridgePlan, addresses: Result) -> interface.Outfit:
     """Return what the pod gets; routers of the segment are for a pod alone whose way out is not known."""
-    settled = plan.is_gateway or 6 in gateway.served_by_default(addresses.routes)
+    settled = plan.gateway.wanted or 6 in gateway.served_by_default(addresses.routes)
     return interface.Outfit(
-        ips=addresses.ips, routes=addresses.routes, dad=plan.dad, follows_routers=not settled
+        ips=addresses.ips, routes=addresses.routes, dad=plan.pod.dad, follows_routers=not settled
     )
 
 
@@ -164,7 +164,7 @@ def _passes_packets(bridge: Link, port: Link) -> bool:
 def _read(plan: BridgePlan, host: Namespace) -> tuple[Link, Link]:
     """Return bridge and port as the kernel holds them now: udev may have given one another MAC."""
     # The port first: what it brings about in the bridge is seen at once.
-    port = _require(host, plan.attachment.host_ifname)
+    port = _require(host, plan.pod.attachment.host_ifname)
     return _require(host, plan.bridge), port
 
 
@@ -185,7 +185,7 @@ def survey(plan: BridgePlan, host: Namespace) -> Survey:
     """Return what keeps the gateway's address away; a bridge is made in line by every ADD."""
     from cni_plugin.backend.shared_facts import Survey  # no call of a runtime needs it
 
-    mtu = plan.mtu or _automatic_mtu(plan, host)
+    mtu = plan.pod.mtu or _automatic_mtu(plan, host)
     return Survey(troubles=tuple(gateway.find_stale(plan, host)), mtu=mtu)
 
 
@@ -197,7 +197,11 @@ def ready(plan: BridgePlan, host: Namespace) -> None:
             Code.NOT_AVAILABLE, f'"bridge" {plan.bridge}: wanted a bridge, found another kind of link'
         )
     # Where bridges are a module that is not loaded yet the kernel's "no" says nothing.
-    if plan.vlans and list_links(host.netlink, kind="bridge") and not vlans_can_be_filtered(host.netlink):
+    if (
+        plan.port.vlans
+        and list_links(host.netlink, kind="bridge")
+        and not vlans_can_be_filtered(host.netlink)
+    ):
         raise CNIError(
             Code.NOT_AVAILABLE, "VLANs: wanted a kernel that filters VLANs on bridges, found one that cannot"
         )

@@ -31,15 +31,15 @@ def check(plan: BridgePlan, site: Site, result: Result) -> None:
     host, pod = site.host, site.present_pod
     bridge = _require_link(host, plan.bridge)
     _check_bridge(plan, bridge, result)
-    port = _require_link(host, plan.attachment.host_ifname)
+    port = _require_link(host, site.attachment.host_ifname)
     _check_port(plan, bridge, port, host)
-    inside = interface.require_link(pod, plan.attachment)
+    inside = interface.require_link(pod, site.attachment)
     _check_veth(plan, port, inside, result)
     interface.check_addresses(pod, inside, result)
     if plan.container_interface_up:
         interface.check_routes(pod, inside, result)
         _check_forwarding(port)
-    if plan.is_gateway:
+    if plan.gateway.wanted:
         _check_gateway(plan, host, result)
 
 
@@ -57,7 +57,7 @@ def _check_bridge(plan: BridgePlan, bridge: Link, result: Result) -> None:
         raise broken(f"bridge {bridge.name}: wanted it up, found it down")
     if plan.promisc and not bridge.promisc:
         raise broken(f"bridge {bridge.name}: wanted promiscuous mode, found it off")
-    if plan.vlans and not bridge.vlan_filtering:
+    if plan.port.vlans and not bridge.vlan_filtering:
         raise broken(f"bridge {bridge.name}: wanted vlan_filtering 1, found 0")
     _check_reported(bridge, "", result)
 
@@ -77,19 +77,21 @@ def _find_interface(result: Result, name: str, sandbox: str) -> Interface | None
 
 
 def _check_port(plan: BridgePlan, bridge: Link, port: Link, host: Namespace) -> None:
-    prefix = alias_prefix(plan.attachment.identity, plan.attachment.network)
+    prefix = alias_prefix(plan.pod.attachment.identity, plan.pod.attachment.network)
     if port.kind != "veth" or not port.alias.startswith(prefix):
         raise broken(
             f"link {port.name}: wanted our veth with alias {prefix!r}, found {port.kind!r} {port.alias!r}"
         )
     if port.master != bridge.index or port.port is None:
         raise broken(f"link {port.name}: wanted it in bridge {bridge.name}, found master index {port.master}")
-    if plan.isolated != port.port.isolated:
-        raise broken(f"bridge port {port.name}: wanted isolated {plan.isolated}, found {port.port.isolated}")
+    if plan.port.isolated != port.port.isolated:
+        raise broken(
+            f"bridge port {port.name}: wanted isolated {plan.port.isolated}, found {port.port.isolated}"
+        )
     # Host ports need it where br_netfilter is on, and switch it on by themselves.
-    if plan.hairpin and not port.port.hairpin:
+    if plan.port.hairpin and not port.port.hairpin:
         raise broken(f"bridge port {port.name}: wanted hairpin True, found False")
-    if plan.vlans:
+    if plan.port.vlans:
         _check_vlans(plan, port, host)
 
 
@@ -101,7 +103,7 @@ def _check_forwarding(port: Link) -> None:
 
 def _check_vlans(plan: BridgePlan, port: Link, host: Namespace) -> None:
     present = {vlan.vid: vlan for vlan in list_vlans(host.netlink, port.index)}
-    for vlan in plan.vlans:
+    for vlan in plan.port.vlans:
         for vid in range(vlan.vid, vlan.last + 1):
             found = present.get(vid)
             if found is None or (vlan.pvid and not found.pvid):
@@ -114,9 +116,9 @@ def _check_veth(plan: BridgePlan, port: Link, inside: Link, result: Result) -> N
             f"interface {inside.name}: wanted the peer of {port.name}, found another link of that name"
         )
     _check_reported(port, "", result)
-    _check_reported(inside, plan.attachment.netns, result)
-    _check_mtu(port, plan.mtu, _find_interface(result, port.name, ""))
-    _check_mtu(inside, 0, _find_interface(result, inside.name, plan.attachment.netns))
+    _check_reported(inside, plan.pod.attachment.netns, result)
+    _check_mtu(port, plan.pod.mtu, _find_interface(result, port.name, ""))
+    _check_mtu(inside, 0, _find_interface(result, inside.name, plan.pod.attachment.netns))
     if inside.mtu > port.mtu:
         raise broken(
             f"interface {inside.name}: wanted MTU {port.mtu} as {port.name} has at most, found {inside.mtu}"
@@ -131,8 +133,8 @@ def _check_mtu(link: Link, configured: int, reported: Interface | None) -> None:
 
 
 def _check_gateway(plan: BridgePlan, host: Namespace, result: Result) -> None:
-    holder = _require_link(host, plan.gateway_ifname)
-    for ip in result.addresses_on(plan.attachment.ifname):
+    holder = _require_link(host, plan.gateway.ifname)
+    for ip in result.addresses_on(plan.pod.attachment.ifname):
         wanted = address_on_node(ip)
         present = list_addresses(host.netlink, holder.index, link_local=wanted.ip.is_link_local())
         if not is_among(wanted, present):

@@ -47,11 +47,11 @@ def complete(plan: BridgePlan, addresses: Result) -> Result:
 
     Where the delegate names no gateway it is the network's first address, as in the reference.
     """
-    if not plan.is_gateway:
+    if not plan.gateway.wanted:
         return addresses
     ips = tuple(replace(ip, gateway=gateway_of(ip)) for ip in addresses.ips)
     routes = addresses.routes
-    if plan.is_default_gateway:
+    if plan.gateway.default:
         routes += tuple(_default_routes(ips, routes))
     return replace(addresses, ips=ips, routes=routes)
 
@@ -85,9 +85,9 @@ def ensure_gateway(
     plan: BridgePlan, bridge: Link, ips: Iterable[IPConfig], mtu: int, host: Namespace
 ) -> Link:
     """Give the node the gateway addresses and switch forwarding on; return the link that holds them."""
-    if not plan.is_gateway:
+    if not plan.gateway.wanted:
         return bridge
-    holder = _ensure_vlan_link(plan, bridge, mtu, host) if plan.vlan else bridge
+    holder = _ensure_vlan_link(plan, bridge, mtu, host) if plan.gateway.vlan else bridge
     for ip in ips:
         require_family(ip.address.version)
         _ensure_gateway_address(plan, holder, address_on_node(ip), host)
@@ -117,7 +117,7 @@ def _ensure_gateway_address(plan: BridgePlan, holder: Link, wanted: IPNetwork, h
     if is_among(wanted, present):
         return
     for other in _conflicts(plan, wanted, present):
-        if not plan.force_address:
+        if not plan.gateway.force_address:
             raise invalid_config(
                 f'"{holder.name}" already has an IP address different from {wanted}: {other}'
             )
@@ -143,8 +143,8 @@ def find_stale(plan: BridgePlan, host: Namespace) -> list[SurveyProblem]:
     """Return the addresses on the bridge that would keep the gateway's away."""
     from cni_plugin.backend.shared_facts import SurveyProblem  # no call of a runtime needs it
 
-    holder = get_link(host.netlink, plan.gateway_ifname)
-    if not plan.is_gateway or plan.force_address or holder is None:
+    holder = get_link(host.netlink, plan.gateway.ifname)
+    if not plan.gateway.wanted or plan.gateway.force_address or holder is None:
         return []
     present = list_addresses(host.netlink, holder.index)
     missing = [each for each in _own_gateways(plan) if not is_among(each, present)]
@@ -172,7 +172,7 @@ def drop_other_subnets(holder: Link, subnets: Collection[IPNetwork], nl: Netlink
 
 def _own_gateways(plan: BridgePlan) -> list[IPNetwork]:
     """Return the gateways of the network's ranges, each of which some pod may have."""
-    facts = [each for each in plan.addressing.ranges if each.gateway is not None]
+    facts = [each for each in plan.pod.addressing.ranges if each.gateway is not None]
     return [with_prefix(each.gateway, each.subnet.prefixlen) for each in facts if each.gateway]
 
 
@@ -191,7 +191,7 @@ def _conflicts(plan: BridgePlan, wanted: IPNetwork, present: list[IPNetwork]) ->
 
 
 def _ensure_vlan_link(plan: BridgePlan, bridge: Link, mtu: int, host: Namespace) -> Link:
-    name = plan.gateway_ifname
+    name = plan.gateway.ifname
     if get_link(host.netlink, name) is None:
         port_name = f"veth{host_mac(name).replace(':', '')[1:]}"
         _add_vlan_link(
@@ -207,8 +207,8 @@ def _ensure_vlan_link(plan: BridgePlan, bridge: Link, mtu: int, host: Namespace)
             host,
         )
     holder, port = _require_vlan_link(name, bridge, host)
-    if plan.vlans:
-        host.netlink.change(add_vlan(port.name, port.index, access_vlan(plan.vlan)))
+    if plan.port.vlans:
+        host.netlink.change(add_vlan(port.name, port.index, access_vlan(plan.gateway.vlan)))
     ignore_routers(host.netlink, name)
     host.netlink.change(set_up(name))
     return holder
@@ -237,8 +237,8 @@ def _add_vlan_link(pair: VethPair, host: Namespace) -> None:
 
 def require_families(plan: BridgePlan) -> None:
     """Raise CNIError 50 when this node cannot be the gateway of pods with the plan's families."""
-    for version in sorted(plan.addressing.families):
-        if plan.is_gateway:
-            require_forwarding(version, plan.gateway_ifname)
+    for version in sorted(plan.pod.addressing.families):
+        if plan.gateway.wanted:
+            require_forwarding(version, plan.gateway.ifname)
         else:
             require_family(version)

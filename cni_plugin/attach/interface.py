@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cni_plugin.config.network import render_alias
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.contract.inet import is_among, is_assignable, width
 from cni_plugin.kernel.addr import add_address, list_addresses, list_unsettled, wait_until_resolvable
+from cni_plugin.kernel.bridge import random_mac
 from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_mac, set_up
 from cni_plugin.kernel.route import RouteSpec, add_route, list_routes
 from cni_plugin.kernel.sysctl import ensure_sysctl, has_sysctl, prefer_sysctl, require_family
@@ -20,14 +22,44 @@ from ipam.seam import waits
 if TYPE_CHECKING:
     from netaddr import IPAddress, IPNetwork
 
-    from cni_plugin.config.network import Attachment
-    from cni_plugin.contract.result import IPConfig, Result, Route
+    from cni_plugin.config.network import Addressing, Attachment, Network
+    from cni_plugin.contract.fields import Fields
+    from cni_plugin.contract.result import DNS, IPConfig, Result, Route
     from cni_plugin.kernel.netns import Namespace
 
 MIN_IPV6_MTU = 1280  # bytes, RFC 8200 section 5
 _NOTIFY = {4: "arp_notify", 6: "ndisc_notify"}
 _SETTLE_TIMEOUT = 5.0  # seconds; the kernel's own detection takes one to two
 _SETTLE_POLL = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfacePlan:
+    """What the pod's interface is to be, in every mode. `mtu` (0: automatic) and `mtu_overhead` in bytes."""
+
+    attachment: Attachment
+    alias: str
+    """Of the host's end."""
+    mac: str
+    mtu: int
+    mtu_overhead: int
+    addressing: Addressing
+    dad: bool
+    dns: DNS
+
+
+def plan_interface(fields: Fields, network: Network, addressing: Addressing) -> InterfacePlan:
+    """Return what the configuration says of the pod's interface; CNIError 7 for what cannot be."""
+    return InterfacePlan(
+        attachment=network.attachment,
+        alias=render_alias(network.attachment, network.pod),
+        mac=network.mac or random_mac(),
+        mtu=network.mtu,
+        mtu_overhead=network.mtu_overhead,
+        addressing=addressing,
+        dad=fields.boolean("enabledad"),
+        dns=network.dns,
+    )
 
 
 def refuse_existing(pod: Namespace, attachment: Attachment) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.backend.shared_facts import Survey
     from cni_plugin.config.network import Addressing, Network, RemoteNetworks
+    from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Result
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
@@ -29,7 +30,7 @@ Connection = Any  # what `connect` made, likewise
 class Mode:
     """One way of joining a pod to a network."""
 
-    plan: Callable[[Network, Addressing], Plan]
+    plan: Callable[[Fields, Network, Addressing], Plan]
     """Settings from the configuration and what is known of its addresses; raises CNIError 7."""
     connect: Callable[[Plan, Site, ExitStack], Connection]
     """Ensure what is shared, make what is the pod's."""

@@ -33,11 +33,10 @@ from cni_plugin.backend.peers import (
 from cni_plugin.backend.shared_facts import PeerPath, Survey
 from cni_plugin.backend.stamp import locked, read_stamp, stamp_path_of
 from cni_plugin.backend.underlay import UnderlayOptions, find_underlay
-from cni_plugin.config.network import Attachment, RemoteNetworks, alias_prefix, render_alias
+from cni_plugin.config.network import RemoteNetworks, alias_prefix
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.contract.inet import default_route, width
-from cni_plugin.contract.result import DNS, Interface, IPConfig, Result, Route
-from cni_plugin.kernel.bridge import random_mac
+from cni_plugin.contract.result import Interface, IPConfig, Result, Route
 from cni_plugin.kernel.link import Link, get_link, get_link_by_index
 from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
 from cni_plugin.kernel.netconf import ensure_family, ensure_forwarding, ignore_routers, require_forwarding
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from cni_plugin.config.network import Addressing, Network
+    from cni_plugin.contract.fields import Fields
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netlink import Netlink
     from cni_plugin.kernel.netns import Namespace
@@ -62,56 +62,42 @@ _CARRIER_POLL = 0.0003
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutedPlan:
-    """What an attachment is to be. `mtu` (0: automatic) and `mtu_overhead` in bytes."""
+    """What an attachment is to be."""
 
-    attachment: Attachment
-    alias: str
-    mac: str
-    mtu: int
-    mtu_overhead: int
-    addressing: Addressing
-    dad: bool
-    dns: DNS
+    pod: interface.InterfacePlan
     peers: PeerSource | None
     device: str
     """The link whose MTU counts; empty for the one towards the first peer."""
     stamp_path: str
 
 
-def plan(network: Network, addressing: Addressing) -> RoutedPlan:
+def plan(fields: Fields, network: Network, addressing: Addressing) -> RoutedPlan:
     """Return the plan for one attachment, or raise CNIError 7 for what cannot be."""
     if not network.ipam_type:
         raise invalid_config('"mode" routed: wanted addresses to route to, found no "ipam"')
-    gateway = network.fields.section("hostGateway")
+    gateway = fields.section("hostGateway")
     stamp_path = stamp_path_of(network)
     made = RoutedPlan(
-        attachment=network.attachment,
-        alias=render_alias(network.attachment, network.pod),
-        mac=network.mac or random_mac(),
-        mtu=network.mtu,
-        mtu_overhead=network.mtu_overhead,
-        addressing=addressing,
-        dad=network.fields.boolean("enabledad"),
-        dns=network.dns,
+        pod=interface.plan_interface(fields, network, addressing),
         peers=find_peers(gateway, read_stamp(stamp_path)) if gateway else None,
         device=gateway.string("device") if gateway else "",
         stamp_path=stamp_path,
     )
-    if made.mtu:
-        interface.refuse_small_mtu(made.mtu, addressing.stated_families)
+    if network.mtu:
+        interface.refuse_small_mtu(network.mtu, addressing.stated_families)
     return made
 
 
 def connect(plan: RoutedPlan, site: Site, undo: ExitStack) -> int:
     """Bring the routes to other nodes in sync and make the pod's veth; return its MTU in bytes."""
     host, pod = site.host, site.present_pod
-    interface.refuse_existing(pod, plan.attachment)
+    interface.refuse_existing(pod, site.attachment)
     if plan.peers is not None and plan.peers.problem:
         log.warning("%s; the peers of the last sync stay in force", plan.peers.problem)
-    mtu = plan.mtu or _automatic_mtu(plan, host)
-    interface.refuse_small_mtu(mtu, plan.addressing.stated_families)
+    mtu = plan.pod.mtu or _automatic_mtu(plan, host)
+    interface.refuse_small_mtu(mtu, plan.pod.addressing.stated_families)
     _ensure_routes(plan, host, doubt=False)
-    add_plain_veth(plan, mtu, host, pod, undo)
+    add_plain_veth(plan.pod, mtu, host, pod, undo)
     return mtu
 
 
@@ -121,14 +107,14 @@ def _automatic_mtu(plan: RoutedPlan, host: Namespace) -> int:
         first = list(plan.peers.first())[:1]
         if first or plan.device:
             options = UnderlayOptions(device=plan.device)
-            return find_underlay(host.netlink, options, first).mtu - plan.mtu_overhead
-    return automatic_mtu(host.netlink, plan.addressing.families) - plan.mtu_overhead
+            return find_underlay(host.netlink, options, first).mtu - plan.pod.mtu_overhead
+    return automatic_mtu(host.netlink, plan.pod.addressing.families) - plan.pod.mtu_overhead
 
 
 def _ensure_routes(plan: RoutedPlan, host: Namespace, *, doubt: bool) -> int:
     if plan.peers is None:
         return 0
-    nl, priority = host.netlink, network_priority(plan.attachment.network)
+    nl, priority = host.netlink, network_priority(plan.pod.attachment.network)
     mark = SyncMark(path=plan.stamp_path, digest=_digest(plan.peers, plan), content=plan.peers.content)
     if not doubt and is_trusted(nl, mark, 0, priority):
         return 0
@@ -137,15 +123,15 @@ def _ensure_routes(plan: RoutedPlan, host: Namespace, *, doubt: bool) -> int:
 
 
 def _digest(peers: PeerSource, plan: RoutedPlan) -> str:
-    own = [str(r.subnet) for r in plan.addressing.ranges]
+    own = [str(r.subnet) for r in plan.pod.addressing.ranges]
     return hashlib.sha256(f"{own} {peers.digest}".encode()).hexdigest()[:16]
 
 
 def desired_routes(plan: RoutedPlan, nl: Netlink) -> Desired:
     """Return the routes to the peers' subnets; CNIError 7 for a peer that is no neighbour of ours."""
-    priority = network_priority(plan.attachment.network)
+    priority = network_priority(plan.pod.attachment.network)
     peers = plan.peers.read() if plan.peers else ()
-    refuse_conflicts((r.subnet for r in plan.addressing.ranges), peers)
+    refuse_conflicts((r.subnet for r in plan.pod.addressing.ranges), peers)
     hops = {address: on_link(nl, address) for peer in peers for address in peer.addresses}
     routes = set()
     for peer in peers:
@@ -179,11 +165,11 @@ def configure(plan: RoutedPlan, connection: int, site: Site, addresses: Result) 
     interface.refuse_unassignable(addresses.ips)
     interface.refuse_small_mtu(connection, {ip.address.version for ip in addresses.ips})
     addresses = narrow(addresses)
-    inside = interface.require_link(pod, plan.attachment)
-    outside = _require(host, plan.attachment.host_ifname)
+    inside = interface.require_link(pod, site.attachment)
+    outside = _require(host, site.attachment.host_ifname)
     ignore_routers(host.netlink, outside.name)
     routes = tuple(map(_over_next_hop, addresses.routes))
-    outfit = interface.Outfit(ips=addresses.ips, routes=routes, dad=plan.dad, follows_routers=False)
+    outfit = interface.Outfit(ips=addresses.ips, routes=routes, dad=plan.pod.dad, follows_routers=False)
     interface.dress(pod, inside, outfit)
     versions = sorted({ip.address.version for ip in addresses.ips})
     hops = [Neighbour(address=NEXT_HOP[version], mac=outside.mac) for version in versions]
@@ -246,32 +232,32 @@ def _require(host: Namespace, name: str) -> Link:
 def _wait_for_carrier(plan: RoutedPlan, host: Namespace) -> None:
     """Wait until the host's end transmits: the kernel learns of the pod's carrier asynchronously."""
     for _ in waits.looks(_CARRIER_TIMEOUT, _CARRIER_POLL):
-        if _require(host, plan.attachment.host_ifname).carrier_seen:
+        if _require(host, plan.pod.attachment.host_ifname).carrier_seen:
             return
     raise CNIError(
         Code.TRY_AGAIN_LATER,
-        f"link {plan.attachment.host_ifname}: wanted a carrier in {_CARRIER_TIMEOUT} s, found none",
+        f"link {plan.pod.attachment.host_ifname}: wanted a carrier in {_CARRIER_TIMEOUT} s, found none",
     )
 
 
 def _result(plan: RoutedPlan, outside: Link, inside: Link, addresses: Result) -> Result:
     interfaces = (
         Interface(name=outside.name, mac=outside.mac, mtu=outside.mtu),
-        Interface(name=inside.name, mac=inside.mac, mtu=inside.mtu, sandbox=plan.attachment.netns),
+        Interface(name=inside.name, mac=inside.mac, mtu=inside.mtu, sandbox=plan.pod.attachment.netns),
     )
     ips = tuple(replace(ip, interface=1) for ip in addresses.ips)
-    return Result(interfaces=interfaces, ips=ips, routes=addresses.routes, dns=plan.dns or addresses.dns)
+    return Result(interfaces=interfaces, ips=ips, routes=addresses.routes, dns=plan.pod.dns or addresses.dns)
 
 
 def check(plan: RoutedPlan, site: Site, result: Result) -> None:
     """Raise CNIError 100 for the first thing that is not as ADD left it."""
     host, pod = site.host, site.present_pod
-    outside = get_link(host.netlink, plan.attachment.host_ifname)
-    prefix = alias_prefix(plan.attachment.identity, plan.attachment.network)
+    outside = get_link(host.netlink, plan.pod.attachment.host_ifname)
+    prefix = alias_prefix(plan.pod.attachment.identity, plan.pod.attachment.network)
     if outside is None or not outside.alias.startswith(prefix):
         found = repr(outside.alias) if outside else "none"
-        raise broken(f"link {plan.attachment.host_ifname}: wanted alias {prefix!r}, found {found}")
-    inside = interface.require_link(pod, plan.attachment)
+        raise broken(f"link {plan.pod.attachment.host_ifname}: wanted alias {prefix!r}, found {found}")
+    inside = interface.require_link(pod, site.attachment)
     if inside.index != outside.peer or inside.peer != outside.index:
         raise broken(f"interface {inside.name}: wanted the peer of {outside.name}, found another link")
     interface.check_addresses(pod, inside, result)
@@ -280,7 +266,9 @@ def check(plan: RoutedPlan, site: Site, result: Result) -> None:
     if plan.peers is not None:
         difference = compare(host.netlink, desired_routes(plan, host.netlink))
         for change in (*difference.missing, *difference.excess):
-            raise broken(f"network {plan.attachment.network}: wanted in sync, found undone: {change.command}")
+            raise broken(
+                f"network {plan.pod.attachment.network}: wanted in sync, found undone: {change.command}"
+            )
 
 
 def _check_host_side(host: Namespace, outside: Link, inside: Link, ips: list[IPConfig]) -> None:
@@ -319,18 +307,18 @@ def synchronize(plan: RoutedPlan, host: Namespace) -> int:
 def explain_mtu(plan: RoutedPlan, host: Namespace) -> list[str]:
     """Return the computation of the MTU, a step a line."""
     automatic = _automatic_mtu(plan, host)
-    if plan.mtu:
-        return [f"pods get {plan.mtu}, as configured", f"automatic would be {automatic}"]
+    if plan.pod.mtu:
+        return [f"pods get {plan.pod.mtu}, as configured", f"automatic would be {automatic}"]
     return [
-        f"the interface towards other nodes carries {automatic + plan.mtu_overhead}",
-        f"mtuOverhead takes {plan.mtu_overhead}",
+        f"the interface towards other nodes carries {automatic + plan.pod.mtu_overhead}",
+        f"mtuOverhead takes {plan.pod.mtu_overhead}",
         f"pods get {automatic}",
     ]
 
 
 def survey(plan: RoutedPlan, host: Namespace) -> Survey:
     """Return how the routes to other nodes differ from what is wanted, and the ways there."""
-    nl, mtu = host.netlink, plan.mtu or _automatic_mtu(plan, host)
+    nl, mtu = host.netlink, plan.pod.mtu or _automatic_mtu(plan, host)
     difference = compare(nl, desired_routes(plan, nl))
     peers = plan.peers.read() if plan.peers else ()
     hops = [(address, get_link_by_index(nl, on_link(nl, address))) for p in peers for address in p.addresses]
@@ -344,8 +332,8 @@ def survey(plan: RoutedPlan, host: Namespace) -> Survey:
 def ready(plan: RoutedPlan, host: Namespace) -> None:
     """Raise CNIError 50 when a pod could not be attached here now."""
     try:
-        for version in sorted(plan.addressing.families):
-            require_forwarding(version, plan.attachment.host_ifname)
+        for version in sorted(plan.pod.addressing.families):
+            require_forwarding(version, plan.pod.attachment.host_ifname)
         if plan.peers is not None:
             desired_routes(plan, host.netlink)
     except CNIError as error:

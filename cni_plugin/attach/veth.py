@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cni_plugin.config.network import MARK, unnamed_group
 from cni_plugin.contract.errors import CNIError, Code
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from cni_plugin.attach.bridge_plan import BridgePlan
+    from cni_plugin.attach.interface import InterfacePlan
     from cni_plugin.config.network import Attachment
     from cni_plugin.kernel.netns import Namespace
 
@@ -30,48 +31,33 @@ class BridgeConnection:
     mtu: int
 
 
-class VethPlan(Protocol):
-    """What a mode's plan says of the pod's veth."""
-
-    @property
-    def attachment(self) -> Attachment:
-        """Whose it is."""
-
-    @property
-    def alias(self) -> str:
-        """What its host end says of it."""
-
-    @property
-    def mac(self) -> str:
-        """The pod's MAC."""
-
-
 def add_bridge_veth(
     plan: BridgePlan, connection: BridgeConnection, host: Namespace, pod: Namespace, undo: ExitStack
 ) -> None:
     """Make the pod's veth with its host end in the bridge."""
     from cni_plugin.kernel.bridge import set_port  # no DEL needs it
 
-    _add_veth(plan, _pair(plan, connection.mtu, pod, master=connection.bridge.index), host, undo)
-    name = plan.attachment.host_ifname
+    pair = _pair(plan.pod, connection.mtu, pod, master=connection.bridge.index)
+    _add_veth(plan.pod, pair, host, undo)
+    name = plan.pod.attachment.host_ifname
     # A port needs no address of its own; a thousand of them would burden whoever reads the node's routes.
     host.netlink.change(
         drop_link_local(name),
-        set_port(name, alias=plan.alias, hairpin=plan.hairpin, isolated=plan.isolated),
+        set_port(name, alias=plan.pod.alias, hairpin=plan.port.hairpin, isolated=plan.port.isolated),
         tolerate={errno.EAFNOSUPPORT},
     )
-    if plan.vlans:
+    if plan.port.vlans:
         _set_vlans(plan, host)
 
 
-def add_plain_veth(plan: VethPlan, mtu: int, host: Namespace, pod: Namespace, undo: ExitStack) -> None:
+def add_plain_veth(plan: InterfacePlan, mtu: int, host: Namespace, pod: Namespace, undo: ExitStack) -> None:
     """Make the pod's veth with a host end that stands alone."""
     _add_veth(plan, _pair(plan, mtu, pod), host, undo)
     name = plan.attachment.host_ifname
     host.netlink.change(drop_link_local(name), set_owner(name, plan.alias), tolerate={errno.EAFNOSUPPORT})
 
 
-def _pair(plan: VethPlan, mtu: int, pod: Namespace, *, master: int = 0) -> VethPair:
+def _pair(plan: InterfacePlan, mtu: int, pod: Namespace, *, master: int = 0) -> VethPair:
     return VethPair(
         name=plan.attachment.host_ifname,
         mac=host_mac(plan.attachment.identity),
@@ -84,7 +70,7 @@ def _pair(plan: VethPlan, mtu: int, pod: Namespace, *, master: int = 0) -> VethP
     )
 
 
-def _add_veth(plan: VethPlan, pair: VethPair, host: Namespace, undo: ExitStack) -> None:
+def _add_veth(plan: InterfacePlan, pair: VethPair, host: Namespace, undo: ExitStack) -> None:
     try:
         add_veth(host.netlink, pair)
     except KernelError as error:
@@ -116,14 +102,14 @@ def host_mac(seed: str) -> str:
 def _set_vlans(plan: BridgePlan, host: Namespace) -> None:
     from cni_plugin.kernel.vlan import add_vlan, delete_vlan, list_vlans  # few pods have any
 
-    name = plan.attachment.host_ifname
+    name = plan.pod.attachment.host_ifname
     port = get_link(host.netlink, name)
     if port is None:
         raise KernelError(f"bridge vlan add dev {name}", errno.ENODEV)
-    present = [] if plan.preserve_default_vlan else list_vlans(host.netlink, port.index)
+    present = [] if plan.port.preserve_default_vlan else list_vlans(host.netlink, port.index)
     host.netlink.change(
         *(delete_vlan(name, port.index, vlan) for vlan in present),
-        *(add_vlan(name, port.index, vlan) for vlan in plan.vlans),
+        *(add_vlan(name, port.index, vlan) for vlan in plan.port.vlans),
     )
 
 

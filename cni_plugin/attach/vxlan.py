@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from cni_plugin.attach.veth import BridgeConnection
     from cni_plugin.backend.underlay import Underlay
     from cni_plugin.config.network import Addressing, Network, RemoteNetworks
+    from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Result
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.link import Link
@@ -66,24 +67,24 @@ class VxlanPlan:
     gateways: tuple[IPAddress, ...]
 
 
-def plan(network: Network, addressing: Addressing) -> VxlanPlan:
+def plan(fields: Fields, network: Network, addressing: Addressing) -> VxlanPlan:
     """Return the plan for one attachment, or raise CNIError 7 for what cannot be."""
-    tunnel = parse_tunnel(network, addressing)
-    bridge = plan_bridge(network, addressing)
-    if tunnel.routed and not bridge.is_gateway:
+    tunnel = parse_tunnel(fields, network, addressing)
+    bridge = plan_bridge(fields, network, addressing)
+    if tunnel.routed and not bridge.gateway.wanted:
         raise invalid_config('"vxlan": subnets behind the peers need "isGateway", found it off')
     gateways = tuple(r.gateway for r in addressing.ranges if r.gateway is not None)
-    if bridge.is_gateway and not tunnel.routed:
+    if bridge.gateway.wanted and not tunnel.routed:
         # The gateway is on every node: a pod that moves must not find another MAC there.
-        mac = endpoint_mac(tunnel.vni, gateways[0] if gateways else "gateway")
+        mac = endpoint_mac(tunnel.vxlan.vni, gateways[0] if gateways else "gateway")
         bridge = replace(bridge, bridge_mac=mac)
         gateways += (link_local(mac),)
-    return VxlanPlan(bridge=bridge, tunnel=tunnel, gateways=gateways if bridge.is_gateway else ())
+    return VxlanPlan(bridge=bridge, tunnel=tunnel, gateways=gateways if bridge.gateway.wanted else ())
 
 
 def connect(plan: VxlanPlan, site: Site, undo: ExitStack) -> BridgeConnection:
     """Bring the network in sync and make the pod's veth on its bridge."""
-    interface.refuse_existing(site.present_pod, plan.bridge.attachment)
+    interface.refuse_existing(site.present_pod, site.attachment)
     if plan.tunnel.source.problem:
         log.warning("%s; the peers of the last sync stay in force", plan.tunnel.source.problem)
     connection, _ = _ensure_network(plan, site.host, doubt=False)
@@ -95,10 +96,10 @@ def _ensure_network(plan: VxlanPlan, host: Namespace, *, doubt: bool) -> tuple[B
     """Make what the pods share: the tunnel in sync with its peers, and the bridge."""
     nl = host.netlink
     underlay, mtu = locate(plan.tunnel, nl)
-    interface.refuse_small_mtu(mtu, plan.bridge.addressing.stated_families)
+    interface.refuse_small_mtu(mtu, plan.bridge.pod.addressing.stated_families)
     device, changes = _ensure_tunnel(plan.tunnel, underlay, mtu, host, doubt=doubt)
     changes += ensure_ruleset(host.nftables, _guard_ruleset(plan, underlay))
-    connection = bridge_mode.ensure_shared(replace(plan.bridge, mtu=mtu), host)
+    connection = bridge_mode.ensure_shared(plan.bridge, host, mtu)
     if plan.tunnel.routed:
         accept_answers(nl, device.name)
         changes += ensure_ruleset(host.nftables, plan_marks(plan.tunnel))
@@ -119,8 +120,8 @@ def _guard_ruleset(plan: VxlanPlan, underlay: Underlay) -> Ruleset:
     The tunnel's own packets are not tracked: each flow inside would be an entry of conntrack outside, on
     both nodes. What a pod sends to that port never passes the node's output hook, and stays tracked.
     """
-    port, ours = plan.tunnel.port, "fib daddr type { local, multicast }"
-    links = (plan.bridge.gateway_ifname, "veth*", plan.tunnel.device)
+    port, ours = plan.tunnel.vxlan.port, "fib daddr type { local, multicast }"
+    links = (plan.bridge.gateway.ifname, "veth*", plan.tunnel.device)
     entering = (
         f'iifname "{underlay.name}" {ours} udp dport {port} notrack accept',
         f'iifname "{underlay.name}" accept',
@@ -241,7 +242,7 @@ def forwarded_by(plan: VxlanPlan) -> str:
 def synchronize(plan: VxlanPlan, host: Namespace) -> int:
     """Compare everything and mend what differs; return the number of changes."""
     connection, changes = _ensure_network(plan, host, doubt=True)
-    if plan.tunnel.routed and plan.bridge.force_address:
+    if plan.tunnel.routed and plan.bridge.gateway.force_address:
         changes += drop_other_subnets(connection.bridge, plan.tunnel.subnets, host.netlink)
     if plan.tunnel.source.problem:
         raise invalid_config(f"{plan.tunnel.source.problem}; the peers of the last sync stay in force")

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from cni_plugin.backend.stamp import Stamp
 
 
+_NOBODY = "[]"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Peer:
     """Another node: its address on the underlay (one per family it has) and its pods' subnets."""
@@ -56,7 +59,10 @@ class Peer:
 class PeerSource:
     """Where the peers of a network stand written; read in full only when something changed."""
 
-    listed: Fields
+    listed: str
+    """The JSON list of the configuration."""
+    key: str
+    """What errors call that list."""
     path: str
     content: str
     problem: str = ""
@@ -65,13 +71,17 @@ class PeerSource:
     @property
     def digest(self) -> str:
         """Return a name for what is written."""
-        written = json.dumps(self.listed.items("peers"), sort_keys=True) + "\0" + self.content
-        return hashlib.sha256(written.encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.listed}\0{self.content}".encode()).hexdigest()[:16]
+
+    @property
+    def is_named(self) -> bool:
+        """Tell whether the configuration names peers, or a file that may."""
+        return bool(self.path) or self.listed != _NOBODY
 
     @property
     def with_subnets(self) -> bool:
         """Tell whether subnets are written behind the peers."""
-        if any(isinstance(value, dict) and value.get("subnets") for value in self.listed.items("peers")):
+        if any(isinstance(value, dict) and value.get("subnets") for value in json.loads(self.listed)):
             return True
         if _is_json(self.content):
             return '"subnets"' in self.content
@@ -84,8 +94,8 @@ class PeerSource:
 
     def first(self) -> Iterator[Peer]:
         """Yield the peers one by one, unchecked: who needs a few does not pay for all."""
-        for index, value in enumerate(self.listed.items("peers")):
-            yield _parse_peer(value, f"{self.listed.name('peers')}[{index}]")
+        for index, value in enumerate(json.loads(self.listed)):
+            yield _parse_peer(value, f"{self.key}[{index}]")
         if self.path:
             yield from _parse_json(self.content) if _is_json(self.content) else _parse_lines(self.content)
 
@@ -108,18 +118,19 @@ def find_peers(fields: Fields, stamp: Stamp) -> PeerSource:
     A file that cannot be read to its end leaves in force what it said at the last sync; without
     one it is CNIError 7.
     """
-    path = fields.string("peersFile")
+    path, key = fields.string("peersFile"), fields.name("peers")
+    listed = json.dumps(fields.items("peers"), sort_keys=True)
     if not path:
-        return PeerSource(listed=fields, path="", content="")
+        return PeerSource(listed=listed, key=key, path="", content="")
     try:
-        source = PeerSource(listed=fields, path=path, content=_read_file(path))
+        source = PeerSource(listed=listed, key=key, path=path, content=_read_file(path))
         if source.content != stamp.content:
             source.read()
     except CNIError as error:
         problem = f'"peersFile" {path}: {error.msg}'
         if not stamp.content:
             raise invalid_config(problem) from error
-        return PeerSource(listed=fields, path=path, content=stamp.content, problem=problem)
+        return PeerSource(listed=listed, key=key, path=path, content=stamp.content, problem=problem)
     return source
 
 

@@ -28,7 +28,7 @@ from cni_plugin.backend.underlay import (
     ourselves,
     overlay_mtu,
 )
-from cni_plugin.config.network import unnamed_group
+from cni_plugin.config.network import unnamed_group, wants_gateway
 from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.inet import link_local, parse_ip, width
 from cni_plugin.kernel.addr import list_addresses
@@ -49,21 +49,28 @@ DEFAULT_PORT = 4789  # IANA's, RFC 7348
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tunnel:
-    """The keys under `vxlan`. `mtu` and `mtu_overhead` in bytes, `ageing` in seconds."""
+class VxlanOptions:
+    """The keys under `vxlan` that are the device's own; `ageing` in seconds."""
 
-    network: str
-    stamp_path: str
     vni: int
     port: int
-    options: UnderlayOptions
-    source: PeerSource
-    routed: bool
     learning: bool
-    direct_routing: bool
     ttl: int
     tos: int
     ageing: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tunnel:
+    """The keys under `vxlan`. `mtu` and `mtu_overhead` in bytes."""
+
+    network: str
+    stamp_path: str
+    vxlan: VxlanOptions
+    options: UnderlayOptions
+    source: PeerSource
+    routed: bool
+    direct_routing: bool
     mtu: int
     mtu_overhead: int
     subnets: tuple[IPNetwork, ...]
@@ -75,8 +82,8 @@ class Tunnel:
     def digest(self, underlay: Underlay) -> str:
         """Return a name for everything that decides what the kernel must hold."""
         settings = (
-            self.vni,
-            self.port,
+            self.vxlan.vni,
+            self.vxlan.port,
             self.routed,
             self.direct_routing,
             self.subnets,
@@ -88,58 +95,56 @@ class Tunnel:
     @property
     def device(self) -> str:
         """Return the name of the VXLAN device."""
-        return f"vxlan{self.vni}"
+        return f"vxlan{self.vxlan.vni}"
 
 
-def parse_tunnel(network: Network, addressing: Addressing) -> Tunnel:
+def parse_tunnel(document: Fields, network: Network, addressing: Addressing) -> Tunnel:
     """Return the tunnel of a network, or raise CNIError 7 for what cannot be."""
-    fields = network.fields.section("vxlan")
+    fields = document.section("vxlan")
     if fields is None:
         raise invalid_config('"vxlan": wanted an object with at least "vni", found none')
-    vni = fields.integer("vni", 1, MAX_VNI)
-    if vni is None:
-        raise invalid_config(f'"vxlan.vni": wanted a number in 1..{MAX_VNI}, found none')
-    stamp_path = stamp_path_of(network)
+    stamp_path, shared = stamp_path_of(network), _is_shared(document)
     source = find_peers(fields, read_stamp(stamp_path))
     options = _parse_underlay(fields)
-    routed = source.with_subnets or (
-        options.group is None and source.nobody and _is_alone(network, addressing)
-    )
+    # A node without peers is the first of a routed network when its ranges cover their subnets, which
+    # the flat form refuses as soon as there is a peer.
+    alone = wants_gateway(document) and not shared and any(r.whole for r in addressing.ranges)
+    routed = source.with_subnets or (options.group is None and source.nobody and alone)
     tunnel = Tunnel(
         network=network.attachment.network,
         stamp_path=stamp_path,
-        vni=vni,
-        port=fields.integer("port", 1, 65535) or DEFAULT_PORT,
+        vxlan=_parse_vxlan(fields, routed=routed),
         options=options,
         source=source,
         routed=routed,
-        learning=fields.boolean("learning", default=not routed),
         direct_routing=fields.boolean("directRouting"),
-        ttl=fields.integer("ttl", 0, 255) or 0,
-        tos=fields.integer("tos", 0, 255) or 0,
-        ageing=300 if (ageing := fields.integer("ageing", 0, 2**31)) is None else ageing,
         mtu=network.mtu,
         mtu_overhead=network.mtu_overhead,
         subnets=tuple(sorted({r.subnet for r in addressing.ranges})),
         addresses=tuple(parse_ip(text, '"vxlan.addresses"') for text in fields.strings("addresses")),
-        followed=bool(network.fields.string("stateFile")),
+        followed=bool(network.state_file),
     )
-    _refuse_contradictions(tunnel, network, addressing)
+    whole = None if shared else next((r.subnet for r in addressing.ranges if r.whole), None)
+    _refuse_contradictions(tunnel, whole)
     return tunnel
 
 
-def _is_alone(network: Network, addressing: Addressing) -> bool:
-    """Tell whether a node without peers is the first of a routed network.
+def _parse_vxlan(fields: Fields, *, routed: bool) -> VxlanOptions:
+    vni = fields.integer("vni", 1, MAX_VNI)
+    if vni is None:
+        raise invalid_config(f'"vxlan.vni": wanted a number in 1..{MAX_VNI}, found none')
+    return VxlanOptions(
+        vni=vni,
+        port=fields.integer("port", 1, 65535) or DEFAULT_PORT,
+        learning=fields.boolean("learning", default=not routed),
+        ttl=fields.integer("ttl", 0, 255) or 0,
+        tos=fields.integer("tos", 0, 255) or 0,
+        ageing=300 if (ageing := fields.integer("ageing", 0, 2**31)) is None else ageing,
+    )
 
-    Its ranges cover their subnets, which the flat form refuses as soon as there is a peer.
-    """
-    fields = network.fields
-    gateway = fields.boolean("isGateway") or fields.boolean("isDefaultGateway")
-    return gateway and not _is_shared(network) and any(r.whole for r in addressing.ranges)
 
-
-def _is_shared(network: Network) -> bool:
-    ipam = network.fields.section("ipam")
+def _is_shared(document: Fields) -> bool:
+    ipam = document.section("ipam")
     return ipam is not None and ipam.boolean("shared")
 
 
@@ -155,12 +160,13 @@ def _parse_underlay(fields: Fields) -> UnderlayOptions:
     return options
 
 
-def _refuse_contradictions(tunnel: Tunnel, network: Network, addressing: Addressing) -> None:
-    has_peers = bool(tunnel.source.listed.items("peers") or tunnel.source.path)
+def _refuse_contradictions(tunnel: Tunnel, whole: IPNetwork | None) -> None:
+    """Raise CNIError 7; `whole` is a subnet that one range has all of, though nodes may share it."""
+    has_peers = tunnel.source.is_named
     if has_peers and tunnel.options.group is not None:
         raise invalid_config('"vxlan.peers" and "vxlan.group" exclude each other, found both')
     if tunnel.routed:
-        if tunnel.learning:
+        if tunnel.vxlan.learning:
             raise invalid_config('"vxlan.learning": wanted it off with subnets behind the peers, found it on')
         if not tunnel.subnets:
             raise invalid_config(
@@ -169,8 +175,7 @@ def _refuse_contradictions(tunnel: Tunnel, network: Network, addressing: Address
         return
     if tunnel.direct_routing:
         raise invalid_config('"vxlan.directRouting" needs subnets behind the peers, found none')
-    whole = next((r.subnet for r in addressing.ranges if r.whole), None)
-    if whole is not None and (has_peers or tunnel.options.group is not None) and not _is_shared(network):
+    if whole is not None and (has_peers or tunnel.options.group is not None):
         raise invalid_config(
             f'"ipam.ranges": {whole} is the whole segment and every node has a store of its own, so two '
             "nodes would give one address twice; give each node its own rangeStart and rangeEnd, or say "
@@ -190,17 +195,17 @@ def vxlan_spec(tunnel: Tunnel, underlay: Underlay, mtu: int) -> VxlanSpec:
     return VxlanSpec(
         name=tunnel.device,
         network=tunnel.network,
-        vni=tunnel.vni,
-        port=tunnel.port,
+        vni=tunnel.vxlan.vni,
+        port=tunnel.vxlan.port,
         underlay=underlay.index,
         local=underlay.address,
-        mac=endpoint_mac(tunnel.vni, underlay.address),
+        mac=endpoint_mac(tunnel.vxlan.vni, underlay.address),
         mtu=mtu,
         group=tunnel.options.group,
-        learning=tunnel.learning,
-        ttl=tunnel.ttl,
-        tos=tunnel.tos,
-        ageing=tunnel.ageing,
+        learning=tunnel.vxlan.learning,
+        ttl=tunnel.vxlan.ttl,
+        tos=tunnel.vxlan.tos,
+        ageing=tunnel.vxlan.ageing,
         unnamed=unnamed_group(tunnel.network),
     )
 
@@ -225,7 +230,7 @@ def desired_state(tunnel: Tunnel, underlay: Underlay, device: int, nl: Netlink) 
         fdb = frozenset(FdbEntry(mac=ALL_ZERO, vtep=peer.vtep) for peer in peers)
         return Desired(device=device, priority=priority, fdb=fdb)
     direct = _find_direct(nl, peers) if tunnel.direct_routing else {}
-    macs = {peer: endpoint_mac(tunnel.vni, peer.vtep) for peer in peers}
+    macs = {peer: endpoint_mac(tunnel.vxlan.vni, peer.vtep) for peer in peers}
     hops = {(p, s.version): next_hop(p, macs[p], s.version) for p in peers for s in p.subnets}
     # The kernel takes no source that the node does not have.
     own = [a for a in tunnel.addresses or (underlay.address,) if a in present]
@@ -273,7 +278,7 @@ def ways_to_peers(tunnel: Tunnel, underlay: Underlay, mtu: int) -> tuple[PeerPat
             ),
             inner_mtu=mtu,
             device=tunnel.device,
-            port=tunnel.port,
+            port=tunnel.vxlan.port,
         )
         for peer in tunnel.source.read()
     )

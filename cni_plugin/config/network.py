@@ -1,7 +1,7 @@
 """A network configuration and an attachment, as frozen dataclasses.
 
-`parse_network` reads what every attach mode shares and refuses what cannot work; a mode reads
-its own keys from `Network.fields`. `parse_attachment` needs nothing but names, so that a
+`parse_network` reads what every attach mode shares and refuses what cannot work; a mode and a feature
+parse their own keys beside it. `parse_attachment` needs nothing but names, so that a
 configuration that an ADD would refuse still lets go of what it once made.
 """
 
@@ -190,9 +190,7 @@ class Network:
     """
 
     attachment: Attachment
-    cni_version: str
     mode: str
-    fields: Fields
     mtu: int
     mtu_overhead: int
     mac: str
@@ -201,6 +199,9 @@ class Network:
     ipam_type: str
     dns: DNS
     prev_result: Result | None
+    state_file: str
+    """What the follower of the cluster writes for this node; empty where nobody does."""
+    strict_status: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,9 +257,7 @@ def parse_network(request: Request, *, takes_args: bool = True) -> Network:
     args = parse_args(request, KNOWN_ARGS) if takes_args else read_args(request)
     return Network(
         attachment=parse_attachment(request),
-        cni_version=request.cni_version,
         mode=fields.string("mode") or "bridge",
-        fields=fields,
         mtu=_parse_mtu(fields),
         mtu_overhead=fields.integer("mtuOverhead", 0, 1000) or 0,
         mac=_parse_mac(fields, args) if takes_args else "",
@@ -267,6 +266,8 @@ def parse_network(request: Request, *, takes_args: bool = True) -> Network:
         ipam_type=ipam_type(fields),
         dns=_parse_dns(fields),
         prev_result=parse_prev_result(fields, request.cni_version),
+        state_file=fields.string("stateFile"),
+        strict_status=fields.boolean("strictStatus"),
     )
 
 
@@ -283,6 +284,11 @@ def ipam_type(fields: Fields) -> str:
     """Return the delegate's type; empty for an attachment without addresses."""
     ipam = fields.section("ipam")
     return ipam.string("type") if ipam else ""
+
+
+def wants_gateway(fields: Fields) -> bool:
+    """Tell whether the node is to be the pods' gateway on their bridge."""
+    return fields.boolean("isGateway") or fields.boolean("isDefaultGateway")
 
 
 def _refuse_long_name(network: str) -> None:

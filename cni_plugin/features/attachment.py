@@ -6,6 +6,7 @@ Shared by the main plugin, which has features built in, and by those that are a 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.request import Request
     from cni_plugin.features import BuiltIn
-    from cni_plugin.features.feature import Feature, Settings
+    from cni_plugin.features.feature import Feature, OwnedObject, Recalled, Settings
     from cni_plugin.kernel.netns import Namespace
 
 
-def plan_features(network: Network, addressing: Addressing) -> list[tuple[Feature, Settings]]:
+def plan_features(fields: Fields, network: Network, addressing: Addressing) -> list[tuple[Feature, Settings]]:
     """Return the built-in features that the configuration asks for, with their settings."""
-    asked = [each.load() for each in FEATURES.values() if _is_asked_for(each, network.fields)]
-    parsed = [(feature, feature.parse(network, addressing)) for feature in asked]
+    asked = [each.load() for each in FEATURES.values() if _is_asked_for(each, fields)]
+    parsed = [(feature, feature.parse(fields, network, addressing)) for feature in asked]
     return [(feature, settings) for feature, settings in parsed if settings is not None]
 
 
@@ -58,7 +59,6 @@ def site_of(network: Network, host: Namespace, pod: Namespace) -> Site:
         is_own=_certain,
         label=render_comment(network.attachment, network.pod),
         state_dir=network.state_dir,
-        fields=network.fields,
     )
 
 
@@ -78,7 +78,18 @@ def delete_features(request: Request, site: Site) -> Iterator[Callable[[], objec
     given = delete_input(request)
     for feature in (each.load() for each in FEATURES.values()):
         if not feature.links(site.attachment):
-            yield partial(feature.delete, given, site)
+            yield partial(delete_feature, feature, request, given, site)
+
+
+def delete_feature(feature: Feature, request: Request, given: DeleteInput, site: Site) -> None:
+    """Remove what the feature made for the attachment."""
+    feature.delete(replace(given, recalled=_recall(feature, request)), site)
+
+
+def _recall(feature: Feature, request: Request) -> Recalled:
+    with suppress(CNIError):
+        return feature.recall(request.config) if feature.recall else None
+    return None
 
 
 def list_pod_links(attachment: Attachment) -> list[str]:
@@ -93,7 +104,7 @@ def delete_input(request: Request) -> DeleteInput:
         previous = parse_prev_result(request.config, request.cni_version)
     addresses = tuple(ip.address.ip for ip in previous.ips) if previous and previous.ips else None
     interfaces = previous.interfaces if previous else ()
-    return DeleteInput(fields=request.config, addresses=addresses, interfaces=interfaces)
+    return DeleteInput(addresses=addresses, interfaces=interfaces)
 
 
 def bare_site(
@@ -113,7 +124,6 @@ def bare_site(
         is_own=is_own,
         label="",
         state_dir=state_dir,
-        fields=request.config,
     )
 
 
@@ -142,8 +152,13 @@ def collect_features(
 
 def collect_feature(feature: Feature, request: Request, host: Namespace, keep: Container[str]) -> None:
     """Remove what the feature made for attachments that are not to be kept, but for elements."""
-    found = feature.list_owned(request.network, bare_site(request, host))
+    found = list_owned(feature, request, host)
     run_all(*(each.remove for each in found if each.identity not in keep))
+
+
+def list_owned(feature: Feature, request: Request, host: Namespace) -> Iterable[OwnedObject]:
+    """Return what the feature has made for attachments of the network, but for elements."""
+    return feature.list_owned(request.network, _recall(feature, request), bare_site(request, host))
 
 
 def collect_elements(

@@ -61,10 +61,9 @@ class Bandwidth:
     egress: Limit | None
 
 
-def parse(network: Network, addressing: Addressing) -> Bandwidth | None:
+def parse(fields: Fields, network: Network, addressing: Addressing) -> Bandwidth | None:
     """Return the limits of the configuration, else of the runtime; CNIError 7 for one that cannot be."""
-    del addressing
-    fields = network.fields
+    del network, addressing
     latency = fields.integer("latency", 1, 10_000) or _LATENCY
     source = _find_source(fields)
     if source is None:
@@ -208,7 +207,7 @@ def _check_bucket(limit: Limit, link: Link, host: Namespace) -> None:
         raise broken(f"tc qdisc dev {link.name}: wanted tbf {wanted}, found {found or 'none'}")
 
 
-def find_devices(network: str, site: Site) -> Iterator[OwnedObject]:
+def find_devices(network: str, _: None, site: Site) -> Iterator[OwnedObject]:
     """Yield the devices of a network's attachments."""
     nl = site.host.netlink
     for each in list_links(nl, kind="ifb"):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cni_plugin.kernel.nfnetlink import Element
 
 Settings = Any  # a feature's own frozen dataclass; nothing outside the feature looks inside
+Recalled = Any  # what its `recall` returns, likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +43,6 @@ class Site:
     """Whose a kernel object is: the identity first, see `render_comment`."""
     state_dir: str
     """Where values are kept that neither kernel nor store can hold."""
-    fields: Fields
-    """The configuration, for verbs that do not parse it."""
     _sets: dict[str, list[str]] = field(default_factory=dict, init=False, compare=False)
 
     @property
@@ -69,7 +68,8 @@ class Site:
 class DeleteInput:
     """What a DEL may know of what an ADD made; a configuration that ADD would refuse is no reason to stay."""
 
-    fields: Fields
+    recalled: Recalled = None
+    """What the feature's own `recall` read; None when it cannot be read."""
     addresses: tuple[IPAddress, ...] | None
     """The pod's addresses; None when nothing tells them."""
     interfaces: tuple[Interface, ...] = ()
@@ -96,7 +96,7 @@ def _nothing(*_: object) -> int:
     return 0
 
 
-def _none(_: str, __: Site) -> tuple[OwnedObject, ...]:
+def _none(*_: object) -> tuple[OwnedObject, ...]:
     return ()
 
 
@@ -108,12 +108,14 @@ def _no_links(_: Attachment) -> tuple[str, ...]:
 class Feature:
     """One thing that a pod gets beside its link."""
 
-    parse: Callable[[Network, Addressing], Settings | None]
+    parse: Callable[[Fields, Network, Addressing], Settings | None]
     """Settings from the configuration, None when it asks for nothing; CNIError 2, 7 or 50."""
     add: Callable[[Settings, Site, Result, ExitStack], Result]
     """After `ensure`: make what is the pod's and push its undoing; the result as it is now."""
     delete: Callable[[DeleteInput, Site], object]
     """Remove what an ADD made, and nothing of anybody else's; absence is fine."""
+    recall: Callable[[Fields], Recalled] | None = None
+    """What `delete` and `list_owned` use of a configuration that `parse` may refuse; CNIError."""
     takes_args: bool = False
     """As a plugin of its own it takes what is in CNI_ARGS; the others do not fail for what is there."""
     links: Callable[[Attachment], tuple[str, ...]] = _no_links
@@ -126,7 +128,7 @@ class Feature:
     """Make what the network's pods share equal to what is wanted; return the number of changes."""
     prepare: Callable[[Settings, Site, ExitStack], object] = _nothing
     """Built in only: what must be there before the pod's link comes up; its undoing is pushed."""
-    list_owned: Callable[[str, Site], Iterable[OwnedObject]] = _none
+    list_owned: Callable[[str, Recalled, Site], Iterable[OwnedObject]] = _none
     """Find what a network's attachments have of it on the node, for GC.
 
     Elements of our nftables need no word here: `elements.list_of` finds them all.

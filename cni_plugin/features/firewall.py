@@ -65,10 +65,9 @@ class Firewall:
         return scope_of(repr(self))
 
 
-def parse(network: Network, addressing: Addressing) -> Firewall:
+def parse(fields: Fields, network: Network, addressing: Addressing) -> Firewall:
     """Return what is asked for; CNIError 2 for firewalld, 7 for a policy or a name that cannot be."""
     del addressing
-    fields = network.fields
     _refuse_backend(fields)
     policy = fields.string("ingressPolicy") or "open"
     if policy not in _POLICIES:

@@ -66,11 +66,11 @@ class Masquerade:
         return scope_of(self.network)
 
 
-def parse(network: Network, addressing: Addressing) -> Masquerade | None:
+def parse(fields: Fields, network: Network, addressing: Addressing) -> Masquerade | None:
     """Return what `ipMasq` and `nonMasqueradeCIDRs` ask for; CNIError 50 when there is no nft."""
-    families = _parse_families(network.fields)
-    named = [_parse_exception(text) for text in network.fields.strings("nonMasqueradeCIDRs")]
-    require_nftables(network.fields, "ipMasqBackend")
+    families = _parse_families(fields)
+    named = [_parse_exception(text) for text in fields.strings("nonMasqueradeCIDRs")]
+    require_nftables(fields, "ipMasqBackend")
     if not families:
         return None
     require_nft()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import operator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -48,9 +47,9 @@ class PortMap:
     treatment: Treatment
 
 
-def parse(network: Network, _: Addressing) -> PortMap:
+def parse(fields: Fields, network: Network, addressing: Addressing) -> PortMap:
     """Return what is asked for, perhaps nothing; CNIError 2, 7 or 50."""
-    fields = network.fields
+    del network, addressing
     settings = PortMap(ports=parse_host_ports(fields) or {}, treatment=_parse_treatment(fields))
     _refuse_unreachable(settings)
     if settings.ports:
@@ -182,11 +181,9 @@ def _forget_flows(
 
 def _known_ports(given: DeleteInput) -> dict[str, list[bytes]]:
     """Return the keys of the ports that DEL was told of by how the names of their maps begin."""
-    ports = None
-    with suppress(CNIError):
-        ports = parse_host_ports(given.fields)
+    ports: Iterable[HostPort] = given.recalled or ()
     keys: dict[str, list[bytes]] = {}
-    for port in ports or ():
+    for port in ports:
         keys.setdefault(port.kind, []).append(port.key)
     return keys
 
@@ -245,4 +242,12 @@ def ready(settings: PortMap, _: Namespace) -> None:
         raise CNIError(Code.NOT_AVAILABLE, f"nft -c -f -: {refusal}")
 
 
-FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, ready=ready, collected=forget_collected)
+FEATURE = Feature(
+    parse=parse,
+    add=add,
+    delete=delete,
+    check=check,
+    ready=ready,
+    recall=parse_host_ports,
+    collected=forget_collected,
+)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from cni_plugin.config.network import Addressing, Network
+    from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Interface, Result
     from cni_plugin.features.feature import DeleteInput, Site
     from cni_plugin.kernel.netns import Namespace
@@ -44,12 +45,12 @@ class SpoofCheck:
     addresses: bool
 
 
-def parse(network: Network, addressing: Addressing) -> SpoofCheck | None:
+def parse(fields: Fields, network: Network, addressing: Addressing) -> SpoofCheck | None:
     """Return the stricter of what `macspoofchk` and `spoofCheck` ask for."""
-    asked = network.fields.string("spoofCheck") or "none"
+    asked = fields.string("spoofCheck") or "none"
     if asked not in _STRICTNESS:
         raise invalid_config(f'"spoofCheck" must be one of {list(_STRICTNESS)}, found "{asked}"')
-    if asked == "none" and network.fields.boolean("macspoofchk"):
+    if asked == "none" and fields.boolean("macspoofchk"):
         asked = "mac"
     if asked == "none":
         return None

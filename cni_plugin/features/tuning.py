@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -40,12 +39,12 @@ class Tuning:
     directory: str
 
 
-def parse_all(network: Network, addressing: Addressing) -> Tuning | None:
+def parse_all(fields: Fields, network: Network, addressing: Addressing) -> Tuning | None:
     """Return what the plugin `tuning` is asked for; CNIError 7 for what cannot be or is not allowed."""
     del addressing
     from cni_plugin.features.tuning_values import MAX_TX_QUEUE_LENGTH, Values
 
-    fields, extra = network.fields, _extra(network.fields)
+    extra = _extra(fields)
     mac = extra.string("mac") or network.mac or fields.string("mac")
     mtu = extra.integer("mtu", 68, 65535) or network.mtu
     allmulti = _prefer(extra, fields, "allmulti")
@@ -56,7 +55,7 @@ def parse_all(network: Network, addressing: Addressing) -> Tuning | None:
         promisc=_prefer(extra, fields, "promisc").boolean("promisc") or None,
         allmulti=None if allmulti.value("allmulti") is None else allmulti.boolean("allmulti"),
         tx_queue_length=_prefer(extra, fields, "txQLen").integer("txQLen", 0, MAX_TX_QUEUE_LENGTH),
-        sysctls=_parse_sysctls(network),
+        sysctls=_parse_sysctls(fields, network),
     )
     directory = _data_dir(fields)
     return Tuning(values=values, directory=directory) if values != Values() else None
@@ -79,12 +78,12 @@ def _data_dir(fields: Fields) -> str:
     return path
 
 
-def parse_sysctls_alone(network: Network, addressing: Addressing) -> Tuning | None:
+def parse_sysctls_alone(fields: Fields, network: Network, addressing: Addressing) -> Tuning | None:
     """Return the sysctls that the main plugin is asked for; its MAC and MTU are its own business."""
     del addressing
     from cni_plugin.features.tuning_values import Values
 
-    values = Values(sysctls=_parse_sysctls(network))
+    values = Values(sysctls=_parse_sysctls(fields, network))
     return Tuning(values=values, directory=_own_directory(network.state_dir)) if values.sysctls else None
 
 
@@ -92,10 +91,10 @@ def _own_directory(state_dir: str) -> str:
     return f"{state_dir}/tuning"
 
 
-def _parse_sysctls(network: Network) -> dict[str, str]:
+def _parse_sysctls(fields: Fields, network: Network) -> dict[str, str]:
     """Return the values by path below /proc/sys."""
     found: dict[str, str] = {}
-    for section in (network.fields.section("sysctl"), _extra(network.fields).section("sysctl")):
+    for section in (fields.section("sysctl"), _extra(fields).section("sysctl")):
         asked = {key: section.string(key) for key in section.raw} if section else {}
         parsed = {_parse_key(key, network.attachment.ifname): value for key, value in asked.items()}
         if len(parsed) < len(asked):
@@ -195,10 +194,7 @@ def add_sysctls(settings: Tuning, site: Site, result: Result, undo: ExitStack) -
 
 def delete_all(given: DeleteInput, site: Site) -> None:
     """Set the values back."""
-    directory = TUNING_DIR
-    with suppress(CNIError):
-        directory = _data_dir(given.fields)
-    _restore(directory, site)
+    _restore(given.recalled or TUNING_DIR, site)
 
 
 def delete_sysctls(given: DeleteInput, site: Site) -> None:
@@ -224,14 +220,15 @@ def check(settings: Tuning, site: Site, result: Result) -> None:
     check_values(settings.values, site)
 
 
-def find_all(network: str, site: Site) -> Iterator[OwnedObject]:
+def find_all(network: str, directory: str | None, site: Site) -> Iterator[OwnedObject]:
     """Yield the files of a network's attachments."""
+    del site
     from cni_plugin.features.tuning_values import find_values
 
-    yield from find_values(_data_dir(site.fields), network)
+    yield from find_values(directory or TUNING_DIR, network)
 
 
-def find_sysctls(network: str, site: Site) -> Iterator[OwnedObject]:
+def find_sysctls(network: str, _: None, site: Site) -> Iterator[OwnedObject]:
     """Yield the files of a network's attachments."""
     from cni_plugin.features.tuning_values import find_values
 
@@ -245,6 +242,7 @@ FEATURE = Feature(
     delete=delete_all,
     takes_args=True,
     check=check,
+    recall=_data_dir,
     list_owned=find_all,
 )
 SYSCTLS = Feature(

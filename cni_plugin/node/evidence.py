@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from cni_plugin.addresses import host_local
 from cni_plugin.config.network import Attachment, Label, host_ifname, parse_alias, parse_label
 from cni_plugin.features import CHAINED, FEATURES
-from cni_plugin.features.attachment import bare_site
+from cni_plugin.features.attachment import list_owned
 from cni_plugin.features.elements import list_of
 from cni_plugin.features.hostports import label_of
 from cni_plugin.kernel.link import list_links
@@ -164,11 +164,10 @@ def _find_pieces(network: ConfiguredNetwork, host: Namespace) -> Iterator[_Piece
 
 def _list_owned(network: ConfiguredNetwork, host: Namespace) -> Iterator[OwnedObject]:
     for each in FEATURES.values():
-        yield from each.load().list_owned(network.name, bare_site(network.main, host))
+        yield from list_owned(each.load(), network.main, host)
     for request in network.chained:
         if request.config.string("type") not in FEATURES:
-            feature = CHAINED[request.config.string("type")]()
-            yield from feature.list_owned(network.name, bare_site(request, host))
+            yield from list_owned(CHAINED[request.config.string("type")](), request, host)
 
 
 def _identity(network: str, container_id: str, ifname: str) -> str:

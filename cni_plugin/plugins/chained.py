@@ -14,6 +14,7 @@ from cni_plugin.contract.errors import invalid_config, run_all
 from cni_plugin.features.attachment import (
     collect_elements,
     collect_feature,
+    delete_feature,
     delete_input,
     open_pod_of,
     parse_kept,
@@ -43,7 +44,7 @@ def chained(feature: Feature) -> Plugin:
 
 def _add(feature: Feature, request: Request) -> Result:
     network, previous = _parse(feature, request)
-    settings = feature.parse(network, Addressing())
+    settings = feature.parse(request.config, network, Addressing())
     with open_host() as host, open_pod_of(network.attachment) as pod, Undo() as undo:
         if settings is not None:
             feature.ensure(settings, host)
@@ -61,12 +62,12 @@ def _parse(feature: Feature, request: Request) -> tuple[Network, Result]:
 
 def _delete(feature: Feature, request: Request) -> None:
     with open_site(request) as site:
-        feature.delete(delete_input(request), site)
+        delete_feature(feature, request, delete_input(request), site)
 
 
 def _check(feature: Feature, request: Request) -> None:
     network, previous = _parse(feature, request)
-    settings = feature.parse(network, Addressing())
+    settings = feature.parse(request.config, network, Addressing())
     with open_host() as host, open_pod_of(network.attachment) as pod:
         if settings is not None:
             feature.check(settings, site_of(network, host, pod), previous)
@@ -84,7 +85,8 @@ def _gc(feature: Feature, request: Request) -> None:
 
 
 def _status(feature: Feature, request: Request) -> None:
-    settings = feature.parse(parse_network(request, takes_args=feature.takes_args), Addressing())
+    network = parse_network(request, takes_args=feature.takes_args)
+    settings = feature.parse(request.config, network, Addressing())
     if settings is not None:
         with open_host() as host:
             feature.ready(settings, host)

@@ -62,22 +62,19 @@ def add(request: Request) -> Result:
     attachment = network.attachment
     mode = _mode(network)
     delegate = find_delegate(request)
-    plan, features = _plan(network, mode, delegate)
-    with (
-        open_host() as host,
-        open_pod_of(attachment) as pod,
-        Undo() as undo,
-    ):
+    plan, features = _plan(request, network, mode, delegate)
+    with open_host() as host, open_pod_of(attachment) as pod, Undo() as undo:
+        site = site_of(network, host, pod)
         for feature, settings in features:
             feature.ensure(settings, host)
-        connection = mode.connect(plan, site_of(network, host, pod), undo)
+        connection = mode.connect(plan, site, undo)
         for feature, settings in features:
-            feature.prepare(settings, site_of(network, host, pod), undo)
+            feature.prepare(settings, site, undo)
         delegate.rebuild(lambda: _list_living(request.network, host), host.mark())
         addresses = delegate.allocate(undo, host.mark())
-        result = mode.configure(plan, connection, site_of(network, host, pod), addresses)
+        result = mode.configure(plan, connection, site, addresses)
         for feature, settings in features:
-            result = feature.add(settings, site_of(network, host, pod), result, undo)
+            result = feature.add(settings, site, result, undo)
         _require_present(host, pod, attachment)
         warn_of_drops(host, mode.forwarded_by(plan), result)
         undo.pop_all()
@@ -106,11 +103,13 @@ def _mode(network: Network) -> Mode:
     return MODES[network.mode]()
 
 
-def _plan(network: Network, mode: Mode, delegate: Delegate) -> tuple[Plan, list[tuple[Feature, Settings]]]:
+def _plan(
+    request: Request, network: Network, mode: Mode, delegate: Delegate
+) -> tuple[Plan, list[tuple[Feature, Settings]]]:
     """Return the mode's plan and the features that are asked for; every error of configuration is here."""
-    addressing = delegate.addressing()
-    plan = mode.plan(network, addressing)
-    return plan, plan_features(network, replace(addressing, elsewhere=mode.elsewhere(plan)))
+    fields, addressing = request.config, delegate.addressing()
+    plan = mode.plan(fields, network, addressing)
+    return plan, plan_features(fields, network, replace(addressing, elsewhere=mode.elsewhere(plan)))
 
 
 def _require_present(host: Namespace, pod: Namespace, attachment: Attachment) -> None:
@@ -157,12 +156,13 @@ def check(request: Request) -> None:
     if network.prev_result is None:
         raise invalid_config('"prevResult": wanted the result of the ADD, found none')
     mode, delegate = _mode(network), find_delegate(request)
-    plan, features = _plan(network, mode, delegate)
+    plan, features = _plan(request, network, mode, delegate)
     with open_host() as host, open_pod_of(network.attachment) as pod:
         delegate.check()
-        mode.check(plan, site_of(network, host, pod), network.prev_result)
+        site = site_of(network, host, pod)
+        mode.check(plan, site, network.prev_result)
         for feature, settings in features:
-            feature.check(settings, site_of(network, host, pod), network.prev_result)
+            feature.check(settings, site, network.prev_result)
 
 
 def gc(request: Request) -> None:
@@ -197,13 +197,13 @@ def status(request: Request) -> None:
     network = _parse(request)
     _require_cluster(network)
     mode, delegate = _mode(network), find_delegate(request)
-    plan, features = _plan(network, mode, delegate)
+    plan, features = _plan(request, network, mode, delegate)
     with open_host() as host:
         mode.ready(plan, host)
         for feature, settings in features:
             feature.ready(settings, host)
         delegate.status()
-        if network.fields.boolean("strictStatus"):
+        if network.strict_status:
             from cni_plugin.features.forward_warning import list_obstacles, require_open
 
             require_open(list_obstacles(host, mode.forwarded_by(plan), delegate.addressing()))
@@ -211,18 +211,17 @@ def status(request: Request) -> None:
 
 def _require_cluster(network: Network) -> None:
     """Raise CNIError 50 while who follows the cluster for this node says that it is not ready."""
-    path = network.fields.string("stateFile")
-    if path:
+    if network.state_file:
         from cni_plugin.config.state_file import require_ready
 
-        require_ready(path)
+        require_ready(network.state_file)
 
 
 def synchronize(request: Request) -> int:
     """Make what the pods of a network share equal to its configuration; return the number of changes."""
     network = _parse(request)
     mode = _mode(network)
-    plan, features = _plan(network, mode, find_delegate(request))
+    plan, features = _plan(request, network, mode, find_delegate(request))
     with open_host() as host:
         changes = mode.synchronize(plan, host)
         return changes + sum(feature.ensure(settings, host) for feature, settings in features)
@@ -234,7 +233,7 @@ def survey(request: Request) -> tuple[Survey, list[Obstacle]]:
 
     network = _parse(request)
     mode, addressing = _mode(network), find_delegate(request).addressing()
-    plan = mode.plan(network, addressing)
+    plan = mode.plan(request.config, network, addressing)
     with open_host() as host:
         return mode.survey(plan, host), list_obstacles(host, mode.forwarded_by(plan), addressing)
 
@@ -246,7 +245,8 @@ def obstacles(request: Request) -> list[Obstacle]:
     network = _parse(request)
     mode, addressing = _mode(network), find_delegate(request).addressing()
     with open_host() as host:
-        return list_obstacles(host, mode.forwarded_by(mode.plan(network, addressing)), addressing)
+        plan = mode.plan(request.config, network, addressing)
+        return list_obstacles(host, mode.forwarded_by(plan), addressing)
 
 
 def clashes(request: Request) -> list[Clash]:
@@ -256,7 +256,7 @@ def clashes(request: Request) -> list[Clash]:
     network = _parse(request)
     mode, addressing = _mode(network), find_delegate(request).addressing()
     with open_host() as host:
-        interface = mode.forwarded_by(mode.plan(network, addressing))
+        interface = mode.forwarded_by(mode.plan(request.config, network, addressing))
         subnets = {each.subnet for each in addressing.ranges} if interface else set()
         return find_clashes(host.netlink, interface, sorted(subnets))
 
@@ -264,7 +264,7 @@ def clashes(request: Request) -> list[Clash]:
 def explain_mtu(request: Request) -> list[str]:
     """Return how the MTU of a network's pods comes about, a step a line."""
     network = _parse(request)
-    plan = _mode(network).plan(network, find_delegate(request).addressing())
+    plan = _mode(network).plan(request.config, network, find_delegate(request).addressing())
     with open_host() as host:
         return _mode(network).explain_mtu(plan, host)
 

@@ -182,4 +182,7 @@ def planned(node: Node, config: dict[str, Any], pod: Pod) -> Iterator[tuple[Requ
     """Run a block inside the node with an ADD's request and plan, for what an executable cannot show."""
     with inside(node):
         request = parse_request(environment(node, "ADD", pod), json.dumps(config).encode())
-        yield request, bridge.plan(parse_network(request), find_delegate(request).addressing())
+        yield (
+            request,
+            bridge.plan(request.config, parse_network(request), find_delegate(request).addressing()),
+        )

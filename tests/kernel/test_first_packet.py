@@ -148,7 +148,7 @@ def wait_for_port(node: Node, config: dict[str, Any], pod: Pod) -> str:
     with planned(node, config, pod) as (_, plan), open_host() as host:
         connection = BridgeConnection(bridge=get_link(host.netlink, plan.bridge), mtu=1500)
         bridge._wait_until_forwarding(plan, connection, host)
-    return ports(node)[plan.attachment.host_ifname]["state"]
+    return ports(node)[plan.pod.attachment.host_ifname]["state"]
 
 
 def test_add_waits_for_the_port_and_not_for_time(node: Node) -> None:

@@ -32,8 +32,8 @@ def attach(node: Node, pod: Pod) -> dict[str, Any]:
         open_pod(pod.path) as space,
         ExitStack() as undo,
     ):
-        assert [str(vlan) for vlan in asked.vlans] == ["vid 100 pvid untagged"]
-        plan = replace(asked, vlans=())
+        assert [str(vlan) for vlan in asked.port.vlans] == ["vid 100 pvid untagged"]
+        plan = replace(asked, port=replace(asked.port, vlans=()))
         site = bare_site(request, host, space, lambda: True)
         connection = bridge.connect(plan, site, undo)
         result: Result = bridge.configure(plan, connection, site, find_delegate(request).allocate(undo, ""))

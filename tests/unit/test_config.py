@@ -33,8 +33,8 @@ ENVIRON = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_NETNS": "/run/net
 
 def planned(addressing: Addressing | None = None, **keys: Any) -> BridgePlan:
     config = {"cniVersion": "1.1.0", "name": "test", "type": "podwire"} | keys
-    network = parse_network(parse_request(ENVIRON, json.dumps(config).encode()))
-    return plan(network, addressing or Addressing())
+    request = parse_request(ENVIRON, json.dumps(config).encode())
+    return plan(request.config, parse_network(request), addressing or Addressing())
 
 
 def refused(*words: str) -> pytest.RaisesExc[CNIError]:
@@ -218,21 +218,22 @@ def test_a_network_without_room_has_no_gateway(address: str) -> None:
     ],
 )
 def test_the_vlans_of_a_port_follow_from_access_and_trunk(keys: dict[str, Any], vlans: list[str]) -> None:
-    assert [str(vlan) for vlan in planned(**keys).vlans] == vlans
+    assert [str(vlan) for vlan in planned(**keys).port.vlans] == vlans
 
 
 @pytest.mark.parametrize("first", [5, 10])
 def test_a_trunk_that_covers_the_access_vlan_leaves_it_untagged(first: int) -> None:
     """The kernel takes the last word on a VLAN: the range must not come after and make it tagged."""
-    vlans = planned(vlan=10, vlanTrunk=[{"minID": first, "maxID": 20}]).vlans
+    vlans = planned(vlan=10, vlanTrunk=[{"minID": first, "maxID": 20}]).port.vlans
     last_word = [vlan for vlan in vlans if vlan.vid <= 10 <= vlan.last][-1]
     assert last_word == Vlan(vid=10, last=10, pvid=True, untagged=True)
 
 
 def test_a_plan_has_the_references_defaults() -> None:
     made = planned()
-    assert (made.bridge, made.mtu, made.vlan, made.vlans) == ("cni0", 0, 0, ())
-    off = ["is_gateway", "is_default_gateway", "force_address", "hairpin", "promisc", "isolated", "dad"]
-    assert [name for name in (*off, "preserve_default_vlan") if getattr(made, name)] == []
+    assert (made.bridge, made.pod.mtu, made.gateway.vlan, made.port.vlans) == ("cni0", 0, 0, ())
+    off = [made.promisc, made.pod.dad, made.port.hairpin, made.port.isolated, made.port.preserve_default_vlan]
+    off += [made.gateway.wanted, made.gateway.default, made.gateway.force_address]
+    assert off == [False] * 8
     assert made.container_interface_up
-    assert planned(isDefaultGateway=True).is_gateway
+    assert planned(isDefaultGateway=True).gateway.wanted

@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("cni_plugin", "ipam")
 LONGEST_FUNCTION, LONGEST_MODULE, LONGEST_DOCSTRING, LONGEST_FIRST_LINE = 60, 400, 10, 100
+LARGEST_RECORD = 16  # fields
 
 # The floors, top to bottom: a module imports from its own floor and from those below, never from above.
 FLOORS = (
@@ -162,6 +163,29 @@ def types_of(module: str) -> set[str]:
     targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
     aliases = {target.id for target in targets if isinstance(target, ast.Name)}
     return {name for name in classes | aliases if re.match("[A-Z]+[a-z]", name)}
+
+
+def test_raw_configuration_is_kept_by_a_request_alone() -> None:
+    """Who parses is given it as an argument; what it returns is checked values."""
+    kept = {
+        f"{module}.{record.name}"
+        for module in MODULES
+        for record in ast.walk(tree_of(module))
+        if isinstance(record, ast.ClassDef)
+        for field in record.body
+        if isinstance(field, ast.AnnAssign) and "Fields" in ast.unparse(field.annotation).split(" | ")
+    }
+    assert kept == {"cni_plugin.contract.request.Request"}
+
+
+def test_a_record_has_at_most_sixteen_fields() -> None:
+    sizes = {
+        f"{module}.{record.name}": sum(isinstance(field, ast.AnnAssign) for field in record.body)
+        for module in MODULES
+        for record in ast.walk(tree_of(module))
+        if isinstance(record, ast.ClassDef)
+    }
+    assert {name: size for name, size in sizes.items() if size > LARGEST_RECORD} == {}
 
 
 # A path on the node that begins a text; /proc and /sys are the kernel's.
