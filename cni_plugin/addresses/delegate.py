@@ -13,7 +13,8 @@ import os
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cni_plugin.addresses import host_local
 from cni_plugin.config.network import DEFAULT_DELEGATE_TIMEOUT, Addressing, ipam_type, parse_delegate_timeout
@@ -56,8 +57,8 @@ class Delegate(Protocol):
     def release(self) -> None:
         """Give the addresses back; absence is fine."""
 
-    def check(self) -> None:
-        """Raise CNIError when the addresses are not held."""
+    def check(self, previous: Result) -> None:
+        """Raise CNIError when the addresses of prevResult are not held."""
 
     def gc(self) -> None:
         """Release what the runtime's list does not name."""
@@ -66,30 +67,36 @@ class Delegate(Protocol):
         """Raise CNIError when no address could be given now."""
 
 
+SourcePlan = Any  # a source's own frozen dataclass; nothing outside the source looks inside
+
+
 class Source(Protocol):
     """What gives addresses in process: a module with these functions."""
 
-    def addressing(self, request: Request) -> Addressing:
+    def plan(self, request: Request) -> SourcePlan:
+        """Parse the configuration; CNIError 4 or 7."""
+
+    def addressing(self, plan: SourcePlan) -> Addressing:
         """Return what is known before any address is taken."""
 
     def rebuild(
-        self, request: Request, living: Callable[[], Iterable[LiveAttachment]], netns_mark: str
+        self, plan: SourcePlan, living: Callable[[], Iterable[LiveAttachment]], netns_mark: str
     ) -> None:
         """Reserve the addresses of living pods again if the store's directory is gone."""
 
-    def allocate(self, request: Request, netns_mark: str) -> Result:
+    def allocate(self, plan: SourcePlan, netns_mark: str) -> Result:
         """Take a pod's addresses; `netns_mark` names the node's own network namespace."""
 
     def release(self, request: Request) -> None:
-        """Give them back."""
+        """Give them back, whatever the configuration says by now."""
 
-    def check(self, request: Request) -> None:
+    def check(self, plan: SourcePlan, previous: Result) -> None:
         """Compare with prevResult."""
 
     def collect(self, request: Request) -> None:
         """Release what the runtime's list does not name."""
 
-    def status(self, request: Request) -> None:
+    def status(self, plan: SourcePlan) -> None:
         """Raise CNIError when no address could be given now."""
 
 
@@ -160,48 +167,56 @@ class Nobody:
         """Return no addresses."""
         return Result()
 
+    def check(self, previous: Result) -> None:
+        """Do nothing."""
+
     def release(self) -> None:
         """Do nothing."""
 
-    check = gc = status = release
+    gc = status = release
 
 
-@dataclass(frozen=True, slots=True)
 class Own:
     """Addresses of our own, in process."""
 
-    request: Request
-    source: Source
+    def __init__(self, request: Request, source: Source) -> None:
+        """Read nothing yet: a DEL must not fail for what an ADD would refuse."""
+        self._request = request
+        self._source = source
+
+    @cached_property
+    def _plan(self) -> SourcePlan:
+        return self._source.plan(self._request)
 
     def addressing(self) -> Addressing:
         """Return what the configuration says."""
-        return self.source.addressing(self.request)
+        return self._source.addressing(self._plan)
 
     def rebuild(self, living: Callable[[], Iterable[LiveAttachment]], netns_mark: str) -> None:
         """Look whether the store is there."""
-        self.source.rebuild(self.request, living, netns_mark)
+        self._source.rebuild(self._plan, living, netns_mark)
 
     def allocate(self, undo: ExitStack, netns_mark: str) -> Result:
         """Take addresses; a failed allocation holds nothing, so it has nothing to release."""
-        result = self.source.allocate(self.request, netns_mark)
+        result = self._source.allocate(self._plan, netns_mark)
         undo.callback(self.release)
         return result
 
     def release(self) -> None:
         """Release what the attachment holds."""
-        self.source.release(self.request)
+        self._source.release(self._request)
 
-    def check(self) -> None:
+    def check(self, previous: Result) -> None:
         """Compare with prevResult."""
-        self.source.check(self.request)
+        self._source.check(self._plan, previous)
 
     def gc(self) -> None:
         """Release what is not listed."""
-        self.source.collect(self.request)
+        self._source.collect(self._request)
 
     def status(self) -> None:
         """Look at what addresses come from."""
-        self.source.status(self.request)
+        self._source.status(self._plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +250,7 @@ class Foreign:
         """Run its DEL."""
         self._run("DEL")
 
-    def check(self) -> None:
+    def check(self, previous: Result) -> None:  # noqa: ARG002 - it is given the same configuration
         """Run its CHECK."""
         self._run("CHECK")
 

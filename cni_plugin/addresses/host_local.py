@@ -1,8 +1,8 @@
 """Our address manager as an IPAM plugin: keys of `host-local` in, a CNI result out.
 
-Reads the `ipam` section with every key of the reference host-local and our own (`exclude`,
-`"gateway": "none"`, the terms), calls the `ipam` package and translates its errors. Releasing needs
-only names and `dataDir`, so an error in the ranges cannot keep an address reserved.
+`plan` reads the `ipam` section once, with every key of the reference host-local and our own (`exclude`,
+`"gateway": "none"`, the terms). The others call the `ipam` package and translate its errors. Releasing
+needs only names and `dataDir`, so an error in the ranges cannot keep an address reserved.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +20,7 @@ from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.fields import Fields, objects
 from cni_plugin.contract.inet import is_assignable, parse_ip_or_cidr, with_prefix
 from cni_plugin.contract.request import parse_args, parse_valid_attachments
-from cni_plugin.contract.result import DNS, IPConfig, Result, parse_prev_result, parse_routes
+from cni_plugin.contract.result import DNS, IPConfig, Result, Route, parse_routes
 from ipam import allocator
 from ipam.allocator import Terms, Usage
 from ipam.cache import StoreCache
@@ -78,15 +78,45 @@ def _translated() -> Iterator[None]:
         raise CNIError(code, str(error)) from error
 
 
-def rebuild(request: Request, living: Callable[[], Iterable[LiveAttachment]], netns_mark: str) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalPlan:
+    """What an ADD, CHECK or STATUS asks of the address manager."""
+
+    network: str
+    store: Store
+    owner: Owner
+    range_sets: tuple[RangeSet, ...]
+    requested: tuple[IPAddress, ...]
+    terms: Terms
+    routes: tuple[Route, ...]
+    resolv_conf: str
+    """The path of a file, empty for none."""
+
+
+def plan(request: Request) -> LocalPlan:
+    """Return what the configuration asks for; CNIError 4 or 7 for what ADD could not serve."""
+    section = _section(request)
+    return LocalPlan(
+        network=request.network,
+        range_sets=parse_range_sets(request),
+        requested=tuple(parse_requested(request)),
+        routes=parse_routes(section),
+        terms=parse_terms(request),
+        store=open_store(request),
+        owner=_owner(request),
+        resolv_conf=section.string("resolvConf"),
+    )
+
+
+def rebuild(plan: LocalPlan, living: Callable[[], Iterable[LiveAttachment]], netns_mark: str) -> None:
     """Hold the addresses of living pods again if the network's directory is gone: somebody moved it aside.
 
     Raises CNIError 5 or 11 when that cannot be, since the next address could be one of theirs.
     """
-    store = open_store(request)
+    store = plan.store
     if os.path.lexists(store.directory):
         return
-    ranges = [each for range_set in parse_range_sets(request) for each in range_set.ranges]
+    ranges = [each for range_set in plan.range_sets for each in range_set.ranges]
     claims = [
         (address, Owner(container_id=each.attachment.container_id, ifname=each.attachment.ifname))
         for each in living()
@@ -101,24 +131,21 @@ def rebuild(request: Request, living: Callable[[], Iterable[LiveAttachment]], ne
         log.warning("%s was gone; held again: %s addresses, made: %s", store.directory, len(claims), made)
 
 
-def allocate(request: Request, netns_mark: str = "") -> Result:
+def allocate(plan: LocalPlan, netns_mark: str = "") -> Result:
     """Take one address from each range set; `netns_mark` names the node's own network namespace.
 
-    Raises CNIError 4 when the attachment holds addresses already, 7 for ranges or requested addresses
-    that cannot be, 11 when the pool is exhausted, an address is taken or the lock is not had in
-    time, 5 when the store fails.
+    Raises CNIError 4 when the attachment holds addresses already, 7 for requested addresses that no
+    range has, 11 when the pool is exhausted, an address is taken or the lock is not had in time, 5 when
+    the store fails.
     """
-    section = _section(request)
-    range_sets = parse_range_sets(request)
-    requested, terms = parse_requested(request), replace(parse_terms(request), netns_mark=netns_mark)
-    dns = _read_resolv_conf(section.string("resolvConf"))
-    routes = parse_routes(section)
+    dns = _read_resolv_conf(plan.resolv_conf)
+    terms = replace(plan.terms, netns_mark=netns_mark)
     with _translated():
-        allocations = allocator.allocate(open_store(request), range_sets, _owner(request), requested, terms)
+        allocations = allocator.allocate(plan.store, plan.range_sets, plan.owner, plan.requested, terms)
     ips = tuple(
         IPConfig(address=with_prefix(a.address, a.subnet.prefixlen), gateway=a.gateway) for a in allocations
     )
-    return Result(ips=ips, routes=routes, dns=dns)
+    return Result(ips=ips, routes=plan.routes, dns=dns)
 
 
 def release(request: Request) -> None:
@@ -139,21 +166,17 @@ def _terms_if_readable(request: Request) -> Terms:
     return Terms()
 
 
-def check(request: Request) -> None:
+def check(plan: LocalPlan, previous: Result) -> None:
     """Raise CNIError 100 unless the attachment holds the addresses that prevResult gives it."""
-    result = parse_prev_result(request.config, request.cni_version)
-    if result is None:
-        raise invalid_config('"prevResult": wanted the result of the ADD, found none')
-    range_sets = parse_range_sets(request)
     with _translated():
-        held = set(allocator.held(open_store(request), _owner(request), _terms_if_readable(request)))
-    ours = {ip.address.ip for ip in result.ips if any(s.range_of(ip.address.ip) for s in range_sets)}
+        held = set(allocator.held(plan.store, plan.owner, plan.terms))
+    ours = {ip.address.ip for ip in previous.ips if any(s.range_of(ip.address.ip) for s in plan.range_sets)}
     if not held or ours - held:
         wanted = sorted(map(str, ours)) or "an address"
         raise CNIError(
             Code.CHECK_FAILED,
-            f"store of network {request.network}: wanted {wanted} held by {request.container_id} "
-            f"{request.ifname}, found {sorted(map(str, held))}",
+            f"store of network {plan.network}: wanted {wanted} held by {plan.owner.container_id} "
+            f"{plan.owner.ifname}, found {sorted(map(str, held))}",
         )
 
 
@@ -188,14 +211,12 @@ def give_up(request: Request, dead: Collection[Reservation]) -> None:
         allocator.give_up(open_store(request), dead, _terms_if_readable(request))
 
 
-def status(request: Request) -> None:
+def status(plan: LocalPlan) -> None:
     """Raise CNIError 50 when no address could be given: the pool is exhausted or the store fails."""
-    range_sets = parse_range_sets(request)
-    store = open_store(request)
     try:
         with _translated():
-            store.check_writable()
-            usages = allocator.usage(store, range_sets, parse_terms(request))
+            plan.store.check_writable()
+            usages = allocator.usage(plan.store, plan.range_sets, plan.terms)
     except CNIError as error:
         raise CNIError(Code.NOT_AVAILABLE, error.msg, error.details) from error
     for usage in usages:
@@ -222,18 +243,12 @@ def cached_usage(request: Request) -> list[Usage] | None:
         return allocator.cached_usage(_CACHE, store, range_sets)
 
 
-def addressing(request: Request) -> Addressing:
-    """Return what the ranges say before any address is taken; CNIError 7 for what ADD could not read."""
-    range_sets = parse_range_sets(request)
-    # ADD needs these only when the link is made; an error in them must come before.
-    parse_requested(request)
-    parse_routes(_section(request))
-    parse_terms(request)
-    open_store(request)
-    ranges = [r for range_set in range_sets for r in range_set.ranges]
+def addressing(plan: LocalPlan) -> Addressing:
+    """Return what the ranges say before any address is taken."""
+    ranges = [r for range_set in plan.range_sets for r in range_set.ranges]
     without = next((str(r.subnet) for r in ranges if not r.gateway or r.gateway.version != r.version), "")
     return Addressing(
-        stated_families=frozenset(s.version for s in range_sets),
+        stated_families=frozenset(s.version for s in plan.range_sets),
         without_gateway=without,
         ranges=tuple(_facts(r) for r in ranges),
     )

@@ -15,16 +15,21 @@ from cni_plugin.contract.errors import broken, invalid_config
 from cni_plugin.contract.fields import Fields
 from cni_plugin.contract.inet import parse_cidr, parse_ip
 from cni_plugin.contract.request import parse_args
-from cni_plugin.contract.result import IPConfig, Result, parse_dns, parse_prev_result, parse_routes
+from cni_plugin.contract.result import IPConfig, Result, parse_dns, parse_routes
 
 if TYPE_CHECKING:
     from cni_plugin.contract.request import Request
 
 
-def allocate(request: Request, netns_mark: str = "") -> Result:  # noqa: ARG001 - nothing is reserved
+def plan(request: Request) -> Result:
     """Return the addresses, routes and resolver settings as configured; CNIError 4 or 7."""
     section = _section(request)
     return Result(ips=parse_addresses(request), routes=parse_routes(section), dns=parse_dns(section))
+
+
+def allocate(plan: Result, netns_mark: str = "") -> Result:  # noqa: ARG001 - nothing is reserved
+    """Return what is configured."""
+    return plan
 
 
 def _section(request: Request) -> Fields:
@@ -84,18 +89,15 @@ def _refuse_many_per_family(ips: tuple[IPConfig, ...], version: str) -> None:
         )
 
 
-def check(request: Request) -> None:
+def check(plan: Result, previous: Result) -> None:
     """Raise CNIError 100 for the first address that prevResult does not have.
 
     Where the plugin that was given it narrowed the prefix, the next hop is that plugin's own too.
     """
-    result = parse_prev_result(request.config, request.cni_version)
-    if result is None:
-        raise invalid_config('"prevResult": wanted the result of the ADD, found none')
-    for wanted in parse_addresses(request):
-        found = next((ip for ip in result.ips if ip.address.ip == wanted.address.ip), None)
+    for wanted in plan.ips:
+        found = next((ip for ip in previous.ips if ip.address.ip == wanted.address.ip), None)
         if found is None:
-            present = [str(ip.address) for ip in result.ips]
+            present = [str(ip.address) for ip in previous.ips]
             raise broken(f'"prevResult.ips": wanted {wanted.address}, found {present}')
         if wanted.gateway and found.address == wanted.address and found.gateway != wanted.gateway:
             raise broken(
@@ -103,22 +105,21 @@ def check(request: Request) -> None:
             )
 
 
-def release(request: Request) -> None:
+def release(request: object) -> None:
     """Do nothing: nobody holds an address."""
     del request
 
 
-def rebuild(request: Request, living: object, netns_mark: str) -> None:
+def rebuild(plan: Result, living: object, netns_mark: str) -> None:
     """Do nothing: there is no record that could be gone."""
-    del request, living, netns_mark
+    del plan, living, netns_mark
 
 
 collect = status = release
 
 
-def addressing(request: Request) -> Addressing:
-    """Return the families of the addresses; CNIError 7 when there are none, or as ADD's."""
-    ips = allocate(request).ips
-    if not ips:
+def addressing(plan: Result) -> Addressing:
+    """Return the families of the addresses; CNIError 7 when there are none."""
+    if not plan.ips:
         raise invalid_config('"ipam.addresses": wanted at least one address, found none')
-    return Addressing(stated_families=frozenset(ip.address.version for ip in ips))
+    return Addressing(stated_families=frozenset(ip.address.version for ip in plan.ips))

@@ -214,6 +214,14 @@ def parse_prev_result(config: Fields, version: str) -> Result | None:
     return None if previous is None else parse_result(previous, version)
 
 
+def require_prev_result(config: Fields, version: str) -> Result:
+    """Return the `prevResult` of a CHECK; CNIError 7 when there is none."""
+    previous = parse_prev_result(config, version)
+    if previous is None:
+        raise invalid_config('"prevResult": wanted the result of the ADD, found none')
+    return previous
+
+
 def _parse_oldest(fields: Fields) -> Result:
     families = [member for member in (fields.section("ip4"), fields.section("ip6")) if member]
     return Result(

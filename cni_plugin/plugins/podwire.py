@@ -153,16 +153,17 @@ def _disconnect(request: Request, site: Site) -> None:
 def check(request: Request) -> None:
     """Raise CNIError 100 for the first thing that is not as ADD left it."""
     network = _parse(request)
-    if network.prev_result is None:
+    previous = network.prev_result
+    if previous is None:
         raise invalid_config('"prevResult": wanted the result of the ADD, found none')
     mode, delegate = _mode(network), find_delegate(request)
     plan, features = _plan(request, network, mode, delegate)
     with open_host() as host, open_pod_of(network.attachment) as pod:
-        delegate.check()
+        delegate.check(previous)
         site = site_of(network, host, pod)
-        mode.check(plan, site, network.prev_result)
+        mode.check(plan, site, previous)
         for feature, settings in features:
-            feature.check(settings, site, network.prev_result)
+            feature.check(settings, site, previous)
 
 
 def gc(request: Request) -> None:
