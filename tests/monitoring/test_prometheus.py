@@ -48,6 +48,10 @@ def test_the_alert_rules_are_valid() -> None:
     assert "SUCCESS" in promtool("check", "rules", "--lint-fatal", str(RULES))
 
 
+def test_the_scrape_configuration_is_valid() -> None:
+    assert "SUCCESS" in promtool("check", "config", str(ROOT / "conf/monitoring/podwire-scrape.yaml"))
+
+
 def test_each_alert_fires_on_what_it_is_for_and_on_nothing_else() -> None:
     promtool("test", "rules", str(ROOT / "tests/monitoring/alerts.test.yaml"))
 

@@ -142,6 +142,12 @@ def test_a_token_that_was_replaced_is_read_again(api: NodesAPI, account: Path) -
     assert not following.watch.known().problem
 
 
+def test_a_server_that_cannot_be_reached_is_named(account: Path) -> None:
+    url = "http://127.0.0.1:9"
+    with pytest.raises(APIError, match=f"^GET {re.escape(url)}/api/v1/nodes: .*refused"):
+        list(API(Access(server=url, account=str(account))).list_pages())
+
+
 def test_a_refusal_is_told_in_the_servers_words(api: NodesAPI, account: Path) -> None:
     wanted = re.escape(f"PATCH {api.url}/api/v1/nodes/nobody/status: 501 this server knows nothing")
     with pytest.raises(APIError, match=f"^{wanted}"):

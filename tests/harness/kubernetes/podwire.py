@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.harness.kubernetes.host import eventually
 from tests.harness.kubernetes.pods import named_namespaces
-from tests.harness.runtime import state
+from tests.harness.runtime import state, tools
 
 if TYPE_CHECKING:
     from tests.harness.kubernetes.kubernetes import Kubernetes
@@ -31,7 +32,18 @@ def apply(kubernetes: Kubernetes) -> None:
         shutil.copytree(CONF, place)
         patch = place / "kind/api.yaml"
         patch.write_text(patch.read_text().replace("kind-control-plane", kubernetes.control.address))
-    kubernetes.kubectl("apply", "-k", str(place / "kind"))
+    words = ("-f", _render_old(place)) if kubernetes.age == "old" else ("-k", str(place / "kind"))
+    kubernetes.kubectl("apply", *words)
+
+
+def _render_old(place: Path) -> str:
+    """Return the manifests for an older API as one file, since its kubectl has no `patches`."""
+    kustomization = place / "kind/kustomization.yaml"
+    kustomization.write_text(kustomization.read_text().replace("../kubernetes", "../overlays/before-1.30"))
+    words = (tools.kubernetes("new") / "kubectl", "kustomize", kustomization.parent)
+    rendered = place / "rendered.yaml"
+    rendered.write_bytes(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout)
+    return str(rendered)
 
 
 def configure(kubernetes: Kubernetes, **settings: object) -> None:
