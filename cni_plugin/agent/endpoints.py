@@ -9,13 +9,15 @@ can be changed: bind it to an address that only the cluster reaches.
 from __future__ import annotations
 
 import io
+import os
+import select
 import socket
 import sys
 import threading
 import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
-from socketserver import TCPServer, ThreadingMixIn
+from socketserver import BaseServer, TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Final
 
 from cni_plugin.agent.journal import own, render_pairs
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from cni_plugin.agent.exposition import Exposition
 
 _CLIENTS: Final = 8
+_BACKLOG: Final = 64
 _OWN_CLIENTS: Final = 4
 _TIMEOUT: Final = 5.0  # seconds
 _TEXT: Final = "text/plain; charset=utf-8"
@@ -35,36 +38,46 @@ _BUSY: Final = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 Page = tuple[HTTPStatus, str, bytes]
 
 
-class Endpoints(ThreadingMixIn, TCPServer):
-    """Listens from the first moment, answers when started."""
+def listen_at(address: str) -> socket.socket:
+    """Listen at `HOST:PORT`, or at `:PORT` on every address of both families; or raise CNIError."""
+    host, port = parse_address(address)
+    is_everywhere = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if ":" in host or is_everywhere else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if is_everywhere:
+        listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    try:
+        listening.bind((host, port))
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise CNIError(
+            Code.IO_FAILURE, f"--http {address}: wanted to listen there, found {error.strerror or error}"
+        ) from error
+    return listening
 
-    allow_reuse_address = True
+
+class Endpoints(ThreadingMixIn, TCPServer):
+    """Serves at a socket that listens already, from its start to its stop; the socket stays open."""
+
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 64
 
-    def __init__(self, address: str, exposition: Exposition) -> None:
-        """Listen at `HOST:PORT`, or at `:PORT` on every address of both families; or raise CNIError."""
-        host, port = parse_address(address)
-        self._is_everywhere = not host and socket.has_dualstack_ipv6()
-        is_six = ":" in host or self._is_everywhere
-        self.address_family = socket.AF_INET6 if is_six else socket.AF_INET
+    def __init__(self, listening: socket.socket, exposition: Exposition) -> None:
+        """Serve nothing yet."""
+        # Not TCPServer's own: it would make a socket.
+        BaseServer.__init__(self, listening.getsockname(), Handler)
+        self.socket = listening
+        # Another process may have let in whom we were told of.
+        listening.setblocking(False)
+        self.timeout = 0
         self._exposition = exposition
         self._find_reasons: Callable[[], list[str]] = list
         self._places = threading.BoundedSemaphore(_CLIENTS)
         self._own_places = threading.BoundedSemaphore(_OWN_CLIENTS)
-        try:
-            super().__init__((host, port), Handler)
-        except OSError as error:
-            raise CNIError(
-                Code.IO_FAILURE, f"--http {address}: wanted to listen there, found {error.strerror or error}"
-            ) from error
-
-    def server_bind(self) -> None:
-        """Bind, over both families where no address is named."""
-        if self._is_everywhere:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        super().server_bind()
+        self._stopped = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
 
     def start(self, find_reasons: Callable[[], list[str]]) -> None:
         """Answer from now on, in threads that end with the process.
@@ -72,13 +85,26 @@ class Endpoints(ThreadingMixIn, TCPServer):
         `find_reasons` returns why this node cannot take pods.
         """
         self._find_reasons = find_reasons
-        threading.Thread(target=self.serve_forever, name="http", daemon=True).start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Let nobody in any more; who waits to be let in is the next one's."""
+        os.eventfd_write(self._stopped, 1)
+        self._thread.join()
+        os.close(self._stopped)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._stopped, select.POLLIN)
+        poll.register(self.socket, select.POLLIN)
+        while self._stopped not in dict(poll.poll()):
+            self.handle_request()
 
     @property
     def place(self) -> str:
         """Return where this listens."""
         host, port = self.server_address[:2]
-        return f"[{host!s}]:{port}" if self.address_family == socket.AF_INET6 else f"{host!s}:{port}"
+        return f"[{host!s}]:{port}" if self.socket.family == socket.AF_INET6 else f"{host!s}:{port}"
 
     def process_request(self, request: socket.socket, client_address: object) -> None:  # type: ignore[override]
         """Give the client a thread, or turn it away."""

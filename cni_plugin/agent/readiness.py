@@ -9,6 +9,7 @@ import os
 import socket
 from typing import Final
 
+from cni_plugin.agent.wire import peer_of
 from cni_plugin.config.state_file import read_state
 
 _PATIENCE: Final = 1.0  # seconds; the kernel accepts for us
@@ -27,7 +28,7 @@ class Readiness:
 
     def find_reasons(self, path: str) -> list[str]:
         """Return the reasons; `path` is the agent's socket."""
-        return [*_of_socket(path), *(self._of_cluster() if self._state_file else [])]
+        return [*_of_socket(path, anywhere=True), *(self._of_cluster() if self._state_file else [])]
 
     def _of_cluster(self) -> list[str]:
         state = read_state(self._state_file)
@@ -47,11 +48,21 @@ def _identify(path: str) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _of_socket(path: str) -> list[str]:
+def find_reasons_here(path: str) -> list[str]:
+    """Return why the agent of this container is not the one that answers at the socket `path`.
+
+    While one takes over from another, what answers over HTTP may still be the other.
+    """
+    return _of_socket(path, anywhere=False)
+
+
+def _of_socket(path: str, *, anywhere: bool) -> list[str]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.settimeout(_PATIENCE)
         try:
             probe.connect(path)
         except OSError as error:
             return [f"{path}: wanted an agent that listens, found {error.strerror or error}"]
+        if not anywhere and not peer_of(probe).pid:
+            return [f"{path}: wanted the agent of this container (PID namespace), found another's"]
     return []

@@ -1,51 +1,47 @@
 """The agent's Unix socket: one agent per path, a thread per call, a limit on how many wait.
 
 The socket appears by rename(2), listening and with its mode in place, so a shim either finds an
-agent or none. SIGTERM takes the name away, serves who had connected by then, and ends. What a
-killed agent leaves is the name, which answers nobody and is replaced by the next.
+agent or none. SIGTERM takes the name away, serves who had connected by then, and ends; the next agent
+may take the socket over before (`handover`). What a killed agent leaves is the name, which answers
+nobody and is replaced by the next.
 """
 
 from __future__ import annotations
 
 import _thread
-import fcntl
 import gc
 import os
 import select
-import socket
-import struct
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_plugin.agent import metrics, presence
+from cni_plugin.agent import metrics, presence, wire
 from cni_plugin.agent.calls import Calls, send
 from cni_plugin.agent.children import kept
+from cni_plugin.agent.garbage import collecting
+from cni_plugin.agent.handover import hand_over, leave, line_of, stand_by, take_post
 from cni_plugin.agent.journal import Journal, own, render_pairs
 from cni_plugin.agent.readiness import Readiness
 from cni_plugin.agent.signals import termination
-from cni_plugin.agent.systemd import Notifier, take_listener
+from cni_plugin.agent.systemd import Notifier
 from cni_plugin.config.paths import CONF_DIR, STATE_FILE
 from cni_plugin.contract.dispatch import failure
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.plugins import PLUGINS
-from ipam.seam import step
-from ipam.seam.files import make_directories, remove_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import socket
 
     from cni_plugin.agent.children import Child
     from cni_plugin.agent.endpoints import Endpoints
+    from cni_plugin.agent.exposition import Exposition
+    from cni_plugin.agent.garbage import Collection
+    from cni_plugin.agent.handover import Post
 
 DEFAULT_QUEUE = 256
-# Clients that connect are not refused by the kernel but by us, in words.
-_BACKLOG = 1024
 _ACCEPT_PAUSE = 0.05  # seconds
-_LOCK = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +49,8 @@ class AgentSettings:
     """How the agent is to run: `workers` calls at once, `queue` more that wait.
 
     `http` is where metrics and probes are served, empty for nowhere. Where the node is one of a
-    cluster (`in_cluster`) it is ready when `state_file` says so.
+    cluster (`in_cluster`) it is ready when `state_file` says so. An agent that runs already is asked to
+    hand over with `take_over`; without, there is no second one.
     """
 
     socket: str
@@ -64,6 +61,8 @@ class AgentSettings:
     state_file: str = STATE_FILE
     in_cluster: bool = False
     children: tuple[Child, ...] = ()
+    collection: Collection | None = None
+    take_over: bool = False
 
 
 def run(settings: AgentSettings) -> int:
@@ -71,30 +70,29 @@ def run(settings: AgentSettings) -> int:
     journal = Journal()
     journal.install()
     notifier = Notifier()
-    served = _serve_http(settings) if settings.http else None
-    readiness = Readiness(settings.state_file if settings.in_cluster else "")
-    with _listening(settings.socket) as listener, termination() as terminated, kept(settings.children):
-        door = Admission(settings, Calls(settings.workers, journal))
-        for load in PLUGINS.values():
-            load()
-        # What is loaded now stays; the collector need not look at it again and again.
-        gc.freeze()
-        _say(socket=listener.path, state="ready", **({"http": served.place} if served else {}))
-        if served:
-            served.start(lambda: readiness.find_reasons(listener.path))
-        notifier.tell("READY=1")
-        _accept_until(terminated, listener, door)
-        notifier.tell("STOPPING=1")
-        listener.leave(door)
+    exposition = _load_exposition(settings) if settings.http else None
+    door = Admission(settings, Calls(settings.workers, journal))
+    for load in PLUGINS.values():
+        load()
+    # What is loaded now stays; the collector need not look at it again and again.
+    gc.freeze()
+    with termination() as terminated:
+        post = take_post(settings.socket, settings.http, terminated, take_over=settings.take_over)
+        while post is not None:
+            term = _Term(settings=settings, post=post, door=door, exposition=exposition, notifier=notifier)
+            successor = term.serve(terminated)
+            if successor is None:
+                break
+            if hand_over(post, successor):
+                _say(socket=post.path, state="handed over")
+                post = stand_by(settings.socket, settings.http, terminated)
     door.wait()
-    if served:
-        served.server_close()
     _say(state="stopped")
     return 0
 
 
-def _serve_http(settings: AgentSettings) -> Endpoints:
-    """Return the listening endpoints; CNIError when the extra package is not installed."""
+def _load_exposition(settings: AgentSettings) -> Exposition:
+    """Return what renders the metrics; CNIError when the extra package is not installed."""
     try:
         from cni_plugin.agent.exposition import Exposition
     except ImportError as error:
@@ -103,28 +101,87 @@ def _serve_http(settings: AgentSettings) -> Endpoints:
             f"--http: wanted the package prometheus_client, found {error}; "
             "install it: scripts/install --with metrics",
         ) from error
-    from cni_plugin.agent.endpoints import Endpoints
+    return Exposition(settings.conf_dir, settings.state_file)
 
-    return Endpoints(settings.http, Exposition(settings.conf_dir, settings.state_file))
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Term:
+    """The time for which this process is the agent: until it is told to end, or asked to hand over."""
+
+    settings: AgentSettings
+    post: Post
+    door: Admission
+    exposition: Exposition | None
+    notifier: Notifier
+
+    def serve(self, terminated: int) -> socket.socket | None:
+        """Let clients in; return who wants the post, None when it is given up."""
+        settings, post = self.settings, self.post
+        # What a predecessor's children said until now does not count.
+        readiness = Readiness(settings.state_file if settings.in_cluster else "")
+        served = self._endpoints()
+        with line_of(post) as line, kept(settings.children), collecting(settings.collection):
+            _say(socket=post.path, state="ready", **({"http": served.place} if served else {}))
+            if served:
+                served.start(lambda: readiness.find_reasons(post.path))
+            self.notifier.tell("READY=1")
+            successor = self._accept(terminated, line)
+            if served:
+                served.stop()
+            if successor is None:
+                self._leave()
+        if successor is None:
+            post.close()
+        return successor
+
+    def _endpoints(self) -> Endpoints | None:
+        if self.post.http is None or self.exposition is None:
+            return None
+        from cni_plugin.agent.endpoints import Endpoints
+
+        return Endpoints(self.post.http, self.exposition)
+
+    def _accept(self, terminated: int, line: socket.socket | None) -> socket.socket | None:
+        poll = select.poll()
+        for each in (terminated, self.post.listener.fileno(), *([line.fileno()] if line else [])):
+            poll.register(each, select.POLLIN)
+        due = 0.0
+        while True:
+            if time.monotonic() >= due:
+                presence.note(self.post.path)
+                due = time.monotonic() + presence.PERIOD
+            ready = dict(poll.poll(max(due - time.monotonic(), 0) * 1000))
+            if terminated in ready:
+                return None
+            if line is not None and line.fileno() in ready and (successor := _accept_successor(line)):
+                return successor
+            if self.post.listener.fileno() in ready:
+                _accept_one(self.post.listener, self.door)
+
+    def _leave(self) -> None:
+        """Take the name away and let in who had connected by then; a lent socket keeps both."""
+        self.notifier.tell("STOPPING=1")
+        presence.note(self.post.path)
+        leave(self.post)
+        while not self.post.lent and _accept_one(self.post.listener, self.door):
+            pass
+
+
+def _accept_successor(line: socket.socket) -> socket.socket | None:
+    """Return who asks for the post; None for nobody, and for another user, who must not have it."""
+    try:
+        asking, _ = line.accept()
+    except OSError:
+        return None
+    if (uid := wire.peer_of(asking).uid) != os.geteuid():
+        own.warning(render_pairs(refused=f"a successor of uid {uid}"))
+        asking.close()
+        return None
+    return asking
 
 
 def _say(**pairs: object) -> None:
     own.info(render_pairs(node=os.uname().nodename, **pairs))
-
-
-def _accept_until(terminated: int, listener: Listener, door: Admission) -> None:
-    poll = select.poll()
-    poll.register(terminated, select.POLLIN)
-    poll.register(listener.socket, select.POLLIN)
-    due = 0.0
-    ready: dict[int, int] = {}
-    while terminated not in ready:
-        if time.monotonic() >= due:
-            presence.note(listener.path)
-            due = time.monotonic() + presence.PERIOD
-        ready = dict(poll.poll(max(due - time.monotonic(), 0) * 1000))
-        _accept_one(listener.socket, door)
-    presence.note(listener.path)
 
 
 def _accept_one(listener: socket.socket, door: Admission) -> bool:
@@ -153,7 +210,7 @@ class Admission:
 
     def admit(self, connection: socket.socket) -> None:
         """Give the client a thread, or refuse it."""
-        uid = _peer_uid(connection)
+        uid = wire.peer_of(connection).uid
         if uid != os.geteuid():
             metrics.count_refused_client()
             own.warning(render_pairs(refused=f"a client of uid {uid}"))
@@ -186,69 +243,8 @@ class Admission:
             self._places.acquire()
 
 
-def _peer_uid(connection: socket.socket) -> int:
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(raw)
-    return int(uid)
-
-
 def _refuse(connection: socket.socket, why: str) -> None:
     metrics.count_refused_client()
     own.warning(render_pairs(refused=why))
     with connection:
         send(connection, failure(CNIError(Code.TRY_AGAIN_LATER, f"podwire agent: {why}")))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
-    """The listening socket; `lent` when a service manager keeps it for the agent after us."""
-
-    socket: socket.socket
-    path: str
-    lent: bool
-
-    def leave(self, door: Admission) -> None:
-        """Take the name away and let in who had connected by then; a lent socket keeps both."""
-        if self.lent:
-            return
-        remove_file(self.path)
-        while _accept_one(self.socket, door):
-            pass
-
-
-@contextmanager
-def _listening(path: str) -> Iterator[Listener]:
-    """Listen at `path`, or on what the service manager opened; CNIError when another agent does."""
-    lent = take_listener()
-    if lent is not None:
-        path = os.fsdecode(lent.getsockname())
-    with only_agent(path), lent or _listen(path) as listening:
-        listening.setblocking(False)
-        yield Listener(socket=listening, path=path, lent=lent is not None)
-
-
-@contextmanager
-def only_agent(path: str) -> Iterator[None]:
-    """Hold the lock beside the socket, which ends with the process, however that ends; else CNIError 11."""
-    make_directories(os.path.dirname(path))
-    # Whoever may open it may hold it, and no agent would start.
-    with open(step("create", os.open, f"{path}.lock", _LOCK, 0o600), "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CNIError(
-                Code.TRY_AGAIN_LATER, f"{path}: wanted to be the only agent, found another running"
-            ) from error
-        yield
-
-
-def _listen(path: str) -> socket.socket:
-    """Return a socket that listens at `path`, for root alone from the first moment."""
-    staged = f"{path}.new"
-    remove_file(staged)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    step("create", listening.bind, staged)
-    step("chmod", os.chmod, staged, 0o600)
-    listening.listen(_BACKLOG)
-    step("rename", os.rename, staged, path)
-    return listening

@@ -29,6 +29,7 @@ _MAX_STRINGS = 2 * 1024 * 1024
 # One byte past the limit, as the executable reads it: the answer says that it was too much.
 _MAX_STDIN = MAX_STDIN + 1
 _CHUNK = 64 * 1024
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _INT = array.array("i").itemsize
 
 
@@ -172,6 +173,21 @@ def ask(path: str, program: str, timeout: float) -> Reply:
     _, _, status, out, _ = _HEAD.unpack_from(received)
     body = received[_HEAD.size :]
     return Reply(status=status, stdout=body[:out], stderr=body[out:])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """The process at the other end; `pid` is 0 when it is of a PID namespace that this one cannot see."""
+
+    pid: int
+    uid: int
+
+
+def peer_of(connection: socket.socket) -> Credentials:
+    """Return who connected, or at the end that connected who listened last: unix(7), SO_PEERCRED."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    return Credentials(pid=pid, uid=uid)
 
 
 def has_left(connection: socket.socket) -> bool:

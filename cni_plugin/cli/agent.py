@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 from cni_plugin.agent import server
-from cni_plugin.agent.garbage import collecting
+from cni_plugin.agent.readiness import find_reasons_here
 from cni_plugin.cli import cluster, gc
+from cni_plugin.cli.console import write
 from cni_plugin.config.paths import SOCKET
 
 if TYPE_CHECKING:
@@ -36,11 +37,25 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="serve /metrics, /healthz and /readyz (default off)",
     )
     agent.add_argument(
+        "--take-over",
+        action="store_true",
+        help="have the agent that runs at the socket hand it over (default: do not start beside it)",
+    )
+    agent.add_argument(
         "--kubernetes", action="store_true", help="keep `podwire cluster` running, with the options below"
     )
     gc.add_agent_options(agent.add_argument_group("garbage collection"))
     cluster.add_flags(agent.add_argument_group("the cluster, and the networks whose pools are shown"))
     agent.set_defaults(run=_run)
+    probe = commands.add_parser("probe", help="tell whether the agent of this container takes the calls")
+    probe.add_argument("--socket", default=SOCKET, help=f"default {SOCKET}")
+    probe.set_defaults(run=_probe)
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    reasons = find_reasons_here(arguments.socket)
+    write(*reasons)
+    return 1 if reasons else 0
 
 
 def _count(text: str) -> int:
@@ -62,6 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
         state_file=arguments.state_file,
         in_cluster=arguments.kubernetes,
         children=(cluster.child_of(arguments),) if arguments.kubernetes else (),
+        collection=gc.collection_of(arguments),
+        take_over=arguments.take_over,
     )
-    with collecting(gc.collection_of(arguments)):
-        return server.run(settings)
+    return server.run(settings)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cni_plugin.addresses.delegate import is_ours
-from cni_plugin.agent.server import only_agent
+from cni_plugin.agent.handover import only_agent
 from cni_plugin.cli.console import add_directories, write
 from cni_plugin.config.paths import BIN_DIR, INSTALLED, SHIM_IN_IMAGE, SOCKET
 from cni_plugin.contract.errors import CNIError, Code

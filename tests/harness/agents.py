@@ -49,9 +49,13 @@ class Agent:
     def wait_ready(self) -> None:
         """Return when everything is loaded; the socket is there before."""
         deadline = time.monotonic() + 20
-        while not any(line.endswith("state=ready") for line in self.lines()):
+        while not self.count("ready"):
             assert time.monotonic() < deadline, self.lines()
             time.sleep(0.02)
+
+    def count(self, state: str) -> int:
+        """Return how often it has said that it is in this state, or others that have its socket."""
+        return sum(f'state="{state}"' in line or f"state={state}" in line for line in self.lines())
 
     def lines(self) -> list[str]:
         """Return what it has logged."""
