@@ -1,6 +1,7 @@
 """Finds routes of other links that take the packets for a network's pods: `ip route show root SUBNET`.
 
-A route that covers the subnet and more, such as the default, loses to ours and is no clash.
+A route that covers the subnet and more, such as the default, loses to ours and is no clash. Neither is
+one to an address of the node itself (a tunnel's own end): the table `local` is asked before it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from cni_plugin.kernel.addr import list_addresses
 from cni_plugin.kernel.link import list_links
 from cni_plugin.kernel.route import PODWIRE_PROTO, list_main_routes
 
@@ -38,12 +40,14 @@ def find_clashes(nl: Netlink, interface: str, subnets: Iterable[IPNetwork]) -> l
     """Return the clashes of subnets whose pods are behind `interface` (`veth*` for all such)."""
     wanted = list(subnets)
     names = {link.index: link.name for link in list_links(nl)}
+    own = {address.ip for address in list_addresses(nl)}
     return [
         Clash(subnet=subnet, route=route.dst, link=names[route.index])
         for version in sorted({subnet.version for subnet in wanted})
         for route in list_main_routes(nl, version)
         if route.proto != PODWIRE_PROTO and route.index in names
         if not fnmatchcase(names[route.index], interface)
+        if not (route.dst.size == 1 and route.dst.ip in own)
         for subnet in wanted
         if subnet.version == version and route.dst in subnet
     ]

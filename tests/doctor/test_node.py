@@ -457,6 +457,8 @@ def test_a_pod_that_does_not_answer_is_named_without_a_kept_result(plain_node: N
         ("fd00:22::/64", True),
         ("10.0.0.0/8", False),  # ours is the more specific one
         ("10.23.0.0/24", False),
+        ("10.22.0.9/32", True),
+        ("fd00:22::9/128", True),
     ],
 )
 @pytest.mark.parametrize("mode", ["bridge", "routed"])
