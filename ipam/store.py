@@ -237,6 +237,12 @@ class Store:
                 return self._find_cached(owner, cached)
         return self._find_cooling(owner) if cooldown else self._find_in_walk(owner, self._walk())
 
+    def look(self) -> None:
+        """Bring the cache up to now, for a process that asks time and again how full the store is."""
+        with _failing_as("read", self.directory):
+            if self._cached is not None:
+                self._cached.look()
+
     def _cached_with(self, cooldown: bool) -> CachedDirectory | None:
         if self._cache is None or not cooldown:
             return self._cached

@@ -196,6 +196,8 @@ def _count(call: Call, outcome: Outcome, started: float) -> None:
 
 def _log(call: Call, outcome: Outcome, started: float) -> None:
     environ = call.environ
+    if environ.get("CNI_COMMAND") == "STATUS" and outcome is _DONE:
+        return  # a runtime asks every few seconds
     pairs = render_pairs(
         container_id=environ.get("CNI_CONTAINERID", ""),
         ifname=environ.get("CNI_IFNAME", ""),

@@ -378,6 +378,18 @@ def test_each_call_is_one_line_of_pairs(plain_node: Node) -> None:
     assert line.endswith(" outcome=done")
 
 
+def test_a_status_is_a_line_when_it_says_why_not(plain_node: Node) -> None:
+    node = served_node(plain_node)
+    with start_agent(node.tmp / "a.sock") as agent:
+        agent.wait_ready()
+        before = agent.lines()
+        assert node.call("STATUS", dual_stack(node)).status == 0
+        assert agent.lines() == before
+        assert node.call("STATUS", network(node, bridge="lo")).json["code"] == 50
+        assert "verb=STATUS" in agent.lines()[-1]
+        assert 'outcome="error 50: ' in agent.lines()[-1]
+
+
 def test_an_oversized_configuration_is_answered_as_without_the_agent(node: Node) -> None:
     answer = node.call("STATUS", b" " * (5 * 1024 * 1024))
     assert answer.json["code"] == 6
