@@ -112,6 +112,11 @@ def render_comment(attachment: Attachment, pod: str) -> str:
     return _cut(_render_label(attachment, pod), _MAX_COMMENT)
 
 
+def comment_of_alias(alias: str) -> str:
+    """Return the comment of the elements of the attachment whose link has this alias."""
+    return _cut(alias.removeprefix(MARK), _MAX_COMMENT)
+
+
 def _render_label(attachment: Attachment, pod: str) -> str:
     label = f"{attachment.identity} {attachment.network} {attachment.container_id} {attachment.ifname}"
     # A quote would end the comment for whoever reads `nft list` back.

@@ -51,6 +51,12 @@ def _spoof() -> Feature:
     return spoof.FEATURE
 
 
+def _isolation() -> Feature:
+    from cni_plugin.features import isolation
+
+    return isolation.FEATURE
+
+
 def _portmap() -> Feature:
     from cni_plugin.features import portmap
 
@@ -78,6 +84,7 @@ FEATURES = {
     ),
     "sysctl": BuiltIn(load=_sysctls, keys=("sysctl",)),
     "spoof": BuiltIn(load=_spoof, keys=("macspoofchk", "spoofCheck")),
+    "isolation": BuiltIn(load=_isolation, keys=("portIsolation",)),
     "portmap": BuiltIn(load=_portmap, capabilities=("portMappings",)),
 }
 

@@ -70,14 +70,15 @@ def _unproven() -> bool:
     return False
 
 
-def delete_features(request: Request, site: Site) -> Iterator[Callable[[], object]]:
-    """Yield the deletion of every built-in feature, whatever the configuration says by now.
+def delete_features(request: Request, site: Site, *, guards: bool) -> Iterator[Callable[[], object]]:
+    """Yield the deletion of the built-in features that guard the link, or of the others.
 
-    But for those that made nothing but links: see `list_pod_links`.
+    Of every one, whatever the configuration says by now; but for those that made nothing but links: see
+    `list_pod_links`.
     """
     given = delete_input(request)
     for feature in (each.load() for each in FEATURES.values()):
-        if not feature.links(site.attachment):
+        if feature.guards == guards and not feature.links(site.attachment):
             yield partial(delete_feature, feature, request, given, site)
 
 

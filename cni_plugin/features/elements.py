@@ -25,8 +25,14 @@ if TYPE_CHECKING:
 
 FAMILIES = ("inet", "bridge")
 _AT_ONCE = 32
+_IFNAME_SIZE = 16  # bytes of a key, IFNAMSIZ
 
 ElementKey = tuple[str, str, bytes]  # family, set and key
+
+
+def pack_ifname(name: str) -> bytes:
+    """Return the name of a link as the key of an element, of type `ifname`."""
+    return name.encode().ljust(_IFNAME_SIZE, b"\0")
 
 
 def claim(

@@ -116,6 +116,8 @@ class Feature:
     """Remove what an ADD made, and nothing of anybody else's; absence is fine."""
     recall: Callable[[Fields], Recalled] | None = None
     """What `delete` and `list_owned` use of a configuration that `parse` may refuse; CNIError."""
+    guards: bool = False
+    """What `delete` removes keeps the pod in bounds: built in, it stays until the pod's link is gone."""
     takes_args: bool = False
     """As a plugin of its own it takes what is in CNI_ARGS; the others do not fail for what is there."""
     links: Callable[[Attachment], tuple[str, ...]] = _no_links

@@ -19,6 +19,7 @@ from cni_plugin.features.elements import claim, release, require
 from cni_plugin.features.feature import Feature
 from cni_plugin.features.forward_warning import warn_of_drops
 from cni_plugin.features.nft_backend import require_nftables
+from cni_plugin.features.published import IS_PUBLISHED, plan_marks
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.nft import (
@@ -30,7 +31,7 @@ from cni_plugin.kernel.nft import (
     require_nft,
     scope_of,
 )
-from cni_plugin.kernel.nft_layout import BRIDGE_FIREWALL, FIREWALL, PUBLISHED, PUBLISHED_MARK
+from cni_plugin.kernel.nft_layout import BRIDGE_FIREWALL, FIREWALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -121,20 +122,12 @@ def _plan_rulesets(settings: Firewall) -> list[Ruleset]:
     routed = _plan_ruleset(settings, "inet", rules, kept=(settings.admin_chain,))
     if settings.policy != "isolated":
         return [routed]
-    bridged = [_PUBLISHED, _DISCOVERY, *(f"{_to(settings, version)} drop" for version in (4, 6))]
-    return [routed, _plan_marks(settings), _plan_ruleset(settings, "bridge", bridged)]
-
-
-def _plan_marks(settings: Firewall) -> Ruleset:
-    """Return what marks the packets of connections to published ports, behind their translation.
-
-    With br_netfilter the node translates a pod's packet to its port while the packet is in the bridge,
-    and hands it to the other pod's port there: it looks like one pod talking to another. The bridge
-    family knows no connections, so that a mark is what tells it. No pod can set one on the node.
-    """
-    rule = f'iifname "{settings.bridge}" ct status dnat meta mark set meta mark or {PUBLISHED_MARK:#x}'
-    chain = hooked(PUBLISHED, (rule,), settings.scope)
-    return Ruleset(family="inet", title=f"firewall {settings.network} published", chains=(chain,))
+    bridged = [
+        f"{IS_PUBLISHED} accept",
+        _DISCOVERY,
+        *(f"{_to(settings, version)} drop" for version in (4, 6)),
+    ]
+    return [routed, plan_marks(settings.bridge), _plan_ruleset(settings, "bridge", bridged)]
 
 
 def _plan_ruleset(settings: Firewall, family: str, rules: list[str], kept: tuple[str, ...] = ()) -> Ruleset:
@@ -143,7 +136,6 @@ def _plan_ruleset(settings: Firewall, family: str, rules: list[str], kept: tuple
     return Ruleset(family=family, title=f"firewall {settings.network}", chains=(chain,), sets=sets, kept=kept)
 
 
-_PUBLISHED = f"meta mark & {PUBLISHED_MARK:#x} == {PUBLISHED_MARK:#x} accept"
 # Without it a pod could not find a router that is beside it on the bridge.
 _DISCOVERY = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept"
 

@@ -18,7 +18,6 @@ from cni_plugin.features.elements import claim, release, require
 from cni_plugin.features.feature import Feature
 from cni_plugin.features.hostports import parse_holder, parse_host_ports, parse_key, parse_target
 from cni_plugin.features.nft_backend import is_own, require_nftables, warn_of_iptables
-from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.nft import ensure_ruleset, find_difference, require_nft, try_ruleset
 from cni_plugin.kernel.sysctl import get_sysctl
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from cni_plugin.features.hostports import HostPort
     from cni_plugin.features.portmap_plan import PortmapPlan
     from cni_plugin.features.portmap_rules import Treatment
+    from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.kernel.nfnetlink import Element
 
@@ -120,13 +120,22 @@ def add(settings: PortMap, site: Site, result: Result, undo: ExitStack) -> Resul
             ensure_route_localnet(site.host.netlink, plan.local_link)
     made = claim(site, plan.elements, undo, partial(settle, site, plan))
     _tell_of_others(site, plan, made)
-    if plan.hairpin_port:
-        from cni_plugin.kernel.bridge import set_hairpin  # no DEL needs it
-
-        site.host.netlink.change(set_hairpin(plan.hairpin_port))
+    if plan.bridge_port:
+        _open_port(site.host, plan.bridge_port)
     # After the elements: a flow that began in between would find the port as it was.
     _forget_flows(site, (each for each in plan.ports.values() if each in made), operator.ne)
     return result
+
+
+def _open_port(host: Namespace, port: Link) -> None:
+    """Let the pod's bridge port take what br_netfilter sends on inside the bridge."""
+    from cni_plugin.kernel.bridge import set_hairpin  # no DEL needs it
+
+    host.netlink.change(set_hairpin(port.name))
+    if port.port and port.port.isolated:
+        from cni_plugin.features.isolated_ports import open_host_ports
+
+        open_host_ports(host, port)
 
 
 def _tell_of_others(site: Site, plan: PortmapPlan, made: Collection[Element]) -> None:
@@ -229,7 +238,7 @@ def _require_switches(site: Site, plan: PortmapPlan) -> None:
     with site.host.entered():
         if plan.local_link and get_sysctl(key) != "1":
             raise broken(f"sysctl {key}: wanted 1, found 0")
-    link = get_link(site.host.netlink, plan.hairpin_port) if plan.hairpin_port else None
+    link = plan.bridge_port
     if link and link.port and not link.port.hairpin:
         raise broken(f"bridge port {link.name}: wanted hairpin on, which br_netfilter needs, found off")
 

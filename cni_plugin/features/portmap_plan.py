@@ -52,8 +52,11 @@ class PortmapPlan:
     pods: tuple[Element, ...]
     local_link: str
     """The interface that must let packets for 127.0.0.0/8 through; empty for none."""
-    hairpin_port: str
-    """The bridge port that must send back what came in by it; empty for none."""
+    bridge_port: Link | None
+    """The pod's port in a bridge which br_netfilter translates in, that needs hairpin and no flag `isolated`.
+
+    None without `snat`: answers to neighbours would go past the node.
+    """
 
     @property
     def rulesets(self) -> tuple[Ruleset, ...]:
@@ -96,7 +99,7 @@ def plan_host_ports(
             for version, address in targets.items()
         ),
         local_link=place.link if treatment.snat and 4 in targets else "",
-        hairpin_port=_find_hairpin_port(site, place, targets) if treatment.snat else "",
+        bridge_port=_find_bridge_port(site, place, targets) if treatment.snat else None,
     )
 
 
@@ -127,17 +130,17 @@ def _find_end(site: Site) -> Link | None:
     return get_other_end(site.host.netlink, inner) if inner else None
 
 
-def _find_hairpin_port(site: Site, place: VethPlace, versions: Iterable[int]) -> str:
+def _find_bridge_port(site: Site, place: VethPlace, versions: Iterable[int]) -> Link | None:
     """Return the pod's port in a bridge whose packets are translated before they are routed.
 
-    There br_netfilter sends on in the bridge what goes back to where it came from, and the routing
-    that would need no hairpin never sees it.
+    There br_netfilter sends on in the bridge what goes back to where it came from, and the routing,
+    which needs no hairpin and knows no isolated ports, never sees it.
     """
     if not (place.shared and place.end and place.end.port):
-        return ""
+        return None
     with site.host.entered():
         filtered = any(_is_switched_on(_FILTERED[version]) for version in versions)
-    return place.end.name if filtered else ""
+    return place.end if filtered else None
 
 
 def _is_switched_on(key: str) -> bool:

@@ -16,7 +16,7 @@ from netaddr import EUI, IPAddress, valid_mac
 
 from cni_plugin.contract.errors import broken, invalid_config
 from cni_plugin.contract.inet import link_local
-from cni_plugin.features.elements import claim, release, release_exactly, require
+from cni_plugin.features.elements import claim, pack_ifname, release, release_exactly, require
 from cni_plugin.features.feature import Feature
 from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.nft import ensure_ruleset, find_difference, require_nft
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from cni_plugin.kernel.nft import Ruleset
 
 _STRICTNESS = ("none", "mac", "ip")
-_IFNAME_SIZE = 16  # bytes of a key, IFNAMSIZ
 FAMILIES = ("bridge", "inet")
 
 
@@ -95,7 +94,7 @@ def _find_mac(site: Site, interfaces: Iterable[Interface]) -> str:
 def _render_elements(
     settings: SpoofCheck, site: Site, mac: str, addresses: Iterable[IPAddress]
 ) -> list[Element]:
-    name = site.attachment.host_ifname.encode().ljust(_IFNAME_SIZE, b"\0")
+    name = pack_ifname(site.attachment.host_ifname)
     ether = name + EUI(mac).packed.ljust(8, b"\0")
     keys = [("spoof_ports", name), ("spoof_mac", ether)]
     if settings.addresses:
@@ -139,4 +138,4 @@ def check(settings: SpoofCheck, site: Site, result: Result) -> None:
     require(site, _plan_elements(settings, site, result), "spoofCheck")
 
 
-FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, ensure=ensure)
+FEATURE = Feature(parse=parse, add=add, delete=delete, guards=True, check=check, ensure=ensure)

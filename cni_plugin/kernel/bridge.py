@@ -265,12 +265,7 @@ def _largest(mtu: int, ports: list[Link]) -> int:
 
 def set_port(name: str, *, alias: str, hairpin: bool, isolated: bool) -> Change:
     """Return the change that gives a bridge port its alias and its flags, as `set_owner` does."""
-    settings = nested(
-        IFLA_INFO_SLAVE_DATA,
-        u8(IFLA_BRPORT_MODE, int(hairpin)),
-        u8(IFLA_BRPORT_ISOLATED, int(isolated)),
-    )
-    info = nested(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), settings)
+    info = _port_settings(u8(IFLA_BRPORT_MODE, int(hairpin)), u8(IFLA_BRPORT_ISOLATED, int(isolated)))
     words = f"hairpin {_switch(on=hairpin)} isolated {_switch(on=isolated)}"
     owner = text(IFLA_IFALIAS, alias), u32(IFLA_GROUP, 0)
     return set_link(name, f'alias "{alias}" group default type bridge_slave {words}', *owner, info)
@@ -278,9 +273,21 @@ def set_port(name: str, *, alias: str, hairpin: bool, isolated: bool) -> Change:
 
 def set_hairpin(name: str) -> Change:
     """Return the change that lets a port send back what came in by it."""
-    settings = nested(IFLA_INFO_SLAVE_DATA, u8(IFLA_BRPORT_MODE, 1))
-    info = nested(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), settings)
-    return set_link(name, "type bridge_slave hairpin on", info)
+    return _set_port_flag(name, "hairpin", IFLA_BRPORT_MODE, on=True)
+
+
+def set_isolated(name: str, *, on: bool) -> Change:
+    """Return the change that keeps a port apart from other isolated ones, or no longer."""
+    return _set_port_flag(name, "isolated", IFLA_BRPORT_ISOLATED, on=on)
+
+
+def _set_port_flag(name: str, word: str, attribute: int, *, on: bool) -> Change:
+    info = _port_settings(u8(attribute, int(on)))
+    return set_link(name, f"type bridge_slave {word} {_switch(on=on)}", info)
+
+
+def _port_settings(*flags: bytes) -> bytes:
+    return nested(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), nested(IFLA_INFO_SLAVE_DATA, *flags))
 
 
 def _switch(*, on: bool) -> str:

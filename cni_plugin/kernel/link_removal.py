@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.link import parse_index
-from cni_plugin.kernel.netlink import HEADER, Netlink, NetlinkSocket, answered
+from cni_plugin.kernel.netlink import HEADER, Netlink, NetlinkSocket, answered, log
 from ipam.seam import step
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def remove_links(host: Namespace, change: Change, indexes: Iterable[int]) -> Non
 
     Raises KernelError when it was refused.
     """
+    log.debug("%s", change.command)
     with answered(change.command):
         refusals = step("netlink", partial(_remove, host, frozenset(indexes)), change)
     for refusal in refusals:

@@ -69,6 +69,9 @@ FIREWALL = Place(prefix="firewall_", hook="forward", priority=0, purpose="firewa
 BRIDGE_FIREWALL = Place(
     family="bridge", prefix="firewall_", hook="forward", priority=0, purpose="firewall between bridged pods"
 )
+BRIDGE_ISOLATION = Place(
+    family="bridge", prefix="isolation", hook="forward", priority=0, purpose="portIsolation beside host ports"
+)
 TUNNEL_GATEWAY = Place(
     family="bridge", prefix="tunnel_", hook="postrouting", priority=0, purpose="the gateway stays on its node"
 )
@@ -79,6 +82,9 @@ HOSTPORT_POSTROUTING = Place(
     hook="postrouting",
     priority=100,
     purpose="host ports: what would come back past the node",
+)
+ISOLATION = Place(
+    prefix="isolation", kind="nat", hook="postrouting", priority=100, purpose="host ports of isolated pods"
 )
 
 PLACES = (
@@ -93,8 +99,10 @@ PLACES = (
     FIREWALL,
     MASQUERADE,
     HOSTPORT_POSTROUTING,
+    ISOLATION,
     BRIDGE_SPOOF,
     BRIDGE_FIREWALL,
+    BRIDGE_ISOLATION,
     TUNNEL_GATEWAY,
 )
 
@@ -124,10 +132,12 @@ RESERVED = (
 )
 
 # Bits of the packet mark. Others' are left alone: 0x2000 the Go portmap's, 0x4000 and 0x8000 kube-proxy's.
+ISOLATION_MARK = 0x200
 HOSTPORT_MARK = 0x400
 PUBLISHED_MARK = 0x800
 CROSSING_MARK = 0x1000
 MARKS = {
+    ISOLATION_MARK: "goes to a published port from one isolated pod to another",
     HOSTPORT_MARK: "translated by a host port, first packet of a connection",
     PUBLISHED_MARK: "goes to a published port, or answers from it",
     CROSSING_MARK: "a pod's to another node's own address: takes the tunnel",

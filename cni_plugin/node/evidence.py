@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from cni_plugin.node.configured import ConfiguredNetwork
     from ipam.namespace_mark import Reservation
 
-# Elements of sets that the main plugin alone fills: masquerade, spoofCheck.
-_MAIN_SETS: Final = ("masq", "spoof_")
+# Elements of sets that the main plugin alone fills: masquerade, spoofCheck, portIsolation.
+_MAIN_SETS: Final = ("masq", "spoof_", "isolated_ports")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

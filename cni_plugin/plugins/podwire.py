@@ -130,8 +130,9 @@ def delete(request: Request) -> None:
     """Remove whatever an ADD of this attachment made, ours or the Go reference's."""
     with open_site(request) as site:
         run_all(
-            *delete_features(request, site),
+            *delete_features(request, site, guards=False),
             lambda: _disconnect(request, site),
+            *delete_features(request, site, guards=True),
             lambda: find_delegate(request).release(),
         )
 

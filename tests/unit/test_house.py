@@ -38,7 +38,7 @@ FLOORS = (
 # One module each; `attach.vxlan` is `attach.bridge` with a device, and says so.
 KINDS = {
     "attach": ("bridge", "routed"),
-    "features": ("masquerade", "bandwidth", "tuning", "firewall", "spoof", "portmap"),
+    "features": ("masquerade", "bandwidth", "tuning", "firewall", "spoof", "isolation", "portmap"),
 }
 # Who may use what speaks to the kernel or starts programs.
 ONLY_IN = {
