@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "localhost/podwire/sandbox:test"
+_PATH = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _APPLETS = ("cat", "ip", "ping", "sh", "sleep", "true")
 
 
@@ -24,12 +25,14 @@ def write_image(target: Path, *, pause: Path, busybox: Path) -> None:
     _write(target, NAME, _layer(pause.read_bytes(), busybox.read_bytes()), "/pause")
 
 
-def write_program(target: Path, name: str, program: Path) -> None:
-    """Write an image of one static program, which is what a container of it runs."""
+def write_program(target: Path, name: str, program: Path, *, beside: Path | None = None) -> None:
+    """Write an image of a directory's files and a static program, which is what a container of it runs."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as layer:
-        _add(layer, program.name, program.read_bytes(), mode=0o755)
-    _write(target, name, file.getvalue(), f"/{program.name}")
+        if beside:
+            layer.add(beside, ".")
+        _add(layer, f"usr/local/bin/{program.name}", program.read_bytes(), mode=0o755)
+    _write(target, name, file.getvalue(), f"/usr/local/bin/{program.name}")
 
 
 def _write(target: Path, name: str, layer: bytes, entrypoint: str) -> None:
@@ -58,7 +61,7 @@ def _config(layer: bytes, entrypoint: str) -> dict[str, object]:
     return {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Entrypoint": [entrypoint], "Env": ["PATH=/bin"]},
+        "config": {"Entrypoint": [entrypoint], "Env": [f"PATH={_PATH}"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_digest(layer)}"]},
     }
 

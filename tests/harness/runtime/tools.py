@@ -26,6 +26,7 @@ _MODULES = {
     "etcd": "go.etcd.io/etcd/server/v3",
     "coredns": "github.com/coredns/coredns",
     "kubernetes": "k8s.io/kubernetes",
+    "kind": "sigs.k8s.io/kind",
 }
 
 
