@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cni_plugin.kernel.monitor import Monitor
 
 _QUIET, _LONGEST_BURST = 0.2, 2.0  # seconds without news after which a burst is over, and with news
+_FIRST = 2.0  # seconds for which the first step waits for the first news
 _RETRIES = (1.0, 30.0)  # seconds until a step that failed is tried again, from the first to the longest
 
 
@@ -33,8 +34,13 @@ class Loop:
         os.eventfd_write(self._woken, 1)
 
     def run(self, follower: Follower) -> None:
-        """Take steps until the end."""
+        """Take steps until the end.
+
+        What a predecessor said of the node is in force until the first one. With news it can say as much.
+        """
         retry = _RETRIES[0]
+        if not self._wait(time.monotonic() + _FIRST):
+            return
         while True:
             if follower.step():
                 pause, retry = self._resync, _RETRIES[0]

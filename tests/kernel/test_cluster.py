@@ -200,6 +200,22 @@ def test_it_is_not_ready_for_settings_that_only_the_api_can_bring_into_force(nod
     assert one.config()["mtu"] == 1300
 
 
+def test_a_node_whose_settings_change_is_ready_all_the_time(nodes: Followers) -> None:
+    """A runtime that asks STATUS at the wrong moment would say that the node is not."""
+    one = nodes.nodes[1]
+    for mtu in (1300, 1310, 1320):
+        one.stop()
+        settings = one.directory / "settings.json"
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "mtu": mtu}))
+        one.start()
+        said = set()
+        deadline = time.monotonic() + 60
+        while one.config().get("mtu") != mtu:
+            assert time.monotonic() < deadline
+            said.add(one.state()["ready"])
+        assert said == {True}
+
+
 def test_what_somebody_deletes_is_made_again_at_once(nodes: Followers) -> None:
     one = nodes.nodes[1]
     before = overlay_state(one.node)
