@@ -20,7 +20,6 @@ import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from ipam import files
@@ -28,6 +27,7 @@ from ipam.address import parse_address, parse_value, render_address, render_valu
 from ipam.errors import InvalidNetwork, LockTimeout, StoreUnavailable
 from ipam.seam import step
 from ipam.seam.files import make_directories, remove_file
+from ipam.seam.waits import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -132,8 +132,7 @@ class Store:
         Raises LockTimeout and StoreUnavailable.
         """
         path = f"{self.directory}/lock"
-        deadline = monotonic() + self.lock_timeout
-        with self._turn(path), self._file_locked(path, deadline):
+        with self._turn(path), self._file_locked(path, Deadline(self.lock_timeout)):
             yield
 
     @contextmanager
@@ -150,14 +149,14 @@ class Store:
             self._cached.turn.release()
 
     @contextmanager
-    def _file_locked(self, path: str, deadline: float) -> Iterator[None]:
+    def _file_locked(self, path: str, deadline: Deadline) -> Iterator[None]:
         from filelock import Timeout  # readers need not pay for it
 
         lock = self._cached.lock(_make_lock) if self._cached else _make_lock(path)
         with _failing_as("lock", path):
             make_directories(self.directory)
             try:
-                step("lock", lock.acquire, max(0.0, deadline - monotonic()))
+                step("lock", lock.acquire, deadline.left())
             except Timeout as error:
                 raise LockTimeout(path, self.lock_timeout) from error
         try:

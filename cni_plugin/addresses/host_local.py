@@ -36,6 +36,7 @@ from ipam.errors import (
     StoreUnavailable,
 )
 from ipam.ranges import Range, RangeSet, make_range, make_range_sets
+from ipam.seam import part
 from ipam.store import Owner, Store
 
 if TYPE_CHECKING:
@@ -49,10 +50,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("podwire")
 
-# Of use to the agent; a process that makes one call looks once, which is not remembered.
-_CACHE: Final = StoreCache()
-# A network's ranges come with every call, and are the same text every time.
-_make_range = lru_cache(maxsize=256)(make_range)
+
+class _Remembered:
+    """Of use to the agent; a process that makes one call looks once, which is not remembered."""
+
+    def __init__(self) -> None:
+        self.stores = StoreCache()
+        # A network's ranges come with every call, and are the same text every time.
+        self.make_range = lru_cache(maxsize=256)(make_range)
+
 
 _LONGEST_REST: Final = 24 * 3600  # seconds
 
@@ -183,7 +189,7 @@ def check(plan: LocalPlan, previous: Result) -> None:
 def list_held(request: Request) -> list[IPAddress]:
     """Return the addresses that the store of the network holds for the attachment, whoever gave them."""
     with _translated():
-        store = Store(data_dir(request.config), request.network, cache=_CACHE)
+        store = Store(data_dir(request.config), request.network, cache=part(_Remembered).stores)
         return allocator.held(store, _owner(request))
 
 
@@ -231,7 +237,7 @@ def _look_at_usage(plan: LocalPlan) -> list[Usage]:
     """Return how full each range set is: as the cache says, unless one is full: a walk knows more."""
     if not plan.terms.cool_down:
         plan.store.look()
-        cached = allocator.cached_usage(_CACHE, plan.store, plan.range_sets)
+        cached = allocator.cached_usage(part(_Remembered).stores, plan.store, plan.range_sets)
         if cached and all(each.free for each in cached):
             return cached
     return allocator.usage(plan.store, plan.range_sets, plan.terms)
@@ -250,7 +256,7 @@ def cached_usage(request: Request) -> list[Usage] | None:
         return None  # what cools down is in use, and is remembered elsewhere
     with _translated():
         store = Store(data_dir(request.config), request.network)
-        return allocator.cached_usage(_CACHE, store, range_sets)
+        return allocator.cached_usage(part(_Remembered).stores, store, range_sets)
 
 
 def addressing(plan: LocalPlan) -> Addressing:
@@ -265,7 +271,7 @@ def addressing(plan: LocalPlan) -> Addressing:
 
 
 def _facts(found: Range) -> RangeFacts:
-    whole = _make_range(subnet=str(found.subnet), gateway="none")
+    whole = part(_Remembered).make_range(subnet=str(found.subnet), gateway="none")
     covers = found.start <= whole.start and found.end >= whole.end and not found.exclude
     return RangeFacts(subnet=found.subnet, gateway=found.gateway, whole=covers)
 
@@ -274,7 +280,7 @@ def open_store(request: Request) -> Store:
     """Return the network's store; nothing is touched on disk until it is used."""
     _section(request)
     with _translated():
-        return Store(data_dir(request.config), request.network, cache=_CACHE)
+        return Store(data_dir(request.config), request.network, cache=part(_Remembered).stores)
 
 
 def _section(request: Request) -> Fields:
@@ -316,7 +322,7 @@ def _parse_set(member: object, path: str) -> list[Range]:
 
 def _parse_range(fields: Fields) -> Range:
     with _translated():
-        made = _make_range(
+        made = part(_Remembered).make_range(
             subnet=fields.string("subnet"),
             range_start=fields.string("rangeStart") or None,
             range_end=fields.string("rangeEnd") or None,

@@ -25,7 +25,7 @@ from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.request import environ_of
 from cni_plugin.kernel.netns import inside, open_caller
 from cni_plugin.plugins import PLUGINS, type_of
-from ipam.seam import waits
+from ipam.seam import Process
 
 if TYPE_CHECKING:
     import socket
@@ -98,7 +98,7 @@ class Calls:
         self._journal = journal
         self._turns = Turns()
         self._run_lock = RunLock()
-        waits.let_others = self._run_lock.aside
+        Process(let_others=self._run_lock.aside).begin()
         self._workers = threading.BoundedSemaphore(workers)
         self._deletions = threading.BoundedSemaphore(workers)
         self._managers = threading.BoundedSemaphore(workers)

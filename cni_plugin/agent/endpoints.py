@@ -14,7 +14,6 @@ import select
 import socket
 import sys
 import threading
-import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import BaseServer, TCPServer, ThreadingMixIn
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from cni_plugin.agent.journal import own, render_pairs
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from ipam.seam.waits import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,8 +164,7 @@ class Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Let the whole request have one deadline: each byte of a trickle would start a time-out anew."""
         super().setup()
-        deadline = time.monotonic() + _TIMEOUT
-        self.rfile = io.BufferedReader(_Until(self.connection, deadline))  # type: ignore[type-var]
+        self.rfile = io.BufferedReader(_Until(self.connection, Deadline(_TIMEOUT)))  # type: ignore[type-var]
 
     def do_GET(self) -> None:
         """Answer with the page and its body."""
@@ -189,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
 class _Until(io.RawIOBase):
     """The bytes of a connection until a deadline."""
 
-    def __init__(self, connection: socket.socket, deadline: float) -> None:
+    def __init__(self, connection: socket.socket, deadline: Deadline) -> None:
         self._connection = connection
         self._deadline = deadline
 
@@ -197,7 +196,7 @@ class _Until(io.RawIOBase):
         return True
 
     def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        self._connection.settimeout(max(self._deadline - time.monotonic(), 0.001))
+        self._connection.settimeout(max(self._deadline.left(), 0.001))
         return self._connection.recv_into(buffer)
 
 

@@ -10,11 +10,13 @@ import errno
 import threading
 from bisect import bisect_left
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cni_plugin.contract.errors import Code
 from cni_plugin.kernel.errors import KernelError
+from ipam.seam import part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,56 +75,67 @@ class Numbers:
     reclaimed: int = 0
 
 
-_guard = threading.Lock()
-_numbers = Numbers()
+class _Counters:
+    """The numbers of this process, and the lock that they are changed under."""
+
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+        self.numbers = Numbers()
+
+
+@contextmanager
+def _changing() -> Iterator[Numbers]:
+    counters = part(_Counters)
+    with counters.guard:
+        yield counters.numbers
 
 
 def begin_call() -> None:
     """Count a call that has come in."""
-    with _guard:
-        _numbers.running += 1
+    with _changing() as numbers:
+        numbers.running += 1
 
 
 def end_call(operation: Operation, seconds: float) -> None:
     """Count a call that was answered, or given up by its caller, in `seconds`."""
-    with _guard:
-        _numbers.running -= 1
-        _numbers.operations[operation] += 1
+    with _changing() as numbers:
+        numbers.running -= 1
+        numbers.operations[operation] += 1
         key = (operation.verb, operation.result)
-        _numbers.durations.setdefault(key, Histogram()).add(seconds)
+        numbers.durations.setdefault(key, Histogram()).add(seconds)
 
 
 def count_error(error: BaseException) -> None:
     """Count what the kernel refused, when that is why a call failed."""
     for refusal in _refusals(error):
-        with _guard:
-            _numbers.refusals[refusal] += 1
+        with _changing() as numbers:
+            numbers.refusals[refusal] += 1
 
 
 def count_refused_client() -> None:
     """Count a client that found no place, or had no right to one."""
-    with _guard:
-        _numbers.clients_refused += 1
+    with _changing() as numbers:
+        numbers.clients_refused += 1
 
 
 def count_garbage(found: int, reclaimed: int) -> None:
     """Count what a collection found left over, and what it reclaimed of that."""
-    with _guard:
-        _numbers.leaked += found
-        _numbers.reclaimed += reclaimed
+    with _changing() as numbers:
+        numbers.leaked += found
+        numbers.reclaimed += reclaimed
 
 
 def snapshot() -> Numbers:
     """Return the numbers of this moment."""
-    with _guard:
+    with _changing() as numbers:
         return Numbers(
-            operations=_numbers.operations.copy(),
-            durations={k: Histogram(list(h.counts), h.total) for k, h in _numbers.durations.items()},
-            refusals=_numbers.refusals.copy(),
-            running=_numbers.running,
-            clients_refused=_numbers.clients_refused,
-            leaked=_numbers.leaked,
-            reclaimed=_numbers.reclaimed,
+            operations=numbers.operations.copy(),
+            durations={k: Histogram(list(h.counts), h.total) for k, h in numbers.durations.items()},
+            refusals=numbers.refusals.copy(),
+            running=numbers.running,
+            clients_refused=numbers.clients_refused,
+            leaked=numbers.leaked,
+            reclaimed=numbers.reclaimed,
         )
 
 

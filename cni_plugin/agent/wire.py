@@ -12,11 +12,11 @@ import errno
 import os
 import socket
 import struct
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.request import MAX_STDIN
+from ipam.seam.waits import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +67,7 @@ def receive_call(connection: socket.socket, timeout: float) -> Call | None:
     Raises WireError for garbage and for sizes beyond the limits, which are refused before
     anything of that size is read; TimeoutError when it is not whole in `timeout` seconds.
     """
-    reader = _Reader(connection, time.monotonic() + timeout)
+    reader = _Reader(connection, Deadline(timeout))
     try:
         return _receive_call(reader)
     except BaseException:
@@ -108,7 +108,7 @@ def _require_size(what: str, size: int, limit: int) -> None:
 class _Reader:
     """Reads parts of known size, and keeps the descriptors that come with them."""
 
-    def __init__(self, connection: socket.socket, deadline: float) -> None:
+    def __init__(self, connection: socket.socket, deadline: Deadline) -> None:
         self._connection = connection
         self._deadline = deadline
         self._descriptors: list[int] = []
@@ -130,7 +130,7 @@ class _Reader:
     def _receive(self) -> bytes:
         """Return what has come, as a rule the whole frame."""
         # Each piece gets what is left, so that a trickle does not stretch the limit.
-        self._connection.settimeout(max(self._deadline - time.monotonic(), 0.001))
+        self._connection.settimeout(max(self._deadline.left(), 0.001))
         space = socket.CMSG_SPACE(_INT)
         piece, messages, _, _ = self._connection.recvmsg(_CHUNK, space, socket.MSG_CMSG_CLOEXEC)
         for level, kind, content in messages:

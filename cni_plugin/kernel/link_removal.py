@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.link import parse_index
 from cni_plugin.kernel.netlink import HEADER, Netlink, NetlinkSocket, answered, log
-from ipam.seam import step
+from ipam.seam import part, step
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cni_plugin.kernel.netns import Namespace
 
 # Answers that are waited for behind the callers' backs; beyond them callers wait themselves.
-_waits = threading.BoundedSemaphore(32)
+_MOST_ANSWERS = 32
 _BUFFER = 64 * 1024
 _RTMGRP_LINK = 0x1  # linux/rtnetlink.h
 _GLANCE = struct.pack("@ll", 0, 5000)  # struct timeval: how long a refusal may stay unnoticed
@@ -41,8 +41,12 @@ _LOAD_HALF, _EQUAL, _RETURN = 0x28, 0x15, 0x06  # linux/bpf_common.h: LD|H|ABS, 
 # Of all messages those of this type alone: it is at offset 4, where BPF reads a big-endian number.
 _KIND = int.from_bytes(netlink.RTM_DELLINK.to_bytes(2, sys.byteorder), "big")
 _CODE = ((_LOAD_HALF, 0, 0, 4), (_EQUAL, 0, 1, _KIND), (_RETURN, 0, 0, _BUFFER), (_RETURN, 0, 0, 0))
-_program = create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in _CODE))
-_FILTER = struct.pack("@HP", len(_CODE), addressof(_program))  # struct sock_fprog
+_PROGRAM = create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in _CODE))
+_FILTER = struct.pack("@HP", len(_CODE), addressof(_PROGRAM))  # struct sock_fprog
+
+
+def _places() -> threading.BoundedSemaphore:
+    return threading.BoundedSemaphore(_MOST_ANSWERS)
 
 
 def remove_links(host: Namespace, change: Change, indexes: Iterable[int]) -> None:
@@ -58,12 +62,13 @@ def remove_links(host: Namespace, change: Change, indexes: Iterable[int]) -> Non
 
 
 def _remove(host: Namespace, indexes: frozenset[int], change: Change) -> list[KernelError]:
-    if not _waits.acquire(blocking=False):
+    places = part(_places)
+    if not places.acquire(blocking=False):
         return host.netlink.send(change)
     with ExitStack() as unless_begun:
-        unless_begun.callback(_waits.release)
+        unless_begun.callback(places.release)
         with host.entered():
-            request, watch = _Request(change), _Watch(indexes)
+            request, watch = _Request(change, places), _Watch(indexes)
         unless_begun.callback(request.close)
         with closing(watch):
             try:
@@ -80,8 +85,9 @@ def _remove(host: Namespace, indexes: frozenset[int], change: Change) -> list[Ke
 class _Request:
     """The change, and the one that waits for its answer and keeps nobody waiting: not even its process."""
 
-    def __init__(self, change: Change) -> None:
+    def __init__(self, change: Change, places: threading.BoundedSemaphore) -> None:
         self._change = change
+        self._places = places
         self._netlink = Netlink()
         self._refusals: list[KernelError] = []
         self._error: OSError | None = None
@@ -96,7 +102,7 @@ class _Request:
         finally:
             self.ended = True
             self.close()
-            _waits.release()
+            self._places.release()
 
     def close(self) -> None:
         """Close the socket."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.netlink import Netlink
 from cni_plugin.kernel.nfnetlink import Nftables
+from ipam.seam import part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,24 +95,26 @@ class Namespace:
         return bool(self._path) and not _leads_to(self._path, self.fd)
 
 
-_idle: list[Nftables] = []
+class _IdleSockets:
+    """Sockets of the namespace that this process began in, for the next call: closing one costs 16 ms."""
+
+    def __init__(self) -> None:
+        self.nftables: list[Nftables] = []
 
 
 def _borrow(namespace: int) -> Nftables:
-    """Return a socket of the namespace, a descriptor of it, that the calling thread is in.
-
-    One of the namespace that this process began in is kept by `_give_back`: closing costs 16 ms.
-    """
-    if _idle and _is_own(namespace):
+    """Return a socket of the namespace, a descriptor of it, that the calling thread is in."""
+    idle = part(_IdleSockets).nftables
+    if idle and _is_own(namespace):
         with suppress(IndexError):  # another thread was faster
-            return _idle.pop()
+            return idle.pop()
     return Nftables()
 
 
 def _give_back(namespace: int, nftables: Nftables) -> None:
     """Keep the socket for the next call, or have it closed behind the caller's back."""
     if _is_own(namespace):
-        _idle.append(nftables)
+        part(_IdleSockets).nftables.append(nftables)
     else:
         try:
             _thread.start_new_thread(nftables.close, ())

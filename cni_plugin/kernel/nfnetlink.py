@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from cni_plugin.kernel.message import attribute, list_attributes, parse_text, te
 from cni_plugin.kernel.message import parse_attributes as parse
 from cni_plugin.kernel.netlink import HEADER, NETFILTER, NLMSG_ERROR, NetlinkSocket, answered, log, pack
 from cni_plugin.kernel.nft_layout import TABLE
-from ipam.seam import step
+from ipam.seam import step, waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -182,20 +182,16 @@ class Nftables:
         `decide` runs again when somebody changed the ruleset meanwhile. Returns what was changed;
         KernelError for a refusal, CNIError 11 when others do not leave the ruleset alone.
         """
-        deadline = time.monotonic() + _PATIENCE
-        while True:
+        for _ in waits.looks(_PATIENCE):
             generation = self._generation()
             changes = decide()
-            try:
+            with suppress(_MovedError):
                 self._commit(changes, generation)
-            except _MovedError as moved:
-                if time.monotonic() > deadline:
-                    raise CNIError(
-                        Code.TRY_AGAIN_LATER,
-                        f"nftables: wanted the ruleset at rest once in {_PATIENCE:.0f} s, found it changing",
-                    ) from moved
-            else:
                 return changes
+        raise CNIError(
+            Code.TRY_AGAIN_LATER,
+            f"nftables: wanted the ruleset at rest once in {_PATIENCE:.0f} s, found it changing",
+        )
 
     def _generation(self) -> int:
         (answer,) = self._ask("nft monitor", _GETGEN, "inet", b"")

@@ -10,11 +10,11 @@ import os
 import select
 import socket
 import struct
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cni_plugin.kernel.errors import KernelError
+from ipam.seam.waits import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -112,8 +112,8 @@ def _ask(asking: socket.socket, version: int, echoes: list[Echo], patience: floa
         _send(asking, _pack(version, identifier, number, echo.size), str(echo.address))
         if number % _BURST == _BURST - 1:
             answered |= _collect(asking, version, identifier, echoes, _BREATH)
-    deadline = time.monotonic() + patience
-    while len(answered) < len(echoes) and (left := deadline - time.monotonic()) > 0:
+    deadline = Deadline(patience)
+    while len(answered) < len(echoes) and (left := deadline.left()):
         answered |= _collect(asking, version, identifier, echoes, left)
     return answered
 

@@ -21,7 +21,7 @@ from cni_plugin.kernel.link import ABSENT, IFLA_GROUP, IFLA_MTU, deletion, get_l
 from cni_plugin.kernel.link_removal import remove_links
 from cni_plugin.kernel.message import u32
 from cni_plugin.kernel.netlink import Change
-from ipam.seam import waits
+from ipam.seam import part, waits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,7 +85,11 @@ class _Line:
                 each.turn.set()
 
 
-_lines: dict[int, _Line] = {}
+class _Lines:
+    """The lines of this process, by the inode number of the namespace."""
+
+    def __init__(self) -> None:
+        self.by_namespace: dict[int, _Line] = {}
 
 
 def delete_links(host: Namespace, *links: Link) -> bool:
@@ -94,7 +98,7 @@ def delete_links(host: Namespace, *links: Link) -> bool:
     Raises KernelError for these links' own deletion only.
     """
     # A namespace's inode number may come again after its end; by then nobody waits in its line.
-    line = _lines.setdefault(os.fstat(host.fd).st_ino, _Line())
+    line = part(_Lines).by_namespace.setdefault(os.fstat(host.fd).st_ino, _Line())
     with waits.waiting():
         return line.delete(host, *links)
 

@@ -8,6 +8,10 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("cni_plugin", "ipam")
@@ -165,6 +169,84 @@ def types_of(module: str) -> set[str]:
     return {name for name in classes | aliases if re.match("[A-Z]+[a-z]", name)}
 
 
+# What makes a value at the top of a module that never changes afterwards, beside frozen dataclasses.
+FIXED = {
+    *("frozenset", "struct.Struct", "struct.pack", "logging.getLogger", "re.compile", "TypeVar", "partial"),
+    *("ctypes.CDLL", "codecs.getencoder", "os.environ.get", "u32", "int.from_bytes", "bytes.fromhex"),
+    *("str.maketrans", "create_string_buffer"),
+}
+MUTATING = {"add", "append", "clear", "extend", "insert", "pop", "popleft", "remove", "setdefault", "update"}
+# State of modules: the object of the process, what is the same until the next boot, and logging's own.
+STATE = {
+    "ipam.seam Process.current",
+    "ipam.boot_mark @cache current",
+    "ipam.boot_mark @cache _read_boot_id",
+    "cni_plugin.features.spoof_rules @cache plan_ruleset",
+    "cni_plugin.agent.journal own.propagate",
+}
+
+
+def test_state_of_the_process_hangs_on_one_object() -> None:
+    """No module keeps any: no container that is changed, no lock, no cache, no name that is bound anew."""
+    assert {f"{module} {what}" for module in MODULES for what in state_of(module)} == STATE
+
+
+def state_of(module: str) -> Iterator[str]:
+    """Yield what a module or a class of it remembers between calls."""
+    tree = tree_of(module)
+    constants = {name.id: value for name, value in bound_at_the_top(tree)}
+    theirs = imported(tree)
+    for name, value in constants.items():
+        if isinstance(value, ast.Call) and ast.unparse(value.func) not in FIXED | frozen_classes():
+            yield f"{name} = {ast.unparse(value)}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            yield ast.unparse(node)
+        if isinstance(node, ast.FunctionDef) and node in tree.body:
+            yield from (
+                f"@{ast.unparse(d)} {node.name}" for d in node.decorator_list if "cache" in ast.unparse(d)
+            )
+        for target in targets_of(node):
+            owner = ast.unparse(target.value) if isinstance(target, (ast.Attribute, ast.Subscript)) else ""
+            if owner in constants or owner.rpartition(".")[2][:1].isupper() or owner in theirs:
+                yield ast.unparse(target)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MUTATING:
+            owner = ast.unparse(node.func.value)
+            if owner in constants and not isinstance(constants[owner], ast.Call):
+                yield ast.unparse(node.func)
+
+
+def bound_at_the_top(tree: ast.Module) -> Iterator[tuple[ast.Name, ast.expr | None]]:
+    for node in tree.body:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            yield from ((name, node.value) for target in targets_of(node) for name in names_of(target))
+
+
+def names_of(target: ast.expr) -> list[ast.Name]:
+    return [node for node in ast.walk(target) if isinstance(node, ast.Name)]
+
+
+def targets_of(node: ast.AST) -> list[ast.expr]:
+    if isinstance(node, (ast.Assign, ast.Delete)):
+        return node.targets
+    return [node.target] if isinstance(node, (ast.AnnAssign, ast.AugAssign)) else []
+
+
+def imported(tree: ast.Module) -> set[str]:
+    nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return {alias.asname or alias.name for node in nodes for alias in node.names}
+
+
+@cache
+def frozen_classes() -> set[str]:
+    classes = [
+        node for module in MODULES for node in ast.walk(tree_of(module)) if isinstance(node, ast.ClassDef)
+    ]
+    return {
+        each.name for each in classes if any("frozen=True" in ast.unparse(d) for d in each.decorator_list)
+    }
+
+
 def test_raw_configuration_is_kept_by_a_request_alone() -> None:
     """Who parses is given it as an argument; what it returns is checked values."""
     kept = {
@@ -315,18 +397,20 @@ def test_nothing_of_ours_sets_the_hook_of_the_seam() -> None:
         for name in imports_of(module)
         if name == "ipam.seam" and module != "ipam.seam"
     }
-    assert [module for module in whole if not imported_from_seam(module) <= {"step", "waits"}] == []
+    assert [
+        module for module in whole if not imported_from_seam(module) <= {"Process", "part", "step", "waits"}
+    ] == []
     assert [
         ast.unparse(node) for node in ast.walk(tree_of("ipam.seam")) if isinstance(node, ast.Global)
     ] == []
 
 
 def imported_from_seam(module: str) -> set[str]:
-    nodes = ast.walk(tree_of(module))
-    found = [n for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) and "seam" in ast.unparse(n)]
-    return {
-        alias.name for node in found for alias in node.names if "ipam.seam.files" not in ast.unparse(node)
-    }
+    """Return what a module takes of the seam itself, not of its modules."""
+    nodes = list(ast.walk(tree_of(module)))
+    named = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module == "ipam.seam"]
+    whole = [n for n in nodes if isinstance(n, ast.Import) and "ipam.seam" in ast.unparse(n)]
+    return {alias.name for node in (*named, *whole) for alias in node.names}
 
 
 def test_the_map_of_the_harness_is_made_from_its_modules() -> None:
