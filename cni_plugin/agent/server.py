@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from cni_plugin.agent import metrics, presence, wire
 from cni_plugin.agent.calls import Calls, send
 from cni_plugin.agent.children import kept
-from cni_plugin.agent.garbage import collecting
 from cni_plugin.agent.handover import hand_over, leave, line_of, stand_by, take_post
 from cni_plugin.agent.journal import Journal, own, render_pairs
 from cni_plugin.agent.readiness import Readiness
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from cni_plugin.agent.children import Child
     from cni_plugin.agent.endpoints import Endpoints
     from cni_plugin.agent.exposition import Exposition
-    from cni_plugin.agent.garbage import Collection
     from cni_plugin.agent.handover import Post
 
 DEFAULT_QUEUE = 256
@@ -61,7 +59,6 @@ class AgentSettings:
     state_file: str = STATE_FILE
     in_cluster: bool = False
     children: tuple[Child, ...] = ()
-    collection: Collection | None = None
     take_over: bool = False
 
 
@@ -120,7 +117,7 @@ class _Term:
         # What a predecessor's children said until now does not count.
         readiness = Readiness(settings.state_file if settings.in_cluster else "")
         served = self._endpoints()
-        with line_of(post) as line, kept(settings.children), collecting(settings.collection):
+        with line_of(post) as line, kept(settings.children):
             _say(socket=post.path, state="ready", **({"http": served.place} if served else {}))
             if served:
                 served.start(lambda: readiness.find_reasons(post.path))

@@ -76,8 +76,7 @@ def _run(arguments: argparse.Namespace) -> int:
         conf_dir=arguments.conf_dir,
         state_file=arguments.state_file,
         in_cluster=arguments.kubernetes,
-        children=(cluster.child_of(arguments),) if arguments.kubernetes else (),
-        collection=gc.collection_of(arguments),
+        children=(*gc.children_of(arguments), *cluster.children_of(arguments)),
         take_over=arguments.take_over,
     )
     return server.run(settings)

@@ -52,11 +52,13 @@ def add_flags(parser: argparse._ActionsContainer) -> None:
         parser.add_argument(flag, default=default, help=purpose + named)
 
 
-def child_of(arguments: argparse.Namespace) -> Child:
-    """Return the process that the agent keeps alive."""
+def children_of(arguments: argparse.Namespace) -> tuple[Child, ...]:
+    """Return the process that follows the cluster for the agent; none where it is not to."""
+    if not arguments.kubernetes:
+        return ()
     given = [(flag, getattr(arguments, flag[2:].replace("-", "_"))) for flag, _, _ in _FLAGS]
     words = [f"{flag}={value}" for flag, value in given if value]
-    return Child(words=("cluster", *words, "--until-eof"))
+    return (Child(words=("cluster", *words, "--until-eof")),)
 
 
 def require_client() -> None:

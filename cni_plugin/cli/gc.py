@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cni_plugin.agent.garbage import Collection
+from cni_plugin.agent.garbage import collector
 from cni_plugin.cli.console import add_conf_dir, write
 from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.node.configured import read_configured
@@ -24,6 +24,7 @@ from ipam.errors import IPAMError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cni_plugin.agent.children import Child
     from cni_plugin.node.configured import ConfiguredNetwork
     from cni_plugin.node.gc import Item
 
@@ -73,14 +74,14 @@ def add_agent_options(agent: argparse._ArgumentGroup) -> None:
     add_endpoint(agent)
 
 
-def collection_of(arguments: argparse.Namespace) -> Collection | None:
-    """Return what the agent is to do; None for nothing."""
+def children_of(arguments: argparse.Namespace) -> tuple[Child, ...]:
+    """Return the process that collects for the agent; none where it is not to."""
     if not arguments.gc_interval:
-        return None
+        return ()
     words = ["--grace", str(arguments.gc_grace), "--conf-dir", arguments.conf_dir]
     if arguments.runtime_endpoint:
         words += ["--runtime-endpoint", arguments.runtime_endpoint]
-    return Collection(interval=arguments.gc_interval, words=tuple(words))
+    return (collector(arguments.gc_interval, tuple(words)),)
 
 
 def add_endpoint(parser: argparse._ActionsContainer) -> None:
