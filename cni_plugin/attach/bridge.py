@@ -14,7 +14,6 @@ from cni_plugin.attach import gateway, interface
 from cni_plugin.attach.bridge_check import check
 from cni_plugin.attach.bridge_plan import BridgePlan, plan
 from cni_plugin.attach.mode import Mode
-from cni_plugin.attach.mtu import automatic_mtu
 from cni_plugin.attach.veth import BridgeConnection, add_bridge_veth
 from cni_plugin.config.network import RemoteNetworks
 from cni_plugin.contract.errors import CNIError, Code
@@ -62,7 +61,7 @@ def _automatic_mtu(plan: BridgePlan, host: Namespace) -> int:
 
 
 def _uplink_mtu(plan: BridgePlan, host: Namespace) -> int:
-    return automatic_mtu(host.netlink, plan.pod.addressing.families) - plan.pod.mtu_overhead
+    return interface.automatic_mtu(host.netlink, plan.pod.addressing.families) - plan.pod.mtu_overhead
 
 
 def elsewhere(plan: BridgePlan) -> RemoteNetworks:
@@ -89,7 +88,7 @@ def explain_mtu(plan: BridgePlan, host: Namespace) -> list[str]:
         return [f"pods get {plan.pod.mtu}, as configured", f"automatic would be {mtu}"]
     reason = f"bridge {plan.bridge} carries {mtu}, and a port of somebody else makes it not ours to change"
     families = sorted(plan.pod.addressing.families)
-    uplinks = [automatic_mtu(host.netlink, frozenset({v})) for v in families]
+    uplinks = [interface.automatic_mtu(host.netlink, frozenset({v})) for v in families]
     return [
         *(
             f"IPv{v}: the default route's interface carries {mtu}"

@@ -14,20 +14,24 @@ from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.contract.inet import is_among, is_assignable, width
 from cni_plugin.kernel.addr import add_address, list_addresses, list_unsettled, wait_until_resolvable
 from cni_plugin.kernel.bridge import random_mac
-from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_mac, set_up
-from cni_plugin.kernel.route import RouteSpec, add_route, list_routes
+from cni_plugin.kernel.link import IFF_UP, Link, get_link, get_link_by_index, set_mac, set_up
+from cni_plugin.kernel.route import RouteSpec, add_route, find_default_route, list_routes
 from cni_plugin.kernel.sysctl import ensure_sysctl, has_sysctl, prefer_sysctl, require_family
 from ipam.seam import waits
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from netaddr import IPAddress, IPNetwork
 
     from cni_plugin.config.network import Addressing, Attachment, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import DNS, IPConfig, Result, Route
+    from cni_plugin.kernel.netlink import Netlink
     from cni_plugin.kernel.netns import Namespace
 
 MIN_IPV6_MTU = 1280  # bytes, RFC 8200 section 5
+WITHOUT_UPLINK = 1500  # bytes, Ethernet's
 _NOTIFY = {4: "arp_notify", 6: "ndisc_notify"}
 _SETTLE_TIMEOUT = 5.0  # seconds; the kernel's own detection takes one to two
 _SETTLE_POLL = 0.02
@@ -60,6 +64,23 @@ def plan_interface(fields: Fields, network: Network, addressing: Addressing) -> 
         dad=fields.boolean("enabledad"),
         dns=network.dns,
     )
+
+
+def automatic_mtu(nl: Netlink, families: frozenset[int]) -> int:
+    """Return the MTU in bytes for these families (4, 6) where none is configured.
+
+    It is the smallest of the interfaces that hold their default routes. A bridge that is not ours to change
+    lowers it (kernel/bridge.py).
+    """
+    return min(_uplink_mtus(nl, families), default=WITHOUT_UPLINK)
+
+
+def _uplink_mtus(nl: Netlink, families: frozenset[int]) -> Iterator[int]:
+    for version in sorted(families):
+        route = find_default_route(nl, version)
+        uplink = get_link_by_index(nl, route.index) if route else None
+        if uplink is not None:
+            yield uplink.mtu
 
 
 def refuse_existing(pod: Namespace, attachment: Attachment) -> None:

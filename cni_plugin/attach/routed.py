@@ -18,7 +18,6 @@ from netaddr import IPAddress, IPNetwork
 from cni_plugin.attach import interface
 from cni_plugin.attach.gateway import served_by_default
 from cni_plugin.attach.mode import Mode
-from cni_plugin.attach.mtu import automatic_mtu
 from cni_plugin.attach.veth import add_plain_veth
 from cni_plugin.backend.peer_list import PeerSource, find_peers, refuse_conflicts
 from cni_plugin.backend.peers import (
@@ -108,7 +107,7 @@ def _automatic_mtu(plan: RoutedPlan, host: Namespace) -> int:
         if first or plan.device:
             options = UnderlayOptions(device=plan.device)
             return find_underlay(host.netlink, options, first).mtu - plan.pod.mtu_overhead
-    return automatic_mtu(host.netlink, plan.pod.addressing.families) - plan.pod.mtu_overhead
+    return interface.automatic_mtu(host.netlink, plan.pod.addressing.families) - plan.pod.mtu_overhead
 
 
 def _ensure_routes(plan: RoutedPlan, host: Namespace, *, doubt: bool) -> int:

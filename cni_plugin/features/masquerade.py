@@ -19,7 +19,6 @@ from cni_plugin.contract.errors import broken, invalid_config
 from cni_plugin.contract.inet import parse_cidr, width
 from cni_plugin.features.elements import claim, release, require
 from cni_plugin.features.feature import Feature
-from cni_plugin.features.nft_backend import require_nftables
 from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.nft import (
     FAMILY,
@@ -70,7 +69,10 @@ def parse(fields: Fields, network: Network, addressing: Addressing) -> Masquerad
     """Return what `ipMasq` and `nonMasqueradeCIDRs` ask for; CNIError 50 when there is no nft."""
     families = _parse_families(fields)
     named = [_parse_exception(text) for text in fields.strings("nonMasqueradeCIDRs")]
-    require_nftables(fields, "ipMasqBackend")
+    if fields.value("ipMasqBackend") is not None:
+        from cni_plugin.features.nft_backend import require_nftables  # few configurations name it
+
+        require_nftables(fields, "ipMasqBackend")
     if not families:
         return None
     require_nft()

@@ -17,7 +17,6 @@ from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.features.elements import claim, release, require
 from cni_plugin.features.feature import Feature
 from cni_plugin.features.hostports import parse_holder, parse_host_ports, parse_key, parse_target
-from cni_plugin.features.nft_backend import is_own, require_nftables, warn_of_iptables
 from cni_plugin.kernel.nft import ensure_ruleset, find_difference, require_nft, try_ruleset
 from cni_plugin.kernel.sysctl import get_sysctl
 
@@ -59,11 +58,16 @@ def parse(fields: Fields, network: Network, addressing: Addressing) -> PortMap:
 
 
 def _parse_treatment(fields: Fields) -> Treatment:
-    require_nftables(fields, "backend")
+    if fields.value("backend") is not None:
+        from cni_plugin.features.nft_backend import require_nftables  # few configurations name it
+
+        require_nftables(fields, "backend")
     bit = fields.integer("markMasqBit", 0, 31)
     if chain := fields.string("externalSetMarkChain"):
         if bit is not None:
             raise invalid_config('"externalSetMarkChain" and "markMasqBit" exclude each other, found both')
+        from cni_plugin.features.nft_backend import is_own, warn_of_iptables
+
         if is_own(fields):
             raise CNIError(
                 Code.UNSUPPORTED_FIELD, f'"externalSetMarkChain": podwire has no iptables, found "{chain}"'
@@ -84,6 +88,7 @@ def _parse_conditions(fields: Fields, version: int) -> str:
     if fields.value(f"conditionsV{version}") is None:
         return ""
     from cni_plugin.features.conditions import parse_conditions
+    from cni_plugin.features.nft_backend import is_own
 
     return parse_conditions(fields, version, own=is_own(fields))
 
