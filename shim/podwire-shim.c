@@ -1,7 +1,7 @@
 /*
  * The executable of a node without Python: hands the call to the agent and does what the answer says. An agent
  * that is away for a moment is waited for. docs/wire.md says how each of this is done, and why;
- * scripts/install --shim builds it (musl-gcc -static -Os -s; SOCKET and VERSION).
+ * shim/build builds it and says what SOCKET and MARKER are.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -16,9 +16,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#ifndef SOCKET
-#define SOCKET "/run/podwire/podwire.sock"
-#endif
 #define MAX_STDIN (4 * 1024 * 1024 + 1) /* one byte past what a configuration may have */
 #define HEAD 20                         /* magic, version, number, two sizes */
 #define GRACE 120                       /* seconds that an agent may be away, and the node is still ready */
@@ -26,7 +23,7 @@
 #define PAUSE 20                        /* milliseconds from one try to the next */
 #define BOOT_ID 36                      /* characters of a boot id */
 /* By this the program knows its own executables, and runs their work in process; the version is for people. */
-__attribute__((used)) static const char marker[] = "podwire-cni-executable " VERSION;
+__attribute__((used)) static const char marker[] = MARKER;
 
 static void write_all(int fd, const char *text, size_t size)
 {

@@ -1,8 +1,8 @@
 #!/usr/bin/python3 -IS
-# podwire-cni-executable: one executable, the plugin chosen by the name it is called with
+# MARKER: one executable, the plugin chosen by the name it is called with
 """The shim in Python: hands a call of the runtime to the agent, or runs it here when there is none.
 
-scripts/install makes the executable of this file and fills in the interpreter, SOCKET and
+scripts/install makes the executable of this file and fills in the interpreter, MARKER, SOCKET and
 LIBRARIES. Until it knows that there is no agent it imports builtins only: every other module
 would cost more than the whole way to the agent and back. docs/wire.md is what it speaks.
 """
@@ -10,7 +10,7 @@ would cost more than the whole way to the agent and back. docs/wire.md is what i
 import posix
 import sys
 
-SOCKET = "/run/podwire/podwire.sock"
+SOCKET = ""
 LIBRARIES: list[str] = []
 
 _MAX_STDIN = 4 * 1024 * 1024 + 1  # one byte past what a configuration may have

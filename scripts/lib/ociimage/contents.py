@@ -141,18 +141,7 @@ def _extra_files(root: Path, work: Path, names: list[str]) -> Tree:
 
 
 def _shim(root: Path, target: Path) -> bytes:
-    source = str(root / "shim/podwire-shim.c")
-    found = re.search(r'^__version__ = "(.*)"$', (root / "cni_plugin/__init__.py").read_text(), re.MULTILINE)
-    flags = [
-        "-static",
-        "-Os",
-        "-s",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        f'-DVERSION="{found[1] if found else ""}"',
-    ]
-    _run("musl-gcc", *flags, source, "-o", str(target))
+    _run(str(root / "shim/build"), str(target))
     return target.read_bytes()
 
 
