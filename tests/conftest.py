@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "node" in metafunc.fixturenames and not named:
         in_protocol = "protocol" in metafunc.definition.path.parts
         metafunc.parametrize("node", PROTOCOL_WAYS if in_protocol else WAYS, indirect=True)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a row of a table by what is in it; numbers, texts and functions pytest names itself."""
+    if isinstance(val, (bool, int, float, str, bytes, type)) or val is None or callable(val):
+        return None
+    # The order of a set is another in each worker, and so is an address in memory.
+    shown = repr(sorted(val, key=repr) if isinstance(val, (set, frozenset)) else val)
+    return None if " at 0x" in shown else re.sub(r"[^\w.:/=+]+", "-", shown).strip("-")[:60] or "empty"
 
 
 @pytest.fixture

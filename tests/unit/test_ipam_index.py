@@ -47,11 +47,11 @@ def assert_same(index: Index, files: Files) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_any_changes_leave_it_equal_to_one_made_anew(seed: int) -> None:
+def test_any_changes_leave_it_equal_to_one_made_anew(request: pytest.FixtureRequest, seed: int) -> None:
     chance = random.Random(seed)
     files: Files = {}
     index = Index(())
-    for _ in range(400):
+    for _ in range(400 if request.config.getoption("long") else 100):
         name, content = chance.choice([*NAMES, *OTHERS, *FOREIGN]), chance.choice(CONTENTS)
         files[name] = content
         index.put(name, content)

@@ -63,48 +63,71 @@ BOX = replace(NOBODY, sandboxes=frozenset({"box"}))
 ELSEWHERE = replace(NOBODY, networks=frozenset({"other"}))
 
 
+EVIDENCES = {
+    "of an earlier boot": replace(EVIDENCE, joined_here=False, of_earlier_boot=True),
+    "joined elsewhere": replace(EVIDENCE, joined_here=False),
+    "legacy of an earlier boot": LEGACY_OF_EARLIER_BOOT,
+    "cut name, joined here": replace(CUT, joined_here=True),
+    "no name": replace(CUT, container_id=""),
+    "debris": replace(LEGACY, container_id=""),
+    "joined here": EVIDENCE,
+    "cut name": CUT,
+    "legacy": LEGACY,
+}
+VETHS = {
+    "no veth": NONE,
+    "veth of another": ANOTHER,
+    "veth by its name": NAMED,
+    "veth renamed": RENAMED,
+}
+RUNTIMES = {
+    "no runtime": None,
+    "runtime has nobody": NOBODY,
+    "runtime of other networks": ELSEWHERE,
+    "runtime has it": BOX,
+}
+
+
 @pytest.mark.parametrize(
-    ("evidence", "veths", "word", "proof"),
+    ("evidence", "veths", "runtime", "proof"),
     [
-        (EVIDENCE, NONE, None, Proof.KERNEL),
-        (EVIDENCE, ANOTHER, None, Proof.KERNEL),
-        (EVIDENCE, NONE, NOBODY, Proof.KERNEL),
-        (EVIDENCE, NONE, ELSEWHERE, Proof.KERNEL),
-        (EVIDENCE, NONE, BOX, None),
-        (EVIDENCE, NAMED, NOBODY, Proof.NONE),
-        (EVIDENCE, RENAMED, NOBODY, Proof.NONE),
-        (EVIDENCE, RENAMED, ELSEWHERE, None),
-        (EVIDENCE, RENAMED, BOX, None),
-        (EVIDENCE, RENAMED, None, None),
-        (replace(EVIDENCE, joined_here=False), NONE, None, Proof.NONE),
-        (replace(EVIDENCE, joined_here=False), NONE, NOBODY, Proof.RUNTIME),
-        (replace(EVIDENCE, joined_here=False), NONE, ELSEWHERE, Proof.NONE),
-        (replace(EVIDENCE, joined_here=False), NONE, BOX, None),
-        (replace(EVIDENCE, joined_here=False, of_earlier_boot=True), NONE, None, Proof.BOOT),
-        (replace(EVIDENCE, joined_here=False, of_earlier_boot=True), NONE, ELSEWHERE, Proof.BOOT),
-        (replace(EVIDENCE, joined_here=False, of_earlier_boot=True), NONE, BOX, None),
-        (LEGACY_OF_EARLIER_BOOT, NONE, None, Proof.BOOT),
-        (LEGACY_OF_EARLIER_BOOT, RENAMED, None, None),
-        (CUT, NONE, NOBODY, Proof.NONE),
-        (CUT, NONE, BOX, None),
-        (replace(CUT, joined_here=True), NONE, NOBODY, Proof.KERNEL),
-        (replace(CUT, joined_here=True), NONE, BOX, None),
+        ("joined here", "no veth", "no runtime", Proof.KERNEL),
+        ("joined here", "veth of another", "no runtime", Proof.KERNEL),
+        ("joined here", "no veth", "runtime has nobody", Proof.KERNEL),
+        ("joined here", "no veth", "runtime of other networks", Proof.KERNEL),
+        ("joined here", "no veth", "runtime has it", None),
+        ("joined here", "veth by its name", "runtime has nobody", Proof.NONE),
+        ("joined here", "veth renamed", "runtime has nobody", Proof.NONE),
+        ("joined here", "veth renamed", "runtime of other networks", None),
+        ("joined here", "veth renamed", "runtime has it", None),
+        ("joined here", "veth renamed", "no runtime", None),
+        ("joined elsewhere", "no veth", "no runtime", Proof.NONE),
+        ("joined elsewhere", "no veth", "runtime has nobody", Proof.RUNTIME),
+        ("joined elsewhere", "no veth", "runtime of other networks", Proof.NONE),
+        ("joined elsewhere", "no veth", "runtime has it", None),
+        ("of an earlier boot", "no veth", "no runtime", Proof.BOOT),
+        ("of an earlier boot", "no veth", "runtime of other networks", Proof.BOOT),
+        ("of an earlier boot", "no veth", "runtime has it", None),
+        ("legacy of an earlier boot", "no veth", "no runtime", Proof.BOOT),
+        ("legacy of an earlier boot", "veth renamed", "no runtime", None),
+        ("cut name", "no veth", "runtime has nobody", Proof.NONE),
+        ("cut name", "no veth", "runtime has it", None),
+        ("cut name, joined here", "no veth", "runtime has nobody", Proof.KERNEL),
+        ("cut name, joined here", "no veth", "runtime has it", None),
         # A network's name may be so long that a comment has no room for the container's.
-        (replace(CUT, container_id=""), NONE, None, Proof.NONE),
-        (replace(CUT, container_id=""), NONE, NOBODY, Proof.NONE),
-        (replace(CUT, container_id=""), RENAMED, None, None),
-        (LEGACY, NONE, None, Proof.NONE),
-        (LEGACY, NONE, NOBODY, Proof.RUNTIME),
-        (LEGACY, NONE, BOX, None),
-        (LEGACY, RENAMED, NOBODY, Proof.NONE),
-        (replace(LEGACY, container_id=""), NONE, None, Proof.DEBRIS),
+        ("no name", "no veth", "no runtime", Proof.NONE),
+        ("no name", "no veth", "runtime has nobody", Proof.NONE),
+        ("no name", "veth renamed", "no runtime", None),
+        ("legacy", "no veth", "no runtime", Proof.NONE),
+        ("legacy", "no veth", "runtime has nobody", Proof.RUNTIME),
+        ("legacy", "no veth", "runtime has it", None),
+        ("legacy", "veth renamed", "runtime has nobody", Proof.NONE),
+        ("debris", "no veth", "no runtime", Proof.DEBRIS),
     ],
 )
-def test_who_is_dead(
-    evidence: Evidence, veths: tuple[Link, ...], word: RuntimeState | None, proof: Proof | None
-) -> None:
-    (found, *_) = with_links("net", [evidence], veths)
-    liveness = judge(found, word)
+def test_who_is_dead(evidence: str, veths: str, runtime: str, proof: Proof | None) -> None:
+    (found, *_) = with_links("net", [EVIDENCES[evidence]], VETHS[veths])
+    liveness = judge(found, RUNTIMES[runtime])
     states = {None: State.ALIVE, Proof.NONE: State.UNKNOWN}
     assert liveness.state is states.get(proof, State.DEAD)
     assert proof is None or liveness.proof is proof
