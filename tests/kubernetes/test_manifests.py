@@ -31,7 +31,7 @@ def test_the_api_takes_each_kustomization_without_a_warning(cluster: Kubernetes,
     done = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-k", str(place))
     warned = [line for line in done.stderr.splitlines() if line.startswith("Warning")]
     # What the overlay for an older Kubernetes is there for.
-    assert all(place.name == "before-1.30" and "apparmor" in line for line in warned), warned
+    assert all(place.name.startswith("before-") and "apparmor" in line for line in warned), warned
 
 
 def test_what_was_applied_is_what_the_api_has_and_server_side_apply_meets_no_conflict(

@@ -10,9 +10,10 @@ from tests.harness.kubernetes import pods, podwire
 from tests.harness.kubernetes.kubernetes import FAMILIES, Kubernetes
 from tests.harness.kubernetes.reach import reach_all, spaces
 from tests.kubernetes.conftest import installing
+from tests.kubernetes.test_rollout import measure_a_kill
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -35,3 +36,9 @@ def test_pods_of_an_old_kubernetes_reach_each_other_and_leave_nothing(old: Kuber
     old.delete("deployment", "web")
     for worker in old.workers.values():
         podwire.assert_nothing_left(worker)
+
+
+def test_thirty_pods_start_while_their_node_s_agent_is_killed(
+    old: Kubernetes, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("figures", f"Kubernetes 1.20: {measure_a_kill(old)}")

@@ -39,7 +39,7 @@ def apply(kubernetes: Kubernetes) -> None:
 def _render_old(place: Path) -> str:
     """Return the manifests for an older API as one file, since its kubectl has no `patches`."""
     kustomization = place / "kind/kustomization.yaml"
-    kustomization.write_text(kustomization.read_text().replace("../kubernetes", "../overlays/before-1.30"))
+    kustomization.write_text(kustomization.read_text().replace("../kubernetes", "../overlays/before-1.22"))
     words = (tools.kubernetes("new") / "kubectl", "kustomize", kustomization.parent)
     rendered = place / "rendered.yaml"
     rendered.write_bytes(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout)
@@ -68,6 +68,11 @@ def await_agents(kubernetes: Kubernetes) -> None:
         lambda: explain(kubernetes),
         within=150,
     )
+    # A DaemonSet is rolled out when the old pods are about to end.
+    eventually(
+        lambda: all(len(list_processes(worker)) == 2 for worker in kubernetes.workers.values()),
+        lambda: explain(kubernetes),
+    )
 
 
 def explain(kubernetes: Kubernetes) -> str:
@@ -82,7 +87,14 @@ def explain(kubernetes: Kubernetes) -> str:
 
 def processes(worker: Worker) -> dict[str, int]:
     """Return the pids of the agent and of its child, as their machine numbers them, by command."""
-    found = {}
+    found = list_processes(worker)
+    assert len(found) == len(dict(found)), f"an agent that is about to end: {found}"
+    return dict(found)
+
+
+def list_processes(worker: Worker) -> list[tuple[str, int]]:
+    """Return the command and the pid of each; in a rollout there are two agents for a moment."""
+    found = []
     for command in (worker.host.machine.root / "proc").glob("[0-9]*/cmdline"):
         try:
             words = command.read_bytes().split(b"\0")
@@ -94,7 +106,7 @@ def processes(worker: Worker) -> dict[str, int]:
             or b"/usr/bin/podwire" in words[:3]
         ):
             name = next((each for each in ("agent", "cluster") if each.encode() in words), "")
-            found |= {name: int(command.parent.name)} if name else {}
+            found += [(name, int(command.parent.name))] if name else []
     return found
 
 
@@ -153,12 +165,17 @@ def has_old_shim(worker: Worker) -> bool:
     return (worker.host.disk / _SHIM).read_bytes().endswith(b"old")
 
 
+def restart(kubernetes: Kubernetes) -> None:
+    """Have every agent replaced, as a person does who has no better idea."""
+    kubernetes.kubectl("rollout", "restart", NAMESPACE, "daemonset/podwire")
+
+
 def set_image(kubernetes: Kubernetes, image: str) -> None:
     """Upgrade, all nodes at once."""
     containers = {"containers": [{"name": "agent", "image": image}]}
     first = {"initContainers": [{"name": "install-shim", "image": image}]}
     spec = {
-        "updateStrategy": {"rollingUpdate": {"maxUnavailable": "100%"}},
+        "updateStrategy": {"rollingUpdate": {"maxSurge": "100%"}},
         "template": {"spec": {**containers, **first}},
     }
     kubernetes.kubectl("patch", NAMESPACE, "daemonset/podwire", "--patch", json.dumps({"spec": spec}))
