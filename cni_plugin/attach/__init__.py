@@ -20,12 +20,6 @@ def _bridge() -> Mode:
     return bridge.MODE
 
 
-def _vxlan() -> Mode:
-    from cni_plugin.attach import vxlan
-
-    return vxlan.MODE
-
-
 def _routed() -> Mode:
     from cni_plugin.attach import routed
 
@@ -34,6 +28,5 @@ def _routed() -> Mode:
 
 MODES: dict[str, Callable[[], Mode]] = {
     "bridge": _bridge,
-    "vxlan": _vxlan,
     "routed": _routed,
 }

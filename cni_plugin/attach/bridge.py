@@ -15,7 +15,6 @@ from cni_plugin.attach.bridge_check import check
 from cni_plugin.attach.bridge_plan import BridgePlan, plan
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.veth import BridgeConnection, add_bridge_veth
-from cni_plugin.config.network import RemoteNetworks
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.result import Interface, Result
 from cni_plugin.kernel.bridge import BridgeSpec, attainable_mtu, ensure_bridge
@@ -24,8 +23,12 @@ from cni_plugin.kernel.vlan import vlans_can_be_filtered
 from ipam.seam import waits
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from contextlib import ExitStack
 
+    from netaddr import IPNetwork
+
+    from cni_plugin.backend.backend import Segment
     from cni_plugin.backend.shared_facts import Survey
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
@@ -34,16 +37,15 @@ _FORWARDING_TIMEOUT = 2.0  # seconds
 _FORWARDING_POLL = 0.0003
 
 
-def connect(plan: BridgePlan, site: Site, undo: ExitStack) -> BridgeConnection:
+def connect(plan: BridgePlan, mtu: int, site: Site, undo: ExitStack) -> BridgeConnection:
     """Ensure the bridge and make the pod's veth on it."""
-    interface.refuse_existing(site.present_pod, site.attachment)
-    connection = ensure_shared(plan, site.host)
+    connection, _ = ensure_shared(plan, site.host, mtu)
     add_bridge_veth(plan, connection, site.host, site.present_pod, undo)
     return connection
 
 
-def ensure_shared(plan: BridgePlan, host: Namespace, mtu: int = 0) -> BridgeConnection:
-    """Ensure the bridge that all pods of the network are on; `mtu` (bytes) where it is known already."""
+def ensure_shared(plan: BridgePlan, host: Namespace, mtu: int = 0) -> tuple[BridgeConnection, int]:
+    """Ensure the bridge that all pods of the network are on; return the number of changes to its segment."""
     mtu = mtu or plan.pod.mtu or _automatic_mtu(plan, host)
     interface.refuse_small_mtu(mtu, plan.pod.addressing.stated_families)
     spec = BridgeSpec(
@@ -53,7 +55,12 @@ def ensure_shared(plan: BridgePlan, host: Namespace, mtu: int = 0) -> BridgeConn
         vlan_filtering=bool(plan.port.vlans),
         mac=plan.bridge_mac,
     )
-    return BridgeConnection(bridge=ensure_bridge(host.netlink, spec), mtu=mtu)
+    connection = BridgeConnection(bridge=ensure_bridge(host.netlink, spec), mtu=mtu)
+    if plan.segment is None:
+        return connection, 0
+    from cni_plugin.attach import segment  # for the few networks that are one over all nodes
+
+    return connection, segment.ensure(plan, plan.segment, connection.bridge, host)
 
 
 def _automatic_mtu(plan: BridgePlan, host: Namespace) -> int:
@@ -64,10 +71,11 @@ def _uplink_mtu(plan: BridgePlan, host: Namespace) -> int:
     return interface.automatic_mtu(host.netlink, plan.pod.addressing.families) - plan.pod.mtu_overhead
 
 
-def elsewhere(plan: BridgePlan) -> RemoteNetworks:
-    """Return nothing: one bridge is one node."""
-    del plan
-    return RemoteNetworks()
+def join_segment(plan: BridgePlan, joined: Segment) -> BridgePlan:
+    """Return the plan with the device as a port of the bridge."""
+    from cni_plugin.attach import segment
+
+    return segment.join(plan, joined)
 
 
 def forwarded_by(plan: BridgePlan) -> str:
@@ -75,10 +83,20 @@ def forwarded_by(plan: BridgePlan) -> str:
     return plan.gateway.ifname if plan.gateway.wanted else ""
 
 
-def synchronize(plan: BridgePlan, host: Namespace) -> int:
-    """Bring the bridge in line; it has no peers, so there is no change to count."""
-    ensure_shared(plan, host)
-    return 0
+def synchronize(plan: BridgePlan, mtu: int, host: Namespace) -> int:
+    """Bring the bridge in line; return the number of changes to what leads elsewhere."""
+    from cni_plugin.attach import both_kinds
+
+    changes = ensure_shared(plan, host, mtu)[1]
+    return changes + both_kinds.ensure(plan.bridge, [r.subnet for r in plan.pod.addressing.ranges], host)
+
+
+def drop_others(plan: BridgePlan, subnets: Collection[IPNetwork], host: Namespace) -> int:
+    """Remove addresses of subnets that this node had before, where `forceAddress` lets them go."""
+    bridge = get_link(host.netlink, plan.bridge)
+    if not subnets or not plan.gateway.force_address or bridge is None:
+        return 0
+    return gateway.drop_other_subnets(bridge, subnets, host.netlink)
 
 
 def explain_mtu(plan: BridgePlan, host: Namespace) -> list[str]:
@@ -180,12 +198,16 @@ def _interface(link: Link, sandbox: str = "") -> Interface:
     return Interface(name=link.name, mac=link.mac, mtu=link.mtu, sandbox=sandbox)
 
 
-def survey(plan: BridgePlan, host: Namespace) -> Survey:
+def survey(plan: BridgePlan, mtu: int, host: Namespace) -> Survey:
     """Return what keeps the gateway's address away; a bridge is made in line by every ADD."""
+    from cni_plugin.attach import segment
     from cni_plugin.backend.shared_facts import Survey  # no call of a runtime needs it
 
-    mtu = plan.pod.mtu or _automatic_mtu(plan, host)
-    return Survey(troubles=tuple(gateway.find_stale(plan, host)), mtu=mtu)
+    return Survey(
+        undone=tuple(segment.list_undone(plan, plan.segment, host)) if plan.segment else (),
+        troubles=tuple(gateway.find_stale(plan, host)),
+        mtu=mtu or plan.pod.mtu or _automatic_mtu(plan, host),
+    )
 
 
 def ready(plan: BridgePlan, host: Namespace) -> None:
@@ -213,13 +235,16 @@ def ready(plan: BridgePlan, host: Namespace) -> None:
 
 MODE = Mode(
     plan=plan,
+    join_segment=join_segment,
+    stated_families=lambda plan: plan.pod.addressing.stated_families,
+    links=lambda plan: (plan.gateway.ifname,),
     connect=connect,
     configure=configure,
     check=check,
     ready=ready,
-    elsewhere=elsewhere,
     forwarded_by=forwarded_by,
     synchronize=synchronize,
+    drop_others=drop_others,
     explain_mtu=explain_mtu,
     survey=survey,
 )

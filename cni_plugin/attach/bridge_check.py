@@ -21,6 +21,7 @@ from cni_plugin.kernel.vlan import list_vlans
 
 if TYPE_CHECKING:
     from cni_plugin.attach.bridge_plan import BridgePlan
+    from cni_plugin.backend.backend import Segment
     from cni_plugin.contract.result import Interface, Result
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
@@ -41,6 +42,15 @@ def check(plan: BridgePlan, site: Site, result: Result) -> None:
         _check_forwarding(port)
     if plan.gateway.wanted:
         _check_gateway(plan, host, result)
+    if plan.segment is not None:
+        _check_segment(plan, plan.segment, host)
+
+
+def _check_segment(plan: BridgePlan, joined: Segment, host: Namespace) -> None:
+    from cni_plugin.attach import segment  # for the few networks that are one over all nodes
+
+    for command in segment.list_undone(plan, joined, host):
+        raise broken(f"bridge {plan.bridge}: wanted it to lead to the other nodes, found undone: {command}")
 
 
 def _require_link(host: Namespace, name: str) -> Link:

@@ -16,6 +16,7 @@ from cni_plugin.kernel.vlan import Vlan, access_vlan
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cni_plugin.backend.backend import Segment
     from cni_plugin.config.network import Addressing, Network
     from cni_plugin.contract.fields import Fields
 
@@ -59,6 +60,8 @@ class BridgePlan:
     bridge_mac: str = ""
     """Empty for one of the bridge's own."""
     promisc: bool
+    segment: Segment | None = None
+    """A port that leads to the other nodes, whose pods are on the same segment."""
     port: PortPlan
     gateway: GatewayPlan
 

@@ -2,57 +2,41 @@
 
 The pod's next hop is 169.254.1.1 and fe80::1, which nobody has: permanent neighbours on both ends
 say where they are, so that no proxy ARP is needed, no address sits on the host's end, and the node
-speaks to its pods from an address of its own. Strict rp_filter holds. With `hostGateway` the
-pods of other nodes are behind plain routes to those nodes.
+speaks to its pods from an address of its own. Strict rp_filter holds.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from netaddr import IPAddress, IPNetwork
 
 from cni_plugin.attach import interface
-from cni_plugin.attach.gateway import served_by_default
+from cni_plugin.attach.gateway import drop_other_subnets, served_by_default
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.veth import add_plain_veth
-from cni_plugin.backend.peer_list import PeerSource, find_peers, refuse_conflicts
-from cni_plugin.backend.peers import (
-    Desired,
-    SyncMark,
-    compare,
-    is_trusted,
-    network_priority,
-    peer_route,
-    settle,
-)
-from cni_plugin.backend.shared_facts import PeerPath, Survey
-from cni_plugin.backend.stamp import locked, read_stamp, stamp_path_of
-from cni_plugin.backend.underlay import UnderlayOptions, find_underlay
-from cni_plugin.config.network import RemoteNetworks, alias_prefix
+from cni_plugin.backend.underlay import explain_whole_mtu
+from cni_plugin.config.network import alias_prefix
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.contract.inet import default_route, width
 from cni_plugin.contract.result import Interface, IPConfig, Result, Route
-from cni_plugin.kernel.link import Link, get_link, get_link_by_index
+from cni_plugin.kernel.link import Link, get_link
 from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
 from cni_plugin.kernel.netconf import ensure_family, ensure_forwarding, ignore_routers, require_forwarding
-from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, find_path, list_routes, set_route
+from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, list_routes, set_route
 from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
 from ipam.seam import waits
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from contextlib import ExitStack
 
+    from cni_plugin.backend.shared_facts import Survey
     from cni_plugin.config.network import Addressing, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.features.feature import Site
-    from cni_plugin.kernel.netlink import Netlink
     from cni_plugin.kernel.netns import Namespace
-
-log = logging.getLogger("podwire")
 
 NEXT_HOP = {4: IPAddress("169.254.1.1"), 6: IPAddress("fe80::1")}
 _CARRIER_TIMEOUT = 2.0  # seconds
@@ -64,98 +48,60 @@ class RoutedPlan:
     """What an attachment is to be."""
 
     pod: interface.InterfacePlan
-    peers: PeerSource | None
-    device: str
-    """The link whose MTU counts; empty for the one towards the first peer."""
-    stamp_path: str
+    bridge: str
+    """The bridge that pods of the network may be on from before; empty for none."""
+    force_address: bool
 
 
 def plan(fields: Fields, network: Network, addressing: Addressing) -> RoutedPlan:
     """Return the plan for one attachment, or raise CNIError 7 for what cannot be."""
     if not network.ipam_type:
         raise invalid_config('"mode" routed: wanted addresses to route to, found no "ipam"')
-    gateway = fields.section("hostGateway")
-    stamp_path = stamp_path_of(network)
-    made = RoutedPlan(
-        pod=interface.plan_interface(fields, network, addressing),
-        peers=find_peers(gateway, read_stamp(stamp_path)) if gateway else None,
-        device=gateway.string("device") if gateway else "",
-        stamp_path=stamp_path,
-    )
     if network.mtu:
         interface.refuse_small_mtu(network.mtu, addressing.stated_families)
-    return made
+    return RoutedPlan(
+        pod=interface.plan_interface(fields, network, addressing),
+        bridge=fields.string("bridge"),
+        force_address=fields.boolean("forceAddress"),
+    )
 
 
-def connect(plan: RoutedPlan, site: Site, undo: ExitStack) -> int:
-    """Bring the routes to other nodes in sync and make the pod's veth; return its MTU in bytes."""
-    host, pod = site.host, site.present_pod
-    interface.refuse_existing(pod, site.attachment)
-    if plan.peers is not None and plan.peers.problem:
-        log.warning("%s; the peers of the last sync stay in force", plan.peers.problem)
-    mtu = plan.pod.mtu or _automatic_mtu(plan, host)
+def connect(plan: RoutedPlan, mtu: int, site: Site, undo: ExitStack) -> int:
+    """Make the pod's veth; return its MTU in bytes."""
+    mtu = mtu or plan.pod.mtu or _automatic_mtu(plan, site.host)
     interface.refuse_small_mtu(mtu, plan.pod.addressing.stated_families)
-    _ensure_routes(plan, host, doubt=False)
-    add_plain_veth(plan.pod, mtu, host, pod, undo)
+    if _find_bridge(plan, site.host) is not None:
+        undo.callback(synchronize, plan, mtu, site.host)
+    add_plain_veth(plan.pod, mtu, site.host, site.present_pod, undo)
     return mtu
 
 
+def _find_bridge(plan: RoutedPlan, host: Namespace) -> Link | None:
+    if not plan.bridge:
+        return None
+    from cni_plugin.attach.both_kinds import find_bridge  # for nodes that change their mode
+
+    return find_bridge(plan.bridge, host)
+
+
+def synchronize(plan: RoutedPlan, mtu: int, host: Namespace) -> int:
+    """Let pods that are on a bridge still find the routed ones; return the number of changes."""
+    del mtu
+    from cni_plugin.attach import both_kinds
+
+    return both_kinds.ensure(plan.bridge, [r.subnet for r in plan.pod.addressing.ranges], host)
+
+
+def drop_others(plan: RoutedPlan, subnets: Collection[IPNetwork], host: Namespace) -> int:
+    """Remove the addresses that such a bridge has of subnets of before, where `forceAddress` is on."""
+    bridge = _find_bridge(plan, host)
+    if not subnets or not plan.force_address or bridge is None:
+        return 0
+    return drop_other_subnets(bridge, subnets, host.netlink)
+
+
 def _automatic_mtu(plan: RoutedPlan, host: Namespace) -> int:
-    """Return the MTU of the device named, else of that towards the peers, else of the default route's."""
-    if plan.peers is not None:
-        first = list(plan.peers.first())[:1]
-        if first or plan.device:
-            options = UnderlayOptions(device=plan.device)
-            return find_underlay(host.netlink, options, first).mtu - plan.pod.mtu_overhead
     return interface.automatic_mtu(host.netlink, plan.pod.addressing.families) - plan.pod.mtu_overhead
-
-
-def _ensure_routes(plan: RoutedPlan, host: Namespace, *, doubt: bool) -> int:
-    if plan.peers is None:
-        return 0
-    nl, priority = host.netlink, network_priority(plan.pod.attachment.network)
-    mark = SyncMark(path=plan.stamp_path, digest=_digest(plan.peers, plan), content=plan.peers.content)
-    if not doubt and is_trusted(nl, mark, 0, priority):
-        return 0
-    with locked(mark.path):
-        return settle(nl, mark, desired_routes(plan, nl))
-
-
-def _digest(peers: PeerSource, plan: RoutedPlan) -> str:
-    own = [str(r.subnet) for r in plan.pod.addressing.ranges]
-    return hashlib.sha256(f"{own} {peers.digest}".encode()).hexdigest()[:16]
-
-
-def desired_routes(plan: RoutedPlan, nl: Netlink) -> Desired:
-    """Return the routes to the peers' subnets; CNIError 7 for a peer that is no neighbour of ours."""
-    priority = network_priority(plan.pod.attachment.network)
-    peers = plan.peers.read() if plan.peers else ()
-    refuse_conflicts((r.subnet for r in plan.pod.addressing.ranges), peers)
-    hops = {address: on_link(nl, address) for peer in peers for address in peer.addresses}
-    routes = set()
-    for peer in peers:
-        for subnet in peer.subnets:
-            gateway = next((a for a in peer.addresses if a.version == subnet.version), None)
-            if gateway is None:
-                raise invalid_config(
-                    f"peer {peer}: wanted an IPv{subnet.version} address for {subnet}, found none"
-                )
-            routes.add(peer_route(subnet, gateway, hops[gateway], priority=priority, onlink=False))
-    return Desired(device=0, priority=priority, routes=frozenset(routes))
-
-
-def on_link(nl: Netlink, address: IPAddress) -> int:
-    """Return the link that a peer is a neighbour on; CNIError 7 or 11 when it is none."""
-    path = find_path(nl, address)
-    if path is None:
-        raise CNIError(Code.TRY_AGAIN_LATER, f"peer {address}: wanted a route to it, found none")
-    if path.local:
-        raise invalid_config(f"peer {address}: wanted another node, found an address of this one")
-    if path.gateway is not None:
-        raise invalid_config(
-            f'"hostGateway" peer {address}: wanted a neighbour, found it behind {path.gateway}'
-        )
-    return path.index
 
 
 def configure(plan: RoutedPlan, connection: int, site: Site, addresses: Result) -> Result:
@@ -180,6 +126,10 @@ def configure(plan: RoutedPlan, connection: int, site: Site, addresses: Result) 
         *(set_neighbour(outside.index, _neighbour(ip, inside)) for ip in addresses.ips),
         *(set_route(_host_route(ip, outside)) for ip in addresses.ips),
     )
+    if bridge := _find_bridge(plan, host):
+        from cni_plugin.attach.both_kinds import introduce
+
+        introduce(bridge, [ip.address.ip for ip in addresses.ips], host)
     _wait_for_carrier(plan, host)
     return _result(plan, outside, inside, addresses)
 
@@ -262,12 +212,6 @@ def check(plan: RoutedPlan, site: Site, result: Result) -> None:
     interface.check_addresses(pod, inside, result)
     interface.check_routes(pod, inside, result)
     _check_host_side(host, outside, inside, result.addresses_on(inside.name))
-    if plan.peers is not None:
-        difference = compare(host.netlink, desired_routes(plan, host.netlink))
-        for change in (*difference.missing, *difference.excess):
-            raise broken(
-                f"network {plan.pod.attachment.network}: wanted in sync, found undone: {change.command}"
-            )
 
 
 def _check_host_side(host: Namespace, outside: Link, inside: Link, ips: list[IPConfig]) -> None:
@@ -284,70 +228,47 @@ def _check_host_side(host: Namespace, outside: Link, inside: Link, ips: list[IPC
                 raise broken(f"neighbour {ip.address.ip}: wanted {inside.mac} on {outside.name}, found none")
 
 
-def elsewhere(plan: RoutedPlan) -> RemoteNetworks:
-    """Return the networks behind the peers, and the peers, who have plain routes back."""
-    return plan.peers.elsewhere(nodes=True) if plan.peers else RemoteNetworks()
-
-
 def forwarded_by(plan: RoutedPlan) -> str:
     """Return the pattern of the pods' host ends."""
     del plan
     return "veth*"
 
 
-def synchronize(plan: RoutedPlan, host: Namespace) -> int:
-    """Compare the routes to other nodes and mend what differs; return the number of changes."""
-    changes = _ensure_routes(plan, host, doubt=True)
-    if plan.peers is not None and plan.peers.problem:
-        raise invalid_config(f"{plan.peers.problem}; the peers of the last sync stay in force")
-    return changes
-
-
 def explain_mtu(plan: RoutedPlan, host: Namespace) -> list[str]:
     """Return the computation of the MTU, a step a line."""
-    automatic = _automatic_mtu(plan, host)
-    if plan.pod.mtu:
-        return [f"pods get {plan.pod.mtu}, as configured", f"automatic would be {automatic}"]
-    return [
-        f"the interface towards other nodes carries {automatic + plan.pod.mtu_overhead}",
-        f"mtuOverhead takes {plan.pod.mtu_overhead}",
-        f"pods get {automatic}",
-    ]
+    return explain_whole_mtu(_automatic_mtu(plan, host), plan.pod.mtu_overhead, plan.pod.mtu)
 
 
-def survey(plan: RoutedPlan, host: Namespace) -> Survey:
-    """Return how the routes to other nodes differ from what is wanted, and the ways there."""
-    nl, mtu = host.netlink, plan.pod.mtu or _automatic_mtu(plan, host)
-    difference = compare(nl, desired_routes(plan, nl))
-    peers = plan.peers.read() if plan.peers else ()
-    hops = [(address, get_link_by_index(nl, on_link(nl, address))) for p in peers for address in p.addresses]
+def survey(plan: RoutedPlan, mtu: int, host: Namespace) -> Survey:
+    """Return the pods' MTU, and what keeps pods that are on a bridge still from finding them."""
+    from cni_plugin.attach import both_kinds
+    from cni_plugin.backend.shared_facts import Survey  # no call of a runtime needs it
+
+    subnets = [r.subnet for r in plan.pod.addressing.ranges]
     return Survey(
-        undone=tuple(change.command for change in (*difference.missing, *difference.excess)),
-        ways=tuple(PeerPath(outer=address, link=link.name, mtu=mtu) for address, link in hops if link),
-        mtu=mtu,
+        undone=tuple(both_kinds.list_undone(plan.bridge, subnets, host)),
+        mtu=mtu or plan.pod.mtu or _automatic_mtu(plan, host),
     )
 
 
 def ready(plan: RoutedPlan, host: Namespace) -> None:
     """Raise CNIError 50 when a pod could not be attached here now."""
-    try:
-        for version in sorted(plan.pod.addressing.families):
-            require_forwarding(version, plan.pod.attachment.host_ifname)
-        if plan.peers is not None:
-            desired_routes(plan, host.netlink)
-    except CNIError as error:
-        raise CNIError(Code.NOT_AVAILABLE, error.msg, error.details) from error
+    del host
+    for version in sorted(plan.pod.addressing.families):
+        require_forwarding(version, plan.pod.attachment.host_ifname)
 
 
 MODE = Mode(
     plan=plan,
+    stated_families=lambda plan: plan.pod.addressing.stated_families,
+    links=lambda plan: (forwarded_by(plan), *([plan.bridge] if plan.bridge else [])),
+    forwarded_by=forwarded_by,
     connect=connect,
     configure=configure,
     check=check,
     ready=ready,
-    elsewhere=elsewhere,
-    forwarded_by=forwarded_by,
     synchronize=synchronize,
+    drop_others=drop_others,
     explain_mtu=explain_mtu,
     survey=survey,
 )

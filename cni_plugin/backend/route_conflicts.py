@@ -36,9 +36,9 @@ class Clash:
         return f"{wanted}, found {self.route} on {self.link}"
 
 
-def find_clashes(nl: Netlink, interface: str, subnets: Iterable[IPNetwork]) -> list[Clash]:
-    """Return the clashes of subnets whose pods are behind `interface` (`veth*` for all such)."""
-    wanted = list(subnets)
+def find_clashes(nl: Netlink, links: Iterable[str], subnets: Iterable[IPNetwork]) -> list[Clash]:
+    """Return the clashes of subnets whose pods are behind these links (`veth*` for all such)."""
+    wanted, own_links = list(subnets), list(links)
     names = {link.index: link.name for link in list_links(nl)}
     own = {address.ip for address in list_addresses(nl)}
     return [
@@ -46,7 +46,7 @@ def find_clashes(nl: Netlink, interface: str, subnets: Iterable[IPNetwork]) -> l
         for version in sorted({subnet.version for subnet in wanted})
         for route in list_main_routes(nl, version)
         if route.proto != PODWIRE_PROTO and route.index in names
-        if not fnmatchcase(names[route.index], interface)
+        if not any(fnmatchcase(names[route.index], link) for link in own_links)
         if not (route.dst.size == 1 and route.dst.ip in own)
         for subnet in wanted
         if subnet.version == version and route.dst in subnet

@@ -98,8 +98,11 @@ class Tunnel:
         return f"vxlan{self.vxlan.vni}"
 
 
-def parse_tunnel(document: Fields, network: Network, addressing: Addressing) -> Tunnel:
-    """Return the tunnel of a network, or raise CNIError 7 for what cannot be."""
+def parse_tunnel(document: Fields, network: Network, addressing: Addressing, *, segmented: bool) -> Tunnel:
+    """Return the tunnel of a network, or raise CNIError 7 for what cannot be.
+
+    `segmented` tells whether the pods share a segment, which the flat form would prolong.
+    """
     fields = document.section("vxlan")
     if fields is None:
         raise invalid_config('"vxlan": wanted an object with at least "vni", found none')
@@ -109,7 +112,13 @@ def parse_tunnel(document: Fields, network: Network, addressing: Addressing) -> 
     # A node without peers is the first of a routed network when its ranges cover their subnets, which
     # the flat form refuses as soon as there is a peer.
     alone = wants_gateway(document) and not shared and any(r.whole for r in addressing.ranges)
-    routed = source.with_subnets or (options.group is None and source.nobody and alone)
+    first = options.group is None and source.nobody and (alone or not segmented)
+    routed = source.with_subnets or first
+    if not routed and not segmented:
+        raise invalid_config(
+            '"vxlan" of pods that have links of their own: wanted subnets behind the peers, found none; '
+            'one segment over all nodes takes "mode" bridge'
+        )
     tunnel = Tunnel(
         network=network.attachment.network,
         stamp_path=stamp_path,

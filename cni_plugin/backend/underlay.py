@@ -122,6 +122,17 @@ def _address_on(nl: Netlink, link: Link, options: UnderlayOptions, peer: Peer | 
     return fitting[0]
 
 
+def explain_whole_mtu(automatic: int, mtu_overhead: int, configured: int) -> list[str]:
+    """Return the computation of an MTU (bytes) that no tunnel takes from, a step a line."""
+    if configured:
+        return [f"pods get {configured}, as configured", f"automatic would be {automatic}"]
+    return [
+        f"the interface towards other nodes carries {automatic + mtu_overhead}",
+        f"mtuOverhead takes {mtu_overhead}",
+        f"pods get {automatic}",
+    ]
+
+
 def overlay_mtu(configured: int, underlay: Underlay, overhead: int, mtu_overhead: int) -> int:
     """Return the MTU (bytes) that fits: the configured one, or all that the underlay leaves.
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cni_plugin.agent.journal import own, render_pairs
-from cni_plugin.attach.routed import on_link
+from cni_plugin.backend.host_gateway import on_link
 from cni_plugin.cluster.api import APIError
 from cni_plugin.cluster.settings import HOST_GATEWAY
 from cni_plugin.config.paths import BIN_DIR

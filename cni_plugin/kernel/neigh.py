@@ -23,6 +23,7 @@ from cni_plugin.kernel.message import (
     parse_address,
     parse_attributes,
     parse_mac,
+    u8,
     u32,
 )
 from cni_plugin.kernel.netlink import HEADER, Change, Query
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
 ALL_ZERO = "00:00:00:00:00:00"
 # linux/neighbour.h
 _NDMSG = struct.Struct("=BxxxiHBx")  # family, index, state, flags
-_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
+_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX, _NDA_PROTOCOL = 1, 2, 8, 12
 _NUD_NOARP, _NUD_PERMANENT = 0x40, 0x80
-_NTF_SELF = 0x02
+_NTF_SELF, _NTF_PROXY = 0x02, 0x08
+_PROTOCOL = 112  # as of routes: who made it
 # What a removal answers when there is nothing to remove.
 ABSENT = frozenset({errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
 
@@ -73,6 +75,30 @@ def remove_neighbour(index: int, neighbour: Neighbour) -> Change:
 
 def _neighbour_body(index: int, address: IPAddress) -> bytes:
     return _NDMSG.pack(FAMILY[address.version], index, _NUD_PERMANENT, 0) + ip(_NDA_DST, address)
+
+
+def add_proxy(index: int, address: IPAddress) -> Change:
+    """Return the change that lets the node answer on a link for an address that is behind another one."""
+    head = _NDMSG.pack(FAMILY[address.version], index, _NUD_PERMANENT, _NTF_PROXY)
+    body = head + ip(_NDA_DST, address) + u8(_NDA_PROTOCOL, _PROTOCOL)
+    command = f"ip neigh replace proxy {address} dev index {index} protocol {_PROTOCOL}"
+    return Change(command, netlink.RTM_NEWNEIGH, body, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE)
+
+
+def remove_proxy(index: int, address: IPAddress) -> Change:
+    """Return the change that ends that."""
+    body = _NDMSG.pack(FAMILY[address.version], index, _NUD_PERMANENT, _NTF_PROXY) + ip(_NDA_DST, address)
+    return Change(f"ip neigh del proxy {address} dev index {index}", netlink.RTM_DELNEIGH, body)
+
+
+def list_proxies(nl: Netlink, index: int, version: int) -> set[IPAddress]:
+    """Return the addresses of one family (4 or 6) that `add_proxy` lets the node answer for on a link."""
+    body = _NDMSG.pack(FAMILY[version], 0, 0, _NTF_PROXY)
+    raws = nl.dump(Query(f"ip -{version} neigh show proxy dev index {index}", netlink.RTM_GETNEIGH, body))
+    here = (_parse(raw) for raw in raws if _NDMSG.unpack_from(raw, HEADER.size)[1] == index)
+    return {
+        parse_address(found[_NDA_DST]) for found in here if found.get(_NDA_PROTOCOL) == bytes([_PROTOCOL])
+    }
 
 
 def set_fdb(index: int, entry: FdbEntry) -> Change:

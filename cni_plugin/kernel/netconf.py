@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
@@ -34,6 +35,9 @@ from cni_plugin.kernel.sysctl import (
     require_family,
     require_sysctl,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _RTM_GETNETCONF = 82
 _NETCONFA_IFINDEX, _NETCONFA_FORWARDING, _ALL = 1, 2, -1
@@ -150,6 +154,17 @@ def _get_switch(nl: netlink.Netlink, link: str, array: tuple[int, int], place: i
     family, kind = array
     switches = find_attribute(parse_attributes(read_link(raw).get(_IFLA_AF_SPEC, b"")).get(family, b""), kind)
     return parse_number(switches[place * 4 :][:4])
+
+
+def answer_for_others(link: str, versions: Collection[int]) -> None:
+    """Let the thread's namespace answer on a link, at once, for the addresses it has proxy neighbours for.
+
+    By itself the kernel waits up to 0.8 s (`proxy_delay`), so that others may answer first. linux/neighbour.h
+    """
+    for version in versions:
+        ensure_sysctl(f"net/ipv{version}/neigh/{link}/proxy_delay", 0)
+    if 6 in versions:
+        ensure_sysctl(f"net/ipv6/conf/{link}/proxy_ndp", 1)
 
 
 def ignore_routers(nl: netlink.Netlink, link: str) -> None:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.addresses.delegate import find_delegate
-from cni_plugin.attach import MODES
 from cni_plugin.attach.veth import delete_veth
 from cni_plugin.config.network import (
     Attachment,
@@ -42,10 +41,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
 
     from cni_plugin.addresses.delegate import Delegate
-    from cni_plugin.attach.mode import Mode, Plan
+    from cni_plugin.attach.wiring import Wiring
     from cni_plugin.backend.route_conflicts import Clash
     from cni_plugin.backend.shared_facts import Survey
-    from cni_plugin.config.network import LiveAttachment
+    from cni_plugin.config.network import Addressing, LiveAttachment
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
     from cni_plugin.features.feature import Feature, Settings, Site
@@ -60,23 +59,22 @@ def add(request: Request) -> Result:
 
     network = _parse(request)
     attachment = network.attachment
-    mode = _mode(network)
     delegate = find_delegate(request)
-    plan, features = _plan(request, network, mode, delegate)
+    wiring, features = _plan(request, network, delegate)
     with open_host() as host, open_pod_of(attachment) as pod, Undo() as undo:
         site = site_of(network, host, pod)
         for feature, settings in features:
             feature.ensure(settings, host)
-        connection = mode.connect(plan, site, undo)
+        connection = wiring.connect(site, undo)
         for feature, settings in features:
             feature.prepare(settings, site, undo)
         delegate.rebuild(lambda: _list_living(request.network, host), host.mark())
         addresses = delegate.allocate(undo, host.mark())
-        result = mode.configure(plan, connection, site, addresses)
+        result = wiring.configure(connection, site, addresses)
         for feature, settings in features:
             result = feature.add(settings, site, result, undo)
         _require_present(host, pod, attachment)
-        warn_of_drops(host, mode.forwarded_by(plan), result)
+        warn_of_drops(host, wiring.forwarded_by(), result)
         undo.pop_all()
     return result.after(network.prev_result)
 
@@ -97,19 +95,23 @@ def _parse(request: Request) -> Network:
     return network
 
 
-def _mode(network: Network) -> Mode:
-    if network.mode not in MODES:
-        raise invalid_config(f'"mode" must be one of {sorted(MODES)}, found "{network.mode}"')
-    return MODES[network.mode]()
-
-
 def _plan(
-    request: Request, network: Network, mode: Mode, delegate: Delegate
-) -> tuple[Plan, list[tuple[Feature, Settings]]]:
-    """Return the mode's plan and the features that are asked for; every error of configuration is here."""
+    request: Request, network: Network, delegate: Delegate
+) -> tuple[Wiring, list[tuple[Feature, Settings]]]:
+    """Return how the pod is wired and the features asked for; every error of configuration is here."""
+    from cni_plugin.attach.wiring import plan_wiring  # no DEL needs it
+
     fields, addressing = request.config, delegate.addressing()
-    plan = mode.plan(fields, network, addressing)
-    return plan, plan_features(fields, network, replace(addressing, elsewhere=mode.elsewhere(plan)))
+    wiring = plan_wiring(fields, network, addressing)
+    return wiring, plan_features(fields, network, replace(addressing, elsewhere=wiring.elsewhere()))
+
+
+def _wire(request: Request) -> tuple[Wiring, Addressing]:
+    """Return how a network's pods are wired, and what is known of their addresses."""
+    from cni_plugin.attach.wiring import plan_wiring  # no DEL needs it
+
+    addressing = find_delegate(request).addressing()
+    return plan_wiring(request.config, _parse(request), addressing), addressing
 
 
 def _require_present(host: Namespace, pod: Namespace, attachment: Attachment) -> None:
@@ -157,12 +159,12 @@ def check(request: Request) -> None:
     previous = network.prev_result
     if previous is None:
         raise invalid_config('"prevResult": wanted the result of the ADD, found none')
-    mode, delegate = _mode(network), find_delegate(request)
-    plan, features = _plan(request, network, mode, delegate)
+    delegate = find_delegate(request)
+    wiring, features = _plan(request, network, delegate)
     with open_host() as host, open_pod_of(network.attachment) as pod:
         delegate.check(previous)
         site = site_of(network, host, pod)
-        mode.check(plan, site, previous)
+        wiring.check(site, previous)
         for feature, settings in features:
             feature.check(settings, site, previous)
 
@@ -198,17 +200,17 @@ def status(request: Request) -> None:
     """Raise CNIError 50 when a pod could not be added now; with `strictStatus` 51 for foreign firewalls."""
     network = _parse(request)
     _require_cluster(network)
-    mode, delegate = _mode(network), find_delegate(request)
-    plan, features = _plan(request, network, mode, delegate)
+    delegate = find_delegate(request)
+    wiring, features = _plan(request, network, delegate)
     with open_host() as host:
-        mode.ready(plan, host)
+        wiring.ready(host)
         for feature, settings in features:
             feature.ready(settings, host)
         delegate.status()
         if network.strict_status:
             from cni_plugin.features.forward_warning import list_obstacles, require_open
 
-            require_open(list_obstacles(host, mode.forwarded_by(plan), delegate.addressing()))
+            require_open(list_obstacles(host, wiring.forwarded_by(), delegate.addressing()))
 
 
 def _require_cluster(network: Network) -> None:
@@ -221,11 +223,9 @@ def _require_cluster(network: Network) -> None:
 
 def synchronize(request: Request) -> int:
     """Make what the pods of a network share equal to its configuration; return the number of changes."""
-    network = _parse(request)
-    mode = _mode(network)
-    plan, features = _plan(request, network, mode, find_delegate(request))
+    wiring, features = _plan(request, _parse(request), find_delegate(request))
     with open_host() as host:
-        changes = mode.synchronize(plan, host)
+        changes = wiring.synchronize(host)
         return changes + sum(feature.ensure(settings, host) for feature, settings in features)
 
 
@@ -233,42 +233,34 @@ def survey(request: Request) -> tuple[Survey, list[Obstacle]]:
     """Return what this node has of a network, and which chains of others drop what it forwards."""
     from cni_plugin.features.forward_warning import list_obstacles
 
-    network = _parse(request)
-    mode, addressing = _mode(network), find_delegate(request).addressing()
-    plan = mode.plan(request.config, network, addressing)
+    wiring, addressing = _wire(request)
     with open_host() as host:
-        return mode.survey(plan, host), list_obstacles(host, mode.forwarded_by(plan), addressing)
+        return wiring.survey(host), list_obstacles(host, wiring.forwarded_by(), addressing)
 
 
 def obstacles(request: Request) -> list[Obstacle]:
     """Return which chains of others drop what the node forwards for a network's pods."""
     from cni_plugin.features.forward_warning import list_obstacles
 
-    network = _parse(request)
-    mode, addressing = _mode(network), find_delegate(request).addressing()
+    wiring, addressing = _wire(request)
     with open_host() as host:
-        plan = mode.plan(request.config, network, addressing)
-        return list_obstacles(host, mode.forwarded_by(plan), addressing)
+        return list_obstacles(host, wiring.forwarded_by(), addressing)
 
 
 def clashes(request: Request) -> list[Clash]:
     """Return which routes of other links take the packets for a network's pods."""
     from cni_plugin.backend.route_conflicts import find_clashes
 
-    network = _parse(request)
-    mode, addressing = _mode(network), find_delegate(request).addressing()
+    wiring, addressing = _wire(request)
     with open_host() as host:
-        interface = mode.forwarded_by(mode.plan(request.config, network, addressing))
-        subnets = {each.subnet for each in addressing.ranges} if interface else set()
-        return find_clashes(host.netlink, interface, sorted(subnets))
+        subnets = {each.subnet for each in addressing.ranges} if wiring.forwarded_by() else set()
+        return find_clashes(host.netlink, wiring.links, sorted(subnets))
 
 
 def explain_mtu(request: Request) -> list[str]:
     """Return how the MTU of a network's pods comes about, a step a line."""
-    network = _parse(request)
-    plan = _mode(network).plan(request.config, network, find_delegate(request).addressing())
     with open_host() as host:
-        return _mode(network).explain_mtu(plan, host)
+        return _wire(request)[0].explain_mtu(host)
 
 
 PLUGIN = Plugin(add=add, delete=delete, check=check, gc=gc, status=status)

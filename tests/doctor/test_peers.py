@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 # Every form, and both families where an address inside is asked.
-FORMED = [("flat", 4), ("routed", 4), ("routed", 6), ("hostgw", 6)]
+FORMED = [("flat", 4), ("routed", 4), ("routed", 6), ("tunnel", 4), ("bridgegw", 4), ("hostgw", 6)]
 
 # A node that loses the first echo, the third, and so on.
 EVERY_OTHER = (

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TRAFFIC = str(Path(__file__).parent / "traffic.py")
-FORMS = ("flat", "routed", "hostgw")
+# Bridged pods in one segment, bridged and routed to by tunnel or by plain routes, routed pods likewise.
+FORMS = ("flat", "routed", "bridgegw", "tunnel", "hostgw")
+TUNNELLED = ("routed", "tunnel")
 VNI = 42
 TUNNEL = f"vxlan{VNI}"
 STRICT = ("net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1")
@@ -104,9 +106,10 @@ class Cluster:
         others = [n for n in self.nodes if n != i]
         if not {"peers", "peersFile", "group"} & set(keys):
             section["peers"] = [self.peer(form, n, version) for n in others]
-        form_keys: dict[str, Any] = {"mode": "vxlan", "vxlan": {"vni": VNI, **section}}
-        if form == "hostgw":
-            form_keys = {"mode": "routed", "hostGateway": section}
+        mode = {"bridgegw": "bridge", "tunnel": "routed", "hostgw": "routed"}.get(form, "vxlan")
+        form_keys: dict[str, Any] = {"mode": mode, "vxlan": {"vni": VNI, **section}}
+        if form in {"bridgegw", "hostgw"}:
+            form_keys = {"mode": mode, "hostGateway": section}
         ipam = {"type": "podwire-ipam", "dataDir": str(self.nodes[i].data_dir), "ranges": ranges}
         base = {"cniVersion": "1.1.0", "name": "test", "type": "podwire", "bridge": "cni0"}
         return {**base, "isDefaultGateway": True, **form_keys, "ipam": ipam}
@@ -116,7 +119,7 @@ class Cluster:
         if form == "flat":
             return self.address(n, version)
         subnets = [r[0]["subnet"] for r in RANGES[form](n)]
-        if form == "hostgw":
+        if form in {"bridgegw", "hostgw"}:
             return {"addresses": [self.address(n, 4), self.address(n, 6)], "subnets": subnets}
         return {"vtep": self.address(n, version), "subnets": subnets}
 
@@ -163,7 +166,7 @@ def _subnets(i: int) -> list[list[dict[str, str]]]:
     return [[{"subnet": subnet.format(i=i)}] for subnet in ROUTED_RANGES]
 
 
-RANGES = {"flat": _flat, "routed": _subnets, "hostgw": _subnets}
+RANGES = {"flat": _flat} | dict.fromkeys(FORMS[1:], _subnets)
 
 
 def make_cluster(

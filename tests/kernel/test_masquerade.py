@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import in_process
 from tests.harness.answers import assert_ok, assert_refused, unchanged, warm
 from tests.harness.chain import install_as
-from tests.harness.cluster import ROUTER, Cluster, address_of, exchange, make_cluster, serving, sync
+from tests.harness.cluster import FORMS, ROUTER, Cluster, address_of, exchange, make_cluster, serving, sync
 from tests.harness.networks import REFERENCE, dual_stack
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from tests.harness.node import Node, Pod, Space
 
-FORMS = ["flat", "routed", "hostgw"]
 FAMILIES = (4, 6)
 FOREIGN = """
 table ip nat {

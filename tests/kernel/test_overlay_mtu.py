@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.cluster import Cluster, address_of, exchange, make_cluster, overlay_state, serving, sync
+from tests.harness.cluster import (
+    TUNNELLED,
+    Cluster,
+    address_of,
+    exchange,
+    make_cluster,
+    overlay_state,
+    serving,
+    sync,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,8 +23,10 @@ if TYPE_CHECKING:
 
     from tests.harness.node import Pod
 
-FORMS = [("flat", 4), ("flat", 6), ("routed", 4), ("routed", 6), ("hostgw", 4)]
-OVERHEAD = {("hostgw", 4): 0} | {(form, v): {4: 50, 6: 70}[v] for form in ("flat", "routed") for v in (4, 6)}
+OVERHEAD = {(form, 4): 0 for form in ("bridgegw", "hostgw")} | {
+    (form, v): {4: 50, 6: 70}[v] for form in ("flat", *TUNNELLED) for v in (4, 6)
+}
+FORMS = list(OVERHEAD)
 HEADERS = {4: 20 + 8, 6: 40 + 8}  # bytes: IP and ICMP echo
 # Fragments and "too big" of both families, as they would be seen on the underlay.
 FRAGMENTS = "(ip and ip[6:2] & 0x3fff != 0) or (ip6 and ip6[6] == 44)"
@@ -62,23 +73,25 @@ def test_a_packet_of_the_mtu_passes_whole_and_one_byte_more_is_refused_in_the_po
     largest = f"greater {underlay + 14}"
     assert seen.frames(largest), "wanted frames that fill the underlay, found none"
     assert seen.frames(TOO_BIG) == []
-    if form != "hostgw":
+    if OVERHEAD[form, version]:
         assert seen.frames(FRAGMENTS) == []
 
 
 def test_an_underlay_that_changes_takes_the_tunnel_with_it(cluster: Cluster) -> None:
-    for form in ("flat", "routed"):
+    for form in ("flat", *TUNNELLED):
         node, config = cluster.nodes[1], cluster.config(form, 1)
         for underlay in (1500, 1400, 9000):
             cluster.set_mtu(underlay)
             assert sync(node, config).returncode == 0
             assert overlay_state(node)["device"]["mtu"] == underlay - 50
-            assert node.links()["cni0"]["mtu"] == underlay - 50
+            assert form == "tunnel" or node.links()["cni0"]["mtu"] == underlay - 50
         node.run("ip", "link", "del", "vxlan42")
-        node.run("ip", "link", "del", "cni0")
+        node.run("ip", "link", "del", "cni0", check=form != "tunnel")
 
 
-@pytest.mark.parametrize(("form", "version", "room"), [("flat", 4, 1450), ("routed", 6, 1430)])
+@pytest.mark.parametrize(
+    ("form", "version", "room"), [("flat", 4, 1450), ("routed", 6, 1430), ("tunnel", 4, 1450)]
+)
 def test_an_explicit_mtu_may_be_smaller_and_never_larger_than_what_fits(
     cluster: Cluster, form: str, version: int, room: int
 ) -> None:
@@ -126,6 +139,7 @@ EXPLAINED = {
         "pods get 1480",
     ],
 }
+EXPLAINED |= {("tunnel", 6): EXPLAINED["routed", 6], ("bridgegw", 4): EXPLAINED["hostgw", 4]}
 
 
 @pytest.mark.parametrize(("form", "version"), EXPLAINED)

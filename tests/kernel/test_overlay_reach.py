@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.cluster import TUNNEL, Cluster, address_of, exchange, make_cluster, serving
+from tests.harness.cluster import TUNNEL, TUNNELLED, Cluster, address_of, exchange, make_cluster, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from tests.harness.node import Node
 
 # Over hostGateway each inner family takes the underlay of its own.
-FORMS = [("flat", 4), ("flat", 6), ("routed", 4), ("routed", 6), ("hostgw", 4)]
+FORMS = [
+    *((form, v) for form in ("flat", *TUNNELLED) for v in (4, 6)),
+    ("bridgegw", 4),
+    ("hostgw", 4),
+]
 
 
 @pytest.fixture
@@ -75,7 +79,7 @@ def tracked(node: Node, *words: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("form", "version"), [(form, v) for form, v in FORMS if form != "hostgw"])
+@pytest.mark.parametrize(("form", "version"), [(form, v) for form, v in FORMS if form[-2:] != "gw"])
 def test_conntrack_has_no_entry_of_the_tunnel_itself(cluster: Cluster, form: str, version: int) -> None:
     pods = cluster.start_pods(form, version)
     for node in cluster.nodes.values():

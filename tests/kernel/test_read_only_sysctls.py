@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import install
 from tests.harness.agents import start_agent
 from tests.harness.answers import assert_ok, assert_refused
-from tests.harness.cluster import address_of, make_cluster
+from tests.harness.cluster import FORMS, address_of, make_cluster
 from tests.harness.networks import FAMILIES, V4, V6, dual_stack, network
 from tests.harness.read_only import read_only, write_program
 
@@ -105,7 +105,7 @@ def test_a_sysctl_that_was_asked_for_is_no_internal_error(confined: Node) -> Non
     assert_refused(answer, 50, "net/core/somaxconn=77", "Read-only file system")
 
 
-@pytest.mark.parametrize("form", ["flat", "routed", "hostgw"])
+@pytest.mark.parametrize("form", FORMS)
 def test_pods_of_other_nodes_are_reached(tmp_path: Path, bin_dir: Path, form: str) -> None:
     """The nodes of a cluster have strict rp_filter, which a routed tunnel loosens for its device."""
     cluster = make_cluster(tmp_path, bin_dir, 2)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.harness.answers import assert_ok, assert_refused, unchanged, warm
-from tests.harness.cluster import Cluster, exchange, make_cluster, serving
+from tests.harness.cluster import FORMS, Cluster, exchange, make_cluster, serving
 from tests.harness.frames import (
     ARP,
     IP4,
@@ -185,7 +185,7 @@ def test_with_the_mac_alone_addresses_are_the_pods_affair(plain_node: Node) -> N
     assert seen_of(plain_node, pods, frames) == dict.fromkeys(frames, EVERYBODY)
 
 
-@pytest.mark.parametrize("form", ["bridge", "flat", "routed", "hostgw"])
+@pytest.mark.parametrize("form", ["bridge", *FORMS])
 def test_a_spoofing_pod_is_silenced_and_its_neighbour_is_not(
     tmp_path: Path, bin_dir: Path, form: str
 ) -> None:

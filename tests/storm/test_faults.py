@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni_plugin.attach import MODES
+from cni_plugin.attach.wiring import COMBINED
+from cni_plugin.backend import BACKENDS
 from cni_plugin.features import FEATURES
 from cni_plugin.plugins import PLUGINS
 from tests.harness.storm.configurations import FEATURE_KEYS, MODE_KEYS, everything, fresh, ordinary, richest
@@ -109,11 +111,18 @@ def test_the_seam_has_each_change_that_strace_sees_and_no_other(
     figures({"verb": "traced", "steps": sum(found["counts"].values()), "faults": 0, "kills": 0, "seed": ""})
 
 
+def mode_of(plugin: dict[str, Any]) -> str:
+    mode = plugin.get("mode", "bridge")
+    return COMBINED[mode][0] if mode in COMBINED else str(mode)
+
+
 def test_every_mode_feature_and_plugin_is_in_the_networks_that_are_tried() -> None:
-    assert MODE_KEYS.keys() == MODES.keys()
+    assert MODE_KEYS.keys() == MODES.keys() | COMBINED.keys()
     assert FEATURE_KEYS.keys() == FEATURES.keys()
     plugins = [plugin for name in ordinary() for plugin in everything()[name]]
-    assert {plugin.get("mode", "bridge") for plugin in plugins} >= MODES.keys()
+    joined = {(mode_of(plugin), key) for plugin in plugins for key in BACKENDS if key in plugin}
+    assert joined == {(mode, backend) for mode in MODES for backend in BACKENDS}
+    assert {mode_of(plugin) for plugin in plugins if not BACKENDS.keys() & plugin} == MODES.keys()
     types = {plugin["type"] for plugin in plugins} | {
         plugin["ipam"]["type"] for plugin in plugins if "ipam" in plugin
     }

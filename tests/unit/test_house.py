@@ -39,9 +39,10 @@ FLOORS = (
     "ipam",
     "ipam.seam",
 )
-# One module each; `attach.vxlan` is `attach.bridge` with a device, and says so.
+# One module each; how they go together says attach.wiring.
 KINDS = {
     "attach": ("bridge", "routed"),
+    "backend": ("vxlan", "host_gateway"),
     "features": ("masquerade", "bandwidth", "tuning", "firewall", "spoof", "isolation", "portmap"),
 }
 # Who may use what speaks to the kernel or starts programs.

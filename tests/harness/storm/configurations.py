@@ -37,11 +37,15 @@ FEATURE_KEYS: dict[str, dict[str, Any]] = {
     "isolation": {"portIsolation": True},
     "portmap": {"capabilities": {"portMappings": True}},
 }
-# By the name of the mode: its keys, in each of its forms.
+SUBNETS = ["10.244.2.0/24", "fd00:10:244:2::/64"]
+TUNNEL = {"vni": 42, "peers": [{"vtep": "192.0.2.2", "subnets": SUBNETS}]}
+GATEWAY = {"peers": [{"addresses": ["192.0.2.2", "2001:db8::2"], "subnets": SUBNETS}]}
+# By the name of the mode: its keys, in each of its forms, with every backend.
 MODE_KEYS: dict[str, dict[str, dict[str, Any]]] = {
     "bridge": {
         "gateway": {"bridge": "cni0", "isDefaultGateway": True, "hairpinMode": True, "promiscMode": False},
         "promiscuous": {"bridge": "cni0", "isGateway": True, "promiscMode": True, "mtu": 1400},
+        "gateways": {"bridge": "cni0", "isDefaultGateway": True, "hostGateway": GATEWAY},
     },
     "vxlan": {
         "flat": {
@@ -50,28 +54,11 @@ MODE_KEYS: dict[str, dict[str, dict[str, Any]]] = {
             "isDefaultGateway": True,
             "vxlan": {"vni": 42, "peers": ["192.0.2.2", "192.0.2.3"]},
         },
-        "routed": {
-            "mode": "vxlan",
-            "bridge": "cni0",
-            "isDefaultGateway": True,
-            "vxlan": {
-                "vni": 42,
-                "peers": [{"vtep": "192.0.2.2", "subnets": ["10.244.2.0/24", "fd00:10:244:2::/64"]}],
-            },
-        },
+        "routed": {"mode": "vxlan", "bridge": "cni0", "isDefaultGateway": True, "vxlan": TUNNEL},
     },
     "routed": {
-        "gateway": {
-            "mode": "routed",
-            "hostGateway": {
-                "peers": [
-                    {
-                        "addresses": ["192.0.2.2", "2001:db8::2"],
-                        "subnets": ["10.244.2.0/24", "fd00:10:244:2::/64"],
-                    }
-                ]
-            },
-        },
+        "gateway": {"mode": "routed", "hostGateway": GATEWAY},
+        "tunnel": {"mode": "routed", "vxlan": TUNNEL},
         "alone": {"mode": "routed"},
     },
 }
