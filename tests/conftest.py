@@ -14,7 +14,7 @@ from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.harness.agents import start_agent
-from tests.harness.node import Node, make_node
+from tests.harness.node import Bridges, Node, make_node
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +110,19 @@ def plain_node(tmp_path: Path, bin_dir: Path) -> Iterator[Node]:
     made = make_node(tmp_path, bin_dir)
     yield made
     made.remove()
+
+
+@pytest.fixture(params=[0, 1], ids=["br_netfilter off", "br_netfilter on"])
+def filtering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run a test of packets between pods of a bridge with both values of net.bridge.bridge-nf-call-iptables.
+
+    Its nodes are made with the value; else they have what is the machine's default.
+    """
+    monkeypatch.setattr(Bridges, "filtering", request.param)
+    return int(request.param)
+
+
+both_filterings = pytest.mark.usefixtures("filtering")
 
 
 @pytest.fixture(autouse=True)

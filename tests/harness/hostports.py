@@ -48,9 +48,3 @@ def elements(node: Node, word: str = " test ") -> list[str]:
     listing = node.run("nft", "list", "ruleset").stdout
     lines = (line.strip().removeprefix("elements = { ").rstrip(", }") for line in listing.splitlines())
     return [line for line in lines if "comment" in line and word in line]
-
-
-def set_filtering(node: Node, switch: int) -> None:
-    """Let br_netfilter translate inside bridges, or not."""
-    for family in ("iptables", "ip6tables"):
-        node.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{family}={switch}")

@@ -152,6 +152,11 @@ class Node(Space):
         files = directory.iterdir() if directory.is_dir() else ()
         return {f.name: f.read_text() for f in files if f.name[0] in "0123456789abcdef" and f.name != "lock"}
 
+    def set_filtering(self, switch: int) -> None:
+        """Let br_netfilter filter and translate inside bridges, or not."""
+        keys = (f"net.bridge.bridge-nf-call-{name}={switch}" for name in ("iptables", "ip6tables"))
+        self.run("sysctl", "-qw", *keys)
+
     def transcript(self) -> str:
         """Return the node's state as text: links, addresses, routes, nftables and the store.
 
@@ -177,10 +182,18 @@ class Node(Space):
         super().remove()
 
 
+class Bridges:
+    """What br_netfilter does on the nodes that are made now: 1 filters; None is the kernel's default."""
+
+    filtering: int | None = None
+
+
 def make_node(tmp: Path, bin_dir: Path) -> Node:
     """Return a fresh node with its loopback up."""
     name = f"node-{uuid.uuid4().hex[:12]}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     node = Node(name=name, tmp=tmp, bin_dir=bin_dir)
     node.run("ip", "link", "set", "lo", "up")
+    if Bridges.filtering is not None:
+        node.set_filtering(Bridges.filtering)
     return node

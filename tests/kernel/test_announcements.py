@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import both_filterings
 from tests.harness.networks import address_of, dual_stack, inside, print_result, scripted, write_delegate
 from tests.kernel.test_first_packet import open_mailbox
 
@@ -88,6 +89,7 @@ def test_another_pod_hears_exactly_one_announcement_per_address(node: Node, *, f
     assert_advertisement(frames[1], hardware, socket.inet_pton(socket.AF_INET6, address_of(result, 6)))
 
 
+@both_filterings
 @pytest.mark.parametrize(("family", "address"), [(4, "10.22.0.50"), (6, "fd00:22::50")])
 def test_neighbours_of_a_reused_address_reach_the_new_pod_at_once(
     node: Node, family: int, address: str

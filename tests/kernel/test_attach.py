@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import both_filterings
 from tests.harness.networks import (
     FAMILIES,
     V4,
@@ -39,6 +40,7 @@ def test_pod_gets_address_and_default_route_of_each_family(node: Node, families:
     assert gateways == {address.split("/")[0][:-1] + "1" for address in expected}
 
 
+@both_filterings
 @pytest.mark.parametrize("families", FAMILIES)
 def test_pods_reach_their_gateway_and_each_other(node: Node, families: str) -> None:
     config = network(node, *FAMILIES[families], isDefaultGateway=True)
@@ -61,6 +63,7 @@ def test_layer_2_pod_has_an_interface_that_is_up_and_no_address(node: Node) -> N
     assert node.held() == {}
 
 
+@both_filterings
 def test_layer_2_pods_reach_each_other_with_addresses_of_their_own(node: Node) -> None:
     pods = [node.pod(), node.pod()]
     for number, pod in enumerate(pods, 1):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import both_filterings
 from tests.harness.networks import V4, calm, dual_stack, host_end, network, ports
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def test_promisc_mode_sets_the_bridge_promiscuous(node: Node) -> None:
     assert "PROMISC" in node.links()["cni0"]["flags"]
 
 
+@both_filterings
 def test_isolated_pods_reach_the_gateway_and_not_each_other(node: Node) -> None:
     first, second, open_pod = node.pod(), node.pod(), node.pod()
     results = [node.add(dual_stack(node, portIsolation=True), pod) for pod in (first, second)]

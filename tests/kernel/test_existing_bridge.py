@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import both_filterings
 from tests.harness.networks import (
     add_foreign_port,
     call_reference,
@@ -35,6 +36,7 @@ def add_veth_port(node: Node, *, mac: str) -> None:
     node.run("ip", "link", "set", "p0", "master", "cni0", "up")
 
 
+@both_filterings
 def test_bridge_of_the_go_plugin_is_brought_in_line_and_its_pods_still_answer(node: Node) -> None:
     theirs, ours = node.pod(), node.pod()
     config = reference(node)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import both_filterings
 from tests.harness.answers import assert_ok, assert_refused, unchanged
 from tests.harness.chain import REFERENCE, Chain, install_as
 from tests.harness.cluster import ROUTER, Cluster, address_of, exchange, make_cluster, serving
@@ -110,17 +111,20 @@ def policy(name: str, **keys: Any) -> pytest.MarkDecorator:
 EVERYTHING = {"outside to a", "c to a", "b to a", "node to a", "a to outside", "a to c"}
 
 
+@both_filterings
 @policy("open")
 def test_open_lets_everybody_in(scene: Scene) -> None:
     assert scene.seen() == EVERYTHING
 
 
+@both_filterings
 @policy("same-bridge")
 def test_same_bridge_lets_only_the_bridge_in_and_everything_out(scene: Scene) -> None:
     assert scene.seen() == EVERYTHING - {"outside to a", "c to a"}
     assert all(seen["tcp"]["intact"] for seen in exchange(scene.pods["a"], *ROUTER.values()).values())
 
 
+@both_filterings
 @policy("isolated")
 def test_isolated_keeps_pods_of_one_bridge_apart_too(scene: Scene) -> None:
     assert scene.seen() == EVERYTHING - {"outside to a", "c to a", "b to a"}
@@ -129,22 +133,10 @@ def test_isolated_keeps_pods_of_one_bridge_apart_too(scene: Scene) -> None:
     assert all(seen["tcp"]["intact"] for seen in exchange(scene.pods["a"], *ROUTER.values()).values())
 
 
-@policy("isolated")
-def test_isolation_does_not_need_br_netfilter(scene: Scene) -> None:
-    node = scene.cluster.nodes[1]
-    for version in ("ip", "ip6"):
-        node.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{version}tables=0")
-    assert scene.seen() == EVERYTHING - {"outside to a", "c to a", "b to a"}
-
-
-@pytest.mark.parametrize("switch", [0, 1], ids=["br_netfilter off", "br_netfilter on"])
+@both_filterings
 @pytest.mark.parametrize("kind", ["same-bridge", "isolated"])
-def test_a_host_port_is_open_to_neighbours_and_to_the_pod_itself(
-    cluster: Cluster, kind: str, switch: int
-) -> None:
+def test_a_host_port_is_open_to_neighbours_and_to_the_pod_itself(cluster: Cluster, kind: str) -> None:
     node = cluster.nodes[1]
-    for version in ("ip", "ip6"):
-        node.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{version}tables={switch}")
     chain = chain_on(node, ingressPolicy=kind)
     chain.plugins.insert(1, {"type": "portmap", "capabilities": {"portMappings": True}})
     install_as(node, "podwire", "portmap")
@@ -169,6 +161,7 @@ def asks(space: Space, address: str, port: int) -> bool:
     return space.run(*argv, check=False).returncode == 0
 
 
+@both_filterings
 @policy("same-bridge")
 def test_a_published_port_is_open_to_everybody(scene: Scene) -> None:
     node, (a4, _) = scene.cluster.nodes[1], scene.addresses("a")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import both_filterings
 from tests.harness.cluster import TUNNEL, Cluster, make_cluster
 from tests.harness.cluster import address_of as address_in
 from tests.harness.frames import IP4, packed_mac
@@ -64,6 +65,7 @@ def outcomes(
     return found
 
 
+@both_filterings
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_each_attack_on_a_neighbour_ends_as_documented(plain_node: Node, setting: str) -> None:
     node = plain_node
@@ -84,6 +86,7 @@ def test_each_attack_on_a_neighbour_ends_as_documented(plain_node: Node, setting
     assert outcomes(attacks, documented(setting), forget) == documented(setting)
 
 
+@both_filterings
 def test_a_pod_with_ipv4_alone_takes_no_router_either(plain_node: Node) -> None:
     """It has a link-local address all the same, and would prefer what IPv6 its neighbour gives it."""
     node, attacker, victim = plain_node, plain_node.pod(), plain_node.pod()
@@ -97,6 +100,7 @@ def test_a_pod_with_ipv4_alone_takes_no_router_either(plain_node: Node) -> None:
 ON_REQUEST = {"isGateway": True, "sysctl": {"net.ipv6.conf.IFNAME.accept_ra": "1"}}
 
 
+@both_filterings
 @pytest.mark.parametrize("ranges", [(V4,), (V4, V6)], ids=["v4", "dual-stack"])
 @pytest.mark.parametrize("keys", [{}, ON_REQUEST], ids=["gateway elsewhere", "on request"])
 def test_a_pod_that_is_meant_to_take_routers_takes_them(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import in_process
+from tests.conftest import both_filterings, in_process
 from tests.harness.answers import assert_ok, assert_refused
 from tests.harness.networks import (
     V4,
@@ -54,6 +54,7 @@ def test_ipv6_is_switched_on_where_the_pod_has_it_off(node: Node) -> None:
     assert pod.ping("::1")
 
 
+@both_filterings
 @pytest.mark.parametrize("mode", ["bridge", "routed"])
 @pytest.mark.parametrize("scope", ["default", "all"])
 def test_ipv6_is_switched_on_where_the_node_has_it_off_for_its_links(

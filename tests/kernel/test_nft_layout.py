@@ -10,7 +10,7 @@ import pytest
 from cni_plugin.kernel.nft_layout import OWN_TABLES, PLACES, Place
 from tests.harness.chain import Chain, install_as
 from tests.harness.cluster import Cluster, make_cluster
-from tests.harness.hostports import WEB, set_filtering
+from tests.harness.hostports import WEB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ def cluster(tmp_path: Path, bin_dir: Path) -> Iterator[Cluster]:
 def switch_everything_on(cluster: Cluster) -> Node:
     """Give a node a pod of every form, with all that filters, marks and translates."""
     node, others = cluster.nodes[1], {"flat": 43, "hostgw": 0}
-    set_filtering(node, 1)
+    node.set_filtering(1)
     everything = {
         "ipMasq": True,
         "spoofCheck": "ip",

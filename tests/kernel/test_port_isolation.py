@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.chain import Chain, install_as
 from tests.harness.cluster import ROUTER, Cluster, address_of, make_cluster
-from tests.harness.hostports import WEB, elements, mapped, set_filtering
+from tests.harness.hostports import WEB, elements, mapped
 from tests.harness.networks import calm, dual_stack, eventually, host_end, ports
 from tests.harness.services import SILENCE, ask, ask_all, offering
 
@@ -56,10 +56,8 @@ def is_flagged(node: Node, result: dict[str, Any]) -> bool:
     return bool(ports(node)[host_end(result)]["isolated"])
 
 
-@pytest.mark.parametrize("filtering", [0, 1], ids=["br_netfilter off", "br_netfilter on"])
-def test_isolated_pods_reach_host_ports_and_not_each_other(cluster: Cluster, filtering: int) -> None:
+def test_isolated_pods_reach_host_ports_and_not_each_other(filtering: int, cluster: Cluster) -> None:
     node = cluster.nodes[1]
-    set_filtering(node, filtering)
     before, (_, pod, result) = isolate(node), publish(node, 8080)
     (_, other, _), after = publish(node, 8081), isolate(node)
     assert is_flagged(node, result) == (not filtering)
@@ -74,10 +72,8 @@ def test_isolated_pods_reach_host_ports_and_not_each_other(cluster: Cluster, fil
             assert are_apart(pod, neighbour)
 
 
-@pytest.mark.parametrize("filtering", [0, 1], ids=["br_netfilter off", "br_netfilter on"])
-def test_behind_the_plugin_portmap_it_is_the_same(cluster: Cluster, filtering: int) -> None:
+def test_behind_the_plugin_portmap_it_is_the_same(filtering: int, cluster: Cluster) -> None:
     node = cluster.nodes[1]
-    set_filtering(node, filtering)
     neighbour = isolate(node)
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
     main = dual_stack(node, portIsolation=True)
@@ -96,7 +92,7 @@ def test_behind_the_plugin_portmap_it_is_the_same(cluster: Cluster, filtering: i
 
 def test_a_pod_that_is_not_isolated_reaches_those_that_are(cluster: Cluster) -> None:
     node = cluster.nodes[1]
-    set_filtering(node, 1)
+    node.set_filtering(1)
     _, pod, _ = publish(node, 8080)
     node.add(dual_stack(node), free := node.pod())
     with offering(pod, 80):
@@ -108,7 +104,7 @@ def test_a_pod_that_is_not_isolated_reaches_those_that_are(cluster: Cluster) -> 
 
 def test_check_asks_for_the_flag_or_for_the_rule(plain_node: Node) -> None:
     node = plain_node
-    set_filtering(node, 1)
+    node.set_filtering(1)
     plain, pod = dual_stack(node, portIsolation=True), node.pod()
     result = node.add(plain, pod)
     config, published, own = publish(node, 8080)
@@ -127,7 +123,7 @@ def test_check_asks_for_the_flag_or_for_the_rule(plain_node: Node) -> None:
 
 def test_nothing_is_made_where_the_flag_is_enough(plain_node: Node) -> None:
     """No port is published, or nothing is translated in the bridge."""
-    set_filtering(plain_node, 0)
+    plain_node.set_filtering(0)
     isolate(plain_node)
     _, _, result = publish(plain_node, 8080)
     assert is_flagged(plain_node, result)
@@ -137,7 +133,7 @@ def test_nothing_is_made_where_the_flag_is_enough(plain_node: Node) -> None:
 @pytest.mark.parametrize("end", ["DEL", "late DEL", "GC"])
 def test_a_port_leaves_the_set_with_its_pod(plain_node: Node, end: str) -> None:
     node = plain_node
-    set_filtering(node, 1)
+    node.set_filtering(1)
     publish(node, 8080)
     before = calm(node)
     config, pod, result = publish(node, 8081)
@@ -157,7 +153,7 @@ def test_a_port_leaves_the_set_with_its_pod(plain_node: Node, end: str) -> None:
 def test_a_foreign_isolated_port_keeps_the_flag_on(plain_node: Node) -> None:
     """Nothing but the flag keeps it from the pod: the host ports wait, and a warning says for whom."""
     node = plain_node
-    set_filtering(node, 1)
+    node.set_filtering(1)
     isolate(node)
     node.run("ip", "link", "add", "vm0", "type", "veth", "peer", "name", "vm1")
     node.run("ip", "link", "set", "vm0", "master", "cni0", "up")
@@ -173,7 +169,7 @@ def test_a_foreign_isolated_port_keeps_the_flag_on(plain_node: Node) -> None:
 def test_a_pod_is_guarded_until_its_link_is_gone(plain_node: Node) -> None:
     """What is removed before the link would leave the pod free for that long."""
     node = plain_node
-    set_filtering(node, 1)
+    node.set_filtering(1)
     config, pod, result = publish(node, 8080, spoofCheck="ip")
     answer = node.call("DEL", config, pod, environ={"PODWIRE_LOG": "debug"})
     assert answer.status == 0

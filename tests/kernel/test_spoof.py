@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import both_filterings
 from tests.harness.answers import assert_ok, assert_refused, unchanged, warm
 from tests.harness.cluster import FORMS, Cluster, exchange, make_cluster, serving
 from tests.harness.frames import (
@@ -153,18 +154,21 @@ def seen_of(node: Node, pods: list[Pod], frames: dict[str, bytes]) -> dict[str, 
         return {name: tuple(tap.arrives(frame)) for name, frame in frames.items()}
 
 
+@both_filterings
 def test_what_a_pod_says_truly_arrives(plain_node: Node) -> None:
     _, pods, results = attach_two(plain_node, spoofCheck="ip")
     frames = honest(facts_of(pods[0], *results))
     assert seen_of(plain_node, pods, frames) == dict.fromkeys(frames, EVERYBODY)
 
 
+@both_filterings
 def test_nothing_that_a_pod_says_falsely_arrives(plain_node: Node) -> None:
     _, pods, results = attach_two(plain_node, spoofCheck="ip")
     frames = lies(facts_of(pods[0], *results))
     assert seen_of(plain_node, pods, frames) == dict.fromkeys(frames, NOBODY)
 
 
+@both_filterings
 @pytest.mark.parametrize("keys", [{"macspoofchk": True}, {"spoofCheck": "mac"}, {"spoofCheck": "ip"}])
 def test_no_frame_with_another_mac_arrives(plain_node: Node, keys: dict[str, Any]) -> None:
     _, pods, results = attach_two(plain_node, **keys)
@@ -179,6 +183,7 @@ def test_no_frame_with_another_mac_arrives(plain_node: Node, keys: dict[str, Any
     assert seen_of(plain_node, pods, frames) == dict.fromkeys(frames, NOBODY)
 
 
+@both_filterings
 def test_with_the_mac_alone_addresses_are_the_pods_affair(plain_node: Node) -> None:
     _, pods, results = attach_two(plain_node, macspoofchk=True)
     frames = lies(facts_of(pods[0], *results))
@@ -251,6 +256,7 @@ def tentative(pod: Pod) -> str:
     return pod.run("ip", "addr", "show", "tentative").stdout
 
 
+@both_filterings
 @pytest.mark.parametrize("keys", [{}, {"enabledad": True}], ids=["nodad", "dad"])
 def test_what_a_pods_kernel_does_by_itself_is_never_dropped(plain_node: Node, keys: dict[str, bool]) -> None:
     node = plain_node

@@ -113,7 +113,9 @@ def test_twenty_dual_stack_pods_reach_each_other_and_the_node_and_leave_nothing(
         # Each pod to its next two, so that every port of the bridge both asks and answers.
         ring = zip(places, places[1:] + places[:1], places[2:] + places[:2], strict=True)
         targets = [(one, [*second.addresses, *third.addresses, *gateways]) for one, second, third in ring]
-        ping_all((place, address) for place, addresses in targets for address in addresses)
+        for switch in (0, 1):
+            node.set_filtering(switch)
+            ping_all((place, address) for place, addresses in targets for address in addresses)
         ping_all(zip(itertools.repeat(node), (address for pod in pods for address in pod.addresses)))
         stop_pods(containerd, pods)
         assert_nothing_left(containerd, node)
@@ -156,7 +158,9 @@ def test_two_pods_of_one_family_have_no_address_of_the_other_and_reach_each_othe
         pods = start_pods(containerd, 2)
         assert [len(pod.addresses) for pod in pods] == [1, 1]
         first, second = (SandboxNetwork(containerd, pod) for pod in pods)
-        ping_all([(first, second.addresses[0]), (second, first.addresses[0])])
+        for switch in (0, 1):
+            node.set_filtering(switch)
+            ping_all([(first, second.addresses[0]), (second, first.addresses[0])])
         stop_pods(containerd, pods)
         assert_nothing_left(containerd, node)
 

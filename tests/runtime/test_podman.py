@@ -48,12 +48,13 @@ def test_the_default_network_serves_published_ports_and_leaves_nothing(cluster: 
             assert ask(outside, here, 8080) == f"web {ROUTER[4]}"
             assert ask(node, here, 8080) == f"web {here}"
             assert ask(node, "127.0.0.1", 8080).startswith("web ")
-            assert (
-                ask(other, state.addresses(web, "eth0")[0], 80) == f"web {state.addresses(other, 'eth0')[0]}"
-            )
-            assert ask(other, here, 8080).startswith("web ")
+            [at, *_], [own, *_] = (state.addresses(each, "eth0") for each in (web, other))
+            for switch in (0, 1):
+                node.set_filtering(switch)
+                assert ask(other, at, 80) == f"web {own}"
+                assert ask(other, here, 8080).startswith("web ")
             assert ask(web, ROUTER[4], 7000) == here
-        podman("exec", "web", "ping", "-c1", "-W2", state.addresses(other, "eth0")[0])
+        podman("exec", "web", "ping", "-c1", "-W2", own)
         podman("rm", "--force", "--time=0", "web", "other")
         assert_footprint(node, before, *files(podman))
         assert ask(outside, here, 8080) == REFUSED
