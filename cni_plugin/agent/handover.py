@@ -56,32 +56,36 @@ class Post:
         os.close(self.lock)
 
 
-def take_post(path: str, http_at: str, terminated: int, *, take_over: bool) -> Post | None:
-    """Become the agent; None when `terminated` became readable first.
-
-    CNIError 11 when another runs, unless it is to be asked to hand over (`take_over`) and does.
-    """
+def open_post(path: str, http_at: str) -> Post | None:
+    """Become the agent, at what the service manager opened if it did; None when another is."""
     lent = take_listener()
     if lent is not None:
         path = os.fsdecode(lent.getsockname())
-    deadline = time.monotonic() + (_PATIENCE if take_over and lent is None else 0)
-    while (lock := _take_lock(path)) is None:
-        post = _ask(path, http_at, terminated) if time.monotonic() < deadline else None
+    lock = _take_lock(path)
+    return None if lock is None else _listen_with(path, lock, http_at, lent)
+
+
+def take_over(path: str, http_at: str, terminated: int) -> Post | None:
+    """Become the agent in place of the one that runs; None when `terminated` became readable first.
+
+    CNIError 11 when that one does not hand over.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        post = _ask(path, http_at, terminated) or open_post(path, http_at)
         if post is not None:
             return post
         if _is_readable(terminated, within=_PAUSE):
             return None
-        if time.monotonic() >= deadline:
-            raise _another_runs(path)
-    return _open_post(path, lock, http_at, lent)
+    raise another_runs(path)
 
 
 def stand_by(path: str, http_at: str, terminated: int) -> Post | None:
     """Become the agent when there is none any more; None when `terminated` became readable first."""
-    while (lock := _take_lock(path)) is None:
+    while (post := open_post(path, http_at)) is None:
         if _is_readable(terminated, within=_PAUSE):
             return None
-    return _open_post(path, lock, http_at, None)
+    return post
 
 
 @contextmanager
@@ -122,14 +126,15 @@ def only_agent(path: str) -> Iterator[None]:
     """Hold the lock beside the socket, which ends with the process, however that ends; else CNIError 11."""
     lock = _take_lock(path)
     if lock is None:
-        raise _another_runs(path)
+        raise another_runs(path)
     try:
         yield
     finally:
         os.close(lock)
 
 
-def _another_runs(path: str) -> CNIError:
+def another_runs(path: str) -> CNIError:
+    """Return the error of who is not the only agent."""
     return CNIError(Code.TRY_AGAIN_LATER, f"{path}: wanted to be the only agent, found another running")
 
 
@@ -173,7 +178,7 @@ def _ask(path: str, http_at: str, terminated: int) -> Post | None:
     return Post(path=path, lock=lock, listener=heir, http=http, http_at=http_at)
 
 
-def _open_post(path: str, lock: int, http_at: str, lent: socket.socket | None) -> Post:
+def _listen_with(path: str, lock: int, http_at: str, lent: socket.socket | None) -> Post:
     try:
         http = _listen_for_http(http_at)
         listener = lent or _listen(path)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.agent import metrics, presence, wire
 from cni_plugin.agent.calls import Calls, send
 from cni_plugin.agent.children import kept
-from cni_plugin.agent.handover import hand_over, leave, line_of, stand_by, take_post
+from cni_plugin.agent.handover import another_runs, hand_over, leave, line_of, open_post, stand_by, take_over
 from cni_plugin.agent.journal import Journal, own, render_pairs
 from cni_plugin.agent.readiness import Readiness
 from cni_plugin.agent.signals import termination
@@ -68,13 +68,17 @@ def run(settings: AgentSettings) -> int:
     journal.install()
     notifier = Notifier()
     exposition = _load_exposition(settings) if settings.http else None
-    door = Admission(settings, Calls(settings.workers, journal))
-    for load in PLUGINS.values():
-        load()
-    # What is loaded now stays; the collector need not look at it again and again.
-    gc.freeze()
     with termination() as terminated:
-        post = take_post(settings.socket, settings.http, terminated, take_over=settings.take_over)
+        # Clients wait at the socket while everything is loaded; those of another agent wait for nothing.
+        post = open_post(settings.socket, settings.http)
+        if post is None and not settings.take_over:
+            raise another_runs(settings.socket)
+        door = Admission(settings, Calls(settings.workers, journal))
+        for load in PLUGINS.values():
+            load()
+        # What is loaded now stays; the collector need not look at it again and again.
+        gc.freeze()
+        post = post or take_over(settings.socket, settings.http, terminated)
         while post is not None:
             term = _Term(settings=settings, post=post, door=door, exposition=exposition, notifier=notifier)
             successor = term.serve(terminated)
