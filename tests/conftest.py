@@ -81,11 +81,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Name a row of a table by what is in it; numbers, texts and functions pytest names itself."""
-    if isinstance(val, (bool, int, float, str, bytes, type)) or val is None or callable(val):
-        return None
-    # The order of a set is another in each worker, and so is an address in memory.
-    shown = repr(sorted(val, key=repr) if isinstance(val, (set, frozenset)) else val)
-    return None if " at 0x" in shown else re.sub(r"[^\w.:/=+]+", "-", shown).strip("-")[:60] or "empty"
+    if isinstance(val, (dict, list, tuple, set, frozenset)):
+        return re.sub(r"[^\w.:/=+,]+", "-", _show(val)).strip("-")[:60] or "empty"
+    return None
+
+
+def _show(value: object) -> str:
+    """Return the same words in every worker: no addresses in memory, no order of a set."""
+    if isinstance(value, dict):
+        return ",".join(f"{key}={_show(member)}" for key, member in value.items())
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_show, value))
+    if isinstance(value, (set, frozenset)):
+        return ",".join(sorted(map(_show, value)))
+    known = isinstance(value, (bool, int, float, str, bytes)) or value is None
+    return str(value) if known else getattr(value, "__name__", type(value).__name__)
 
 
 @pytest.fixture
