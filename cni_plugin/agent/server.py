@@ -32,6 +32,7 @@ from cni_plugin.plugins import PLUGINS
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from cni_plugin.agent.children import Child
     from cni_plugin.agent.endpoints import Endpoints
@@ -48,7 +49,7 @@ class AgentSettings:
 
     `http` is where metrics and probes are served, empty for nowhere. Where the node is one of a
     cluster (`in_cluster`) it is ready when `state_file` says so. An agent that runs already is asked to
-    hand over with `take_over`; without, there is no second one.
+    hand over with `take_over`, unless `before_taking_over` raises; without, there is no second one.
     """
 
     socket: str
@@ -60,6 +61,7 @@ class AgentSettings:
     in_cluster: bool = False
     children: tuple[Child, ...] = ()
     take_over: bool = False
+    before_taking_over: Callable[[], object] = lambda: None
 
 
 def run(settings: AgentSettings) -> int:
@@ -73,6 +75,8 @@ def run(settings: AgentSettings) -> int:
         post = open_post(settings.socket, settings.http)
         if post is None and not settings.take_over:
             raise another_runs(settings.socket)
+        if post is None:
+            settings.before_taking_over()
         door = Admission(settings, Calls(settings.workers, journal))
         for load in PLUGINS.values():
             load()

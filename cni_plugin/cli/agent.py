@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.agent import server
@@ -64,6 +65,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _require_settings(arguments: argparse.Namespace) -> None:
+    """Raise CNIError for settings that would make the node of an agent that works NotReady."""
+    if arguments.kubernetes:
+        cluster.require_settings(arguments)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.kubernetes:
         # The child would end for this reason again and again.
@@ -78,5 +85,6 @@ def _run(arguments: argparse.Namespace) -> int:
         in_cluster=arguments.kubernetes,
         children=(*gc.children_of(arguments), *cluster.children_of(arguments)),
         take_over=arguments.take_over,
+        before_taking_over=partial(_require_settings, arguments),
     )
     return server.run(settings)

@@ -70,6 +70,13 @@ def require_client() -> None:
         )
 
 
+def require_settings(arguments: argparse.Namespace) -> None:
+    """Raise CNIError unless the settings can be read and be."""
+    from cni_plugin.cluster.settings import read_settings
+
+    read_settings(arguments.settings)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     """Follow until SIGTERM, SIGINT, or the end of stdin."""
     require_client()

@@ -181,6 +181,21 @@ def test_where_no_agent_runs_there_is_nothing_to_take_over(tmp_path: Path) -> No
         assert agent.stop() == 0
 
 
+def test_settings_that_cannot_be_leave_the_socket_to_who_has_it(tmp_path: Path) -> None:
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"mode": "wrong"}')
+    with start_agent(tmp_path / "a.sock") as agent:
+        agent.wait_ready()
+        command = [sys.executable, "-m", "cni_plugin", "agent", "--socket", str(agent.socket), "--take-over"]
+        words = ["--kubernetes", f"--settings={settings}", f"--state-file={tmp_path}/state"]
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 1
+        assert '"mode"' in done.stderr
+        assert agent.count("handed over") == 0
+        assert is_well(agent)
+        assert agent.stop() == 0
+
+
 # The HTTP port
 
 
