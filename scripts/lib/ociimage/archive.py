@@ -27,27 +27,57 @@ class Image:
     """What the image is called and says of itself; `epoch` in seconds."""
 
     tag: str
-    architecture: str
     epoch: int
     created: str
     config: dict[str, Any]
 
 
-def write(target: Path, tree: Tree, image: Image) -> str:
-    """Write the archive and return the digest of its manifest."""
-    layer = _layer(tree, image.epoch)
-    packed = gzip.compress(layer, compresslevel=6, mtime=0)
-    config = _render(_config(image, layer))
-    manifest = _render(_manifest(config, packed))
-    files = {_place(blob): blob for blob in (packed, config, manifest)}
-    index = {"schemaVersion": 2, "manifests": [_entry(image, manifest)]}
-    docker = [{"Config": _place(config), "RepoTags": [image.tag], "Layers": [_place(packed)]}]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Variant:
+    """The image for one architecture: its blobs, and the descriptor of its manifest."""
+
+    packed: bytes
+    config: bytes
+    manifest: bytes
+    descriptor: dict[str, Any]
+
+
+def write(target: Path, trees: dict[str, Tree], image: Image) -> str:
+    """Write the archive and return the digest of what its name stands for.
+
+    That is a manifest, or with several architectures an index of them. `docker load` takes the first.
+    """
+    variants = [_variant(architecture, tree, image) for architecture, tree in trees.items()]
+    blobs = [blob for each in variants for blob in (each.packed, each.config, each.manifest)]
+    first = variants[0]
+    named = first.descriptor
+    if len(variants) > 1:
+        inner = _render(_index([each.descriptor for each in variants]))
+        blobs.append(inner)
+        named = _descriptor(f"{_OCI}.index.v1+json", inner)
+    index = _index([{**named, "annotations": _names(image)}])
+    docker = [{"Config": _place(first.config), "RepoTags": [image.tag], "Layers": [_place(first.packed)]}]
+    files = {_place(blob): blob for blob in blobs}
     files |= {"index.json": _render(index), "manifest.json": _render(docker)}
     files["oci-layout"] = _render({"imageLayoutVersion": "1.0.0"})
     with tarfile.open(target, "w") as archive:
         for name, content in sorted(files.items()):
             _add(archive, name, content, 0o644, image.epoch)
-    return _digest(manifest)
+    return str(named["digest"])
+
+
+def _variant(architecture: str, tree: Tree, image: Image) -> _Variant:
+    layer = _layer(tree, image.epoch)
+    packed = gzip.compress(layer, compresslevel=6, mtime=0)
+    config = _render(_config(image, architecture, layer))
+    manifest = _render(_manifest(config, packed))
+    platform = {"architecture": architecture, "os": "linux"}
+    descriptor = {**_descriptor(f"{_OCI}.manifest.v1+json", manifest), "platform": platform}
+    return _Variant(packed=packed, config=config, manifest=manifest, descriptor=descriptor)
+
+
+def _index(manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"schemaVersion": 2, "mediaType": f"{_OCI}.index.v1+json", "manifests": manifests}
 
 
 def _layer(tree: Tree, epoch: int) -> bytes:
@@ -76,10 +106,10 @@ def _add_special(archive: tarfile.TarFile, name: str, kind: bytes, epoch: int, t
     archive.addfile(entry)
 
 
-def _config(image: Image, layer: bytes) -> dict[str, Any]:
+def _config(image: Image, architecture: str, layer: bytes) -> dict[str, Any]:
     return {
         "created": image.created,
-        "architecture": image.architecture,
+        "architecture": architecture,
         "os": "linux",
         "config": image.config,
         "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
@@ -95,13 +125,11 @@ def _manifest(config: bytes, packed: bytes) -> dict[str, Any]:
     }
 
 
-def _entry(image: Image, manifest: bytes) -> dict[str, Any]:
-    names = {
+def _names(image: Image) -> dict[str, str]:
+    return {
         "io.containerd.image.name": image.tag,
         "org.opencontainers.image.ref.name": image.tag.rpartition(":")[2],
     }
-    platform = {"architecture": image.architecture, "os": "linux"}
-    return {**_descriptor(f"{_OCI}.manifest.v1+json", manifest), "annotations": names, "platform": platform}
 
 
 def _descriptor(kind: str, content: bytes) -> dict[str, Any]:

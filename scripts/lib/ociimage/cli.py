@@ -10,8 +10,12 @@ import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from ociimage import archive, contents
+from ociimage import archive, contents, debian
+
+if TYPE_CHECKING:
+    from ociimage.tree import Tree
 
 
 def main(root: Path) -> None:
@@ -21,13 +25,14 @@ def main(root: Path) -> None:
     cache = Path(os.environ.get("PODWIRE_CACHE") or _default_cache()) / "image"
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or _last_commit(root))
     try:
-        with TemporaryDirectory() as work:
-            tree = contents.gather(root, cache, Path(work))
+        trees = {each: _gather(root, cache, each) for each in arguments.platform}
     except subprocess.CalledProcessError as error:
         sys.stderr.write((error.stderr or b"").decode() if isinstance(error.stderr, bytes) else "")
         sys.exit(f"scripts/image: {error}")
     except OSError as error:
         sys.exit(f"scripts/image: {error.filename}: {error.strerror}")
+    except LookupError as error:
+        sys.exit(f"scripts/image: {error}")
     created = datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     labels = {
         "org.opencontainers.image.title": project["name"],
@@ -45,23 +50,18 @@ def main(root: Path) -> None:
     }
     target = Path(arguments.output)
     staged = target.with_name(f".{target.name}.new")
-    digest = archive.write(
-        staged,
-        tree,
-        archive.Image(
-            tag=arguments.tag,
-            architecture=contents.architecture(),
-            epoch=epoch,
-            created=created,
-            config=config,
-        ),
-    )
+    image = archive.Image(tag=arguments.tag, epoch=epoch, created=created, config=config)
+    digest = archive.write(staged, trees, image)
     staged.replace(target)
-    unpacked = sum(len(file.content) for file in tree.values())
-    sys.stdout.write(
-        f"{target}: {arguments.tag}, {digest}\n"
-        f"{target.stat().st_size / 1e6:.1f} MB, unpacked {unpacked / 1e6:.1f} MB in {len(tree)} files\n"
-    )
+    sys.stdout.write(f"{target}: {arguments.tag}, {digest}\n{target.stat().st_size / 1e6:.1f} MB\n")
+    for architecture, tree in trees.items():
+        unpacked = sum(len(file.content) for file in tree.values())
+        sys.stdout.write(f"{architecture}: unpacked {unpacked / 1e6:.1f} MB in {len(tree)} files\n")
+
+
+def _gather(root: Path, cache: Path, architecture: str) -> Tree:
+    with TemporaryDirectory() as work:
+        return contents.gather(root, cache, Path(work), architecture)
 
 
 def _parser(version: str) -> argparse.ArgumentParser:
@@ -70,7 +70,22 @@ def _parser(version: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--tag", default=f"localhost/podwire:{version}", help="the image's name (%(default)s)"
     )
+    parser.add_argument(
+        "--platform",
+        type=_architectures,
+        default=debian.native(),
+        metavar="linux/ARCHITECTURE[,...]",
+        help=f"of {', '.join(contents.ARCHITECTURES)} (default: this machine's)",
+    )
     return parser
+
+
+def _architectures(text: str) -> list[str]:
+    """Return the architectures, this machine's first: `docker load` takes that one."""
+    found = {each.removeprefix("linux/") for each in text.split(",")}
+    if not found <= set(contents.ARCHITECTURES):
+        raise argparse.ArgumentTypeError(f"wanted linux/amd64 and linux/arm64, found {text!r}")
+    return sorted(found, key=lambda each: (each != debian.native(), each))
 
 
 def _default_cache() -> Path:
