@@ -20,6 +20,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if is_left_out else None
 
 
+_INSTANCES = Path("/proc/sys/fs/inotify/max_user_instances")
+
+
 @pytest.fixture(scope="session")
 def node_root() -> Path:
     """Return what a node is made of."""
@@ -34,6 +37,8 @@ def node_root() -> Path:
 @pytest.fixture
 def docker(tmp_path: Path, node_root: Path) -> Iterator[Docker]:
     """Start a Docker that knows the image of a node."""
+    limit = int(_INSTANCES.read_text())
+    assert limit >= 512, f"{_INSTANCES} is {limit}: kind wants 512 (scripts/test raises it)"
     with Docker(tmp_path / "docker") as made:
         made.load_node(node_root)
         yield made
