@@ -135,6 +135,7 @@ class Calls:
         """Run the call and return its reply and how it ended; without a caller nothing shall remain."""
         if wire.has_left(connection):
             return None, _NOT_BEGUN
+        wire.begin(connection)
         reply, outcome = self._run(connection, call)
         added = call.environ.get("CNI_COMMAND") == "ADD" and reply.status == 0
         if added and wire.has_left(connection):

@@ -10,8 +10,10 @@ from __future__ import annotations
 import array
 import errno
 import os
+import select
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,7 +64,7 @@ class Reply:
 
 
 def receive_call(connection: socket.socket, timeout: float) -> Call | None:
-    """Return the request, None when the peer left without one.
+    """Return the request, None when the peer left without one; its last byte stays unread, see `begin`.
 
     Raises WireError for garbage and for sizes beyond the limits, which are refused before
     anything of that size is read; TimeoutError when it is not whole in `timeout` seconds.
@@ -89,13 +91,13 @@ def _receive_call(reader: _Reader) -> Call | None:
         )
     _require_size("program and environment", strings_size, _MAX_STRINGS)
     _require_size("stdin", stdin_size, _MAX_STDIN)
-    program, *environ = os.fsdecode(reader.read(strings_size)).split("\0")
-    stdin = reader.read(stdin_size)
+    body = reader.read_but_last(strings_size + stdin_size)
+    program, *environ = os.fsdecode(body[:strings_size]).split("\0")
     pairs = (pair.partition("=") for pair in environ if "=" in pair)
     return Call(
         program=program,
         environ={key: value for key, _, value in pairs},
-        stdin=stdin,
+        stdin=body[strings_size:],
         netns_fd=reader.take_descriptor(number),
     )
 
@@ -112,27 +114,36 @@ class _Reader:
         self._connection = connection
         self._deadline = deadline
         self._descriptors: list[int] = []
-        self._unread = bytearray()
 
     def read(self, size: int) -> bytes:
         """Return `size` bytes, none when the peer closed before the first of the frame."""
-        while len(self._unread) < size:
-            piece = self._receive()
-            if not piece and (self._unread or size != _HEAD.size):
-                raise WireError(f"wanted {size - len(self._unread)} more bytes, found the end")
+        read = bytearray()
+        while len(read) < size:
+            piece = self._receive(size - len(read))
+            if not piece and (read or size != _HEAD.size):
+                raise WireError(f"wanted {size - len(read)} more bytes, found the end")
             if not piece:
                 return b""
-            self._unread += piece
-        part = bytes(self._unread[:size])
-        del self._unread[:size]
-        return part
+            read += piece
+        return bytes(read)
 
-    def _receive(self) -> bytes:
-        """Return what has come, as a rule the whole frame."""
+    def read_but_last(self, size: int) -> bytes:
+        """Return `size` bytes, and leave the last one where it is."""
+        if not size:
+            return b""
+        read = self.read(size - 1)
+        self._connection.settimeout(max(self._deadline.left(), 0.001))
+        last = self._connection.recv(1, socket.MSG_PEEK)
+        if not last:
+            raise WireError("wanted 1 more bytes, found the end")
+        return read + last
+
+    def _receive(self, most: int) -> bytes:
+        """Return what has come, as a rule all of it."""
         # Each piece gets what is left, so that a trickle does not stretch the limit.
         self._connection.settimeout(max(self._deadline.left(), 0.001))
         space = socket.CMSG_SPACE(_INT)
-        piece, messages, _, _ = self._connection.recvmsg(_CHUNK, space, socket.MSG_CMSG_CLOEXEC)
+        piece, messages, _, _ = self._connection.recvmsg(most, space, socket.MSG_CMSG_CLOEXEC)
         for level, kind, content in messages:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 self._descriptors += array.array("i", content[: len(content) // _INT * _INT])
@@ -190,12 +201,19 @@ def peer_of(connection: socket.socket) -> Credentials:
     return Credentials(pid=pid, uid=uid)
 
 
+def begin(connection: socket.socket) -> None:
+    """Read the request's last byte: a call that ends from now on was begun.
+
+    The kernel resets the connection of who is killed with something unread (unix(7), ECONNRESET). So a shim
+    knows that its call has only waited here, and asks the next agent.
+    """
+    connection.setblocking(False)
+    with suppress(BlockingIOError):  # a request without parts has none
+        connection.recv(1)
+
+
 def has_left(connection: socket.socket) -> bool:
     """Tell whether nobody waits for the reply any more."""
-    connection.setblocking(False)
-    try:
-        return not connection.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    poll = select.poll()
+    poll.register(connection, 0)  # POLLHUP and POLLERR are always told
+    return bool(poll.poll(0))

@@ -131,6 +131,27 @@ def test_an_agent_killed_during_a_call_is_an_error_to_retry(shim_node: Node) -> 
     assert [name for name in node.links() if name.startswith("veth")] == []
 
 
+def test_a_call_that_waits_in_an_agent_that_is_killed_is_made(shim_node: Node) -> None:
+    """By the next agent, or by the executable itself: it had not begun."""
+    node, begun = shim_node, shim_node.tmp / "begun"
+    (node.bin_dir / "slow").write_text(f"#!/bin/sh\n: >{begun}\nsleep 20\n")
+    (node.bin_dir / "slow").chmod(0o755)
+    slow, config = network(node) | {"ipam": {"type": "slow"}}, network(node, [{"subnet": "10.22.0.0/24"}])
+    pods = [node.pod() for _ in range(4)]
+    with start_agent(node.tmp / "a.sock", "--workers", 1) as agent, ThreadPoolExecutor() as pool:
+        agent.wait_ready()
+        running = pool.submit(node.call, "ADD", slow, pods[0])
+        wait_for(begun)
+        waiting = [pool.submit(node.call, "ADD", config, pod) for pod in pods[1:]]
+        clients = Path(f"/proc/{agent.process.pid}/task")
+        assert eventually(lambda: len(list(clients.iterdir())) >= 5, wanted=True)
+        agent.kill()
+        with start_agent(node.tmp / "a.sock"):
+            assert running.result().json["code"] == 11
+            assert [each.result().status for each in waiting] == [0, 0, 0]
+    assert len(node.held()) == 3
+
+
 def test_a_terminal_as_stdin_is_not_waited_for(shim_node: Node) -> None:
     master, terminal = os.openpty()
     command = [str(shim_node.bin_dir / "podwire")]
