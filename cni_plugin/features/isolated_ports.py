@@ -68,7 +68,7 @@ def open_host_ports(host: Namespace, port: Link) -> None:
     if SET not in host.nftables.list_sets(FAMILY):
         run_nft(replace(rulesets[-1], chains=()).render())
     _take_in(host)
-    for ruleset in (plan_marks(bridge.name), *rulesets):
+    for ruleset in (*rulesets, plan_marks(bridge.name)):
         ensure_ruleset(host.nftables, ruleset)
     host.netlink.change(set_isolated(port.name, on=False))
 
