@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.harness.agents import start_agent
 from tests.harness.answers import refusal
 from tests.harness.cluster import make_cluster
@@ -163,3 +165,19 @@ def test_no_link_in_the_store_leads_a_write_out_of_it(plain_node: Node, name: st
     node.call("DEL", config, pod, environ=POD)
     assert outside.read_text() == "as it was"
     assert stat.S_IMODE(outside.stat().st_mode) == 0o644
+
+
+def test_the_image_is_made_by_a_user_to_whom_the_tests_environment_is_closed(public: Path) -> None:
+    """Root's run of the tests leaves an environment in the checkout that may lead below /root."""
+    closed = public / "closed"
+    (closed / "bin").mkdir(parents=True)
+    (closed / "bin/python").symlink_to("/usr/bin/python3")
+    closed.chmod(0o700)
+    checkout = public / "checkout"
+    shutil.copytree(ROOT / "scripts", checkout / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / ".venv/bin/python").symlink_to(closed / "bin/python")
+    command = ["/usr/bin/python3", checkout / "scripts/image", "--help"]
+    done = subprocess.run(command, check=False, user=NOBODY, group=NOBODY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

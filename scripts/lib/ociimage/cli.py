@@ -22,6 +22,9 @@ def main(root: Path) -> None:
     """Write the image and say what was written."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     arguments = _parser(project["version"]).parse_args()
+    target = Path(arguments.output)
+    if not os.access(target.parent, os.W_OK):
+        sys.exit(f"scripts/image: {target.parent.resolve()}: wanted a directory to write {target.name} to")
     cache = Path(os.environ.get("PODWIRE_CACHE") or _default_cache()) / "image"
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or _last_commit(root))
     try:
@@ -48,7 +51,6 @@ def main(root: Path) -> None:
         "Labels": labels,
         "WorkingDir": "/",
     }
-    target = Path(arguments.output)
     staged = target.with_name(f".{target.name}.new")
     image = archive.Image(tag=arguments.tag, epoch=epoch, created=created, config=config)
     digest = archive.write(staged, trees, image)
