@@ -12,7 +12,6 @@ import fcntl
 import os
 import select
 import socket
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -21,6 +20,7 @@ from cni_plugin.agent.systemd import take_listener
 from cni_plugin.contract.errors import CNIError, Code
 from ipam.seam import step
 from ipam.seam.files import make_directories, remove_file
+from ipam.seam.waits import Deadline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,8 +70,8 @@ def take_over(path: str, http_at: str, terminated: int) -> Post | None:
 
     CNIError 11 when that one does not hand over.
     """
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
+    deadline = Deadline(_PATIENCE)
+    while deadline.left():
         post = _ask(path, http_at, terminated) or open_post(path, http_at)
         if post is not None:
             return post
