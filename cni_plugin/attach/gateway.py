@@ -14,7 +14,7 @@ from cni_plugin.attach.veth import host_mac
 from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.inet import default_route, is_among, width, with_prefix
 from cni_plugin.contract.result import Route
-from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses, wait_until_resolvable
+from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses
 from cni_plugin.kernel.bridge import find_foreign_port
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import VethPair, add_veth, get_link, get_link_by_index, set_up
@@ -25,7 +25,7 @@ from cni_plugin.kernel.netconf import (
     ignore_routers,
     require_forwarding,
 )
-from cni_plugin.kernel.route import MAIN_TABLE, PODWIRE_PROTO, RouteSpec, set_route
+from cni_plugin.kernel.route import MAIN_TABLE, PODWIRE_PROTO, RouteSpec, set_route, wait_until_local
 from cni_plugin.kernel.sysctl import require_family
 from cni_plugin.kernel.vlan import access_vlan, add_vlan
 
@@ -124,7 +124,7 @@ def _ensure_gateway_address(plan: BridgePlan, holder: Link, wanted: IPNetwork, h
         delete_address(host.netlink, holder.index, other)
     _ensure_family(holder, wanted.version, host.netlink)
     ensure_address(host.netlink, holder.index, wanted)
-    wait_until_resolvable(host.netlink, holder.index, [wanted.ip])
+    wait_until_local(host.netlink, holder.index, [wanted.ip])
 
 
 def _ensure_family(holder: Link, version: int, nl: Netlink) -> None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from cni_plugin.config.network import render_alias
 from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
 from cni_plugin.contract.inet import is_among, is_assignable, width
-from cni_plugin.kernel.addr import add_address, list_addresses, list_unsettled, wait_until_resolvable
+from cni_plugin.kernel.addr import add_address, list_addresses, list_unsettled
 from cni_plugin.kernel.bridge import random_mac
 from cni_plugin.kernel.link import IFF_UP, Link, get_link, get_link_by_index, set_mac, set_up
-from cni_plugin.kernel.route import RouteSpec, add_route, find_default_route, list_routes
+from cni_plugin.kernel.route import RouteSpec, add_route, find_default_route, list_routes, wait_until_local
 from cni_plugin.kernel.sysctl import ensure_sysctl, has_sysctl, prefer_sysctl, require_family
 from ipam.seam import waits
 
@@ -234,7 +234,7 @@ def announce_addresses(pod: Namespace, link: Link, ips: tuple[IPConfig, ...]) ->
     section 3, RFC 4861 section 7.2.6). At link-up, when it would also do it, the port does not
     forward yet. A packet socket of our own would cost a grace period (RCU) to close, about 8 ms.
     """
-    wait_until_resolvable(pod.netlink, link.index, [ip.address.ip for ip in ips])
+    wait_until_local(pod.netlink, link.index, [ip.address.ip for ip in ips])
     with pod.entered():
         for version in sorted({ip.address.version for ip in ips}):
             key = f"net/ipv{version}/conf/{link.name}/{_NOTIFY[version]}"

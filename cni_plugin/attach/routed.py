@@ -24,7 +24,7 @@ from cni_plugin.contract.result import Interface, IPConfig, Result, Route
 from cni_plugin.kernel.link import Link, get_link
 from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
 from cni_plugin.kernel.netconf import ensure_family, ensure_forwarding, ignore_routers, require_forwarding
-from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, list_routes, set_route
+from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, list_routes, set_route, wait_until_local
 from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
 from ipam.seam import waits
 
@@ -131,6 +131,7 @@ def configure(plan: RoutedPlan, connection: int, site: Site, addresses: Result) 
 
         introduce(bridge, [ip.address.ip for ip in addresses.ips], host)
     _wait_for_carrier(plan, host)
+    wait_until_local(pod.netlink, inside.index, [ip.address.ip for ip in addresses.ips])
     return _result(plan, outside, inside, addresses)
 
 

@@ -10,7 +10,6 @@ import errno
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.message import (
@@ -24,10 +23,9 @@ from cni_plugin.kernel.message import (
     u32,
 )
 from cni_plugin.kernel.netlink import HEADER, Change, Query
-from ipam.seam import waits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from netaddr import IPAddress, IPNetwork
 
@@ -37,14 +35,11 @@ if TYPE_CHECKING:
 # linux/if_addr.h
 _IFADDRMSG = struct.Struct("=4BI")  # family, prefix length, flags, scope, index
 _ATTRIBUTES = HEADER.size + _IFADDRMSG.size
-_SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_MULTICAST, _IFA_FLAGS = 1, 2, 4, 7, 8
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _IFA_TARGET_NETNSID = 10
 _IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x02, 0x08, 0x40
 _IFA_F_MANAGED = 0x100  # IFA_F_MANAGETEMPADDR, which the kernel gives what it made of an advertisement
 _RT_SCOPE_LINK = 253
-_JOIN_TIMEOUT = 5.0  # seconds; the work queue is one for the whole machine
-_JOIN_POLLS = (0.0003, 0.02)  # seconds, from the first to the longest pause
 
 
 def add_address(index: int, address: IPNetwork, *, dad: bool = False) -> Change:
@@ -147,29 +142,3 @@ def _list(nl: Netlink, index: int, *where: bytes) -> Iterator[_Found]:
         # IFA_LOCAL is the address itself; IFA_ADDRESS is the peer's on a point-to-point link.
         address = parse_network(attributes.get(_IFA_LOCAL) or attributes[_IFA_ADDRESS], prefixlen)
         yield _Found(address, parse_number(attributes.get(_IFA_FLAGS)) or flags, scope)
-
-
-def wait_until_resolvable(nl: Netlink, index: int, addresses: Iterable[IPAddress]) -> None:
-    """Wait until neighbours can resolve the IPv6 ones of `addresses`; CNIError 11 when they cannot.
-
-    The kernel joins the group that an address is solicited at (RFC 4291 section 2.7.1) from a
-    work queue, after the request that added the address was answered (addrconf_dad_begin in
-    net/ipv6/addrconf.c). What is solicited before is lost, and asked for again a second later.
-    """
-    wanted = {_SOLICITED_NODE + int(a).to_bytes(16, "big")[-3:] for a in addresses if a.version == 6}
-    for _ in waits.looks(_JOIN_TIMEOUT, *_JOIN_POLLS):
-        missing = wanted - (_list_groups(nl, index) if wanted else set())
-        if not missing:
-            return
-    raise CNIError(
-        Code.TRY_AGAIN_LATER,
-        f"link index {index}: wanted {sorted(str(parse_address(group)) for group in missing)} "
-        f"joined in {_JOIN_TIMEOUT} s, found other groups only",
-    )
-
-
-def _list_groups(nl: Netlink, index: int) -> set[bytes]:
-    """Return the IPv6 multicast groups that the link with this index has joined."""
-    body = _IFADDRMSG.pack(AF_INET6, 0, 0, 0, index)
-    found = nl.dump(Query(f"ip -6 maddr show dev index {index}", netlink.RTM_GETMULTICAST, body))
-    return {parse_attributes(raw, _ATTRIBUTES)[_IFA_MULTICAST] for raw in found}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from netaddr import IPAddress
 
+from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.inet import default_route, width
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
@@ -28,9 +29,10 @@ from cni_plugin.kernel.message import (
     u32,
 )
 from cni_plugin.kernel.netlink import HEADER, Change, Query
+from ipam.seam import waits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from netaddr import IPNetwork
 
@@ -45,6 +47,8 @@ PODWIRE_PROTO = 112  # a number nobody has in iproute2's rt_protos: the routes t
 SYNC_PRIORITY = 0x40000000
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _RTNH_F_ONLINK = 4
+_LOCAL_TIMEOUT = 5.0  # seconds; the work queue is one for the whole machine
+_LOCAL_POLLS = (0.0003, 0.02)  # seconds, from the first to the longest pause
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE = 8, 9, 15
 _RTAX_MTU, _RTAX_ADVMSS = 2, 8
@@ -244,10 +248,10 @@ class Path:
     local: bool
 
 
-def find_path(nl: Netlink, address: IPAddress) -> Path | None:
-    """Return the path to `address`, None when there is no route."""
+def find_path(nl: Netlink, address: IPAddress, link: int = 0) -> Path | None:
+    """Return the path to `address`, over the link with this index if one is given; None without a route."""
     head = _Head(FAMILY[address.version], dst_len=width(address))
-    body = _RTMSG.pack(*head) + ip(_RTA_DST, address)
+    body = _RTMSG.pack(*head) + ip(_RTA_DST, address) + (u32(_RTA_OIF, link) if link else b"")
     try:
         raw = nl.get(Query(f"ip route get {address}", netlink.RTM_GETROUTE, body))
     except KernelError as error:
@@ -261,6 +265,25 @@ def find_path(nl: Netlink, address: IPAddress) -> Path | None:
         source=parse_address(source) if source else address,
         gateway=parse_address(gateway) if gateway else None,
         local=_head(raw).type == _RTN_LOCAL,
+    )
+
+
+def wait_until_local(nl: Netlink, index: int, addresses: Iterable[IPAddress]) -> None:
+    """Wait until the link's namespace takes packets for the IPv6 ones of `addresses`; CNIError 11 when not.
+
+    The kernel joins the group that an address is solicited at, and then makes the route to it, from a
+    work queue after the request that added the address was answered (addrconf_dad_begin and
+    addrconf_dad_completed in net/ipv6/addrconf.c). A packet that comes before is lost.
+    """
+    wanted = [address for address in addresses if address.version == 6]
+    for _ in waits.looks(_LOCAL_TIMEOUT, *_LOCAL_POLLS):
+        paths = [find_path(nl, address, index) for address in wanted]
+        if all(path is not None and path.local for path in paths):
+            return
+    raise CNIError(
+        Code.TRY_AGAIN_LATER,
+        f"link index {index}: wanted local routes to {list(map(str, wanted))} in {_LOCAL_TIMEOUT} s, "
+        f"found {list(map(str, paths))}",
     )
 
 

@@ -13,6 +13,7 @@ import select
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from cni_plugin.plugins import PLUGINS
 from tests.harness.networks import address_of, environment, gateway_of, inside, network, planned, ports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.harness.node import Node, Pod, Space
 
@@ -136,6 +137,31 @@ def lost_packets(node: Node, family: int, add: Add, **keys: Any) -> list[str]:
 @pytest.mark.parametrize("add", [add_in_process, add_by_executable], ids=["in-process", "executable"])
 def test_first_packet_is_not_lost(node: Node, family: int, add: Add) -> None:
     assert lost_packets(node, family, add) == []
+
+
+@contextmanager
+def busy_kernel() -> Iterator[None]:
+    """Make and delete links in a namespace of its own, so that the kernel's work queues come late."""
+    loop = "while ip link add veth0 type veth peer veth1 && ip link del veth0; do :; done"
+    with subprocess.Popen(["unshare", "--net", "sh", "-c", loop]) as process:
+        yield
+        process.kill()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_first_packet_to_a_routed_pod_is_not_lost(node: Node, family: int) -> None:
+    own, subnet = {4: ("192.0.2.1/32", "10.22.0.0/24"), 6: ("2001:db8::1/128", "fd00:22::/64")}[family]
+    node.run("ip", "addr", "add", own, "dev", "lo")
+    config = network(node, [{"subnet": subnet}], mode="routed")
+    here, lost = open_mailbox(node, family), []
+    with busy_kernel(), here.socket:
+        for pod in [node.pod() for _ in range(PODS)]:
+            box = open_mailbox(pod, family)
+            with box.socket:
+                here.send(address_of(add_in_process(node, config, pod), family), pod.name)
+                if not box.receives(pod.name):
+                    lost.append(pod.name)
+    assert lost == []
 
 
 def attach_with_interface_down(node: Node, pod: Pod) -> dict[str, Any]:
