@@ -19,12 +19,21 @@ if TYPE_CHECKING:
     from netaddr import IPNetwork
 
 VXLAN, HOST_GATEWAY = "vxlan", "hostGateway"
-MODES = (VXLAN, HOST_GATEWAY)
+BACKENDS = (VXLAN, HOST_GATEWAY)
+BRIDGE, ROUTED = "bridge", "routed"
+ATTACHES = (BRIDGE, ROUTED)
+# What `mode` says, one word for both, and how pods are joined where only the backend is named.
+MODES = {
+    VXLAN: {"attach": BRIDGE, "backend": VXLAN},
+    HOST_GATEWAY: {"attach": ROUTED, "backend": HOST_GATEWAY},
+}
 _FAMILIES = {"": 0, "ipv4": 4, "ipv6": 6}
 _KEYS = frozenset(
     {
         "network",
         "mode",
+        "attach",
+        "backend",
         "vni",
         "port",
         "mtu",
@@ -46,7 +55,10 @@ class ClusterSettings:
     """The network that every node has a part of. `mtu` (0: automatic) and `mtu_overhead` in bytes."""
 
     network: str = "podwire"
-    mode: str = VXLAN
+    attach: str = BRIDGE
+    """How pods are joined to their node."""
+    backend: str = VXLAN
+    """How nodes are joined."""
     vni: int = 1
     port: int = 4789
     mtu: int = 0
@@ -85,7 +97,8 @@ def parse_settings(fields: Fields) -> ClusterSettings:
     capabilities = fields.section("capabilities")
     return ClusterSettings(
         network=fields.string("network") or default.network,
-        mode=_parse_mode(fields),
+        backend=_parse_choice(fields, "backend", BACKENDS),
+        attach=_parse_choice(fields, "attach", ATTACHES),
         vni=fields.integer("vni", 1, 2**24 - 1) or default.vni,
         port=fields.integer("port", 1, 65535) or default.port,
         mtu=fields.integer("mtu", 0, 65535) or 0,
@@ -100,11 +113,17 @@ def parse_settings(fields: Fields) -> ClusterSettings:
     )
 
 
-def _parse_mode(fields: Fields) -> str:
-    mode = fields.string("mode") or VXLAN
-    if mode not in MODES:
+def _parse_choice(fields: Fields, key: str, choices: tuple[str, ...]) -> str:
+    """Return what `key` says, else what `mode` says of it, which is by itself the backend's name."""
+    mode, asked = fields.string("mode"), fields.string(key)
+    if mode and mode not in MODES:
         raise invalid_config(f'"mode" must be one of {list(MODES)}, found "{mode}"')
-    return mode
+    if asked and asked not in choices:
+        raise invalid_config(f'"{key}" must be one of {list(choices)}, found "{asked}"')
+    meant = MODES[mode][key] if mode else ""
+    if asked and meant and asked != meant:
+        raise invalid_config(f'"mode" "{mode}" means "{key}" "{meant}", found "{key}" "{asked}" beside it')
+    return asked or meant or MODES[fields.string("backend") or VXLAN][key]
 
 
 def _parse_family(fields: Fields) -> int:

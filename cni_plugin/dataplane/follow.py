@@ -14,9 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cni_plugin.agent.journal import own, render_pairs
+from cni_plugin.attach.both_kinds import find_bridge
 from cni_plugin.backend.host_gateway import on_link
 from cni_plugin.cluster.api import APIError
-from cni_plugin.cluster.settings import HOST_GATEWAY
+from cni_plugin.cluster.settings import HOST_GATEWAY, ROUTED
 from cni_plugin.config.paths import BIN_DIR
 from cni_plugin.config.state_file import ClusterState
 from cni_plugin.contract.errors import CNIError, Code
@@ -92,7 +93,9 @@ class Follower:
         self._wanted = _read_wanted(order)
         self._synced: Wanted | None = None
         settings = order.settings
-        self._state = ClusterState(node=order.node, mode=settings.mode, network=settings.network)
+        self._state = ClusterState(
+            node=order.node, mode=f"{settings.attach}, {settings.backend}", network=settings.network
+        )
 
     def step(self) -> bool:
         """Bring the node in line with what is known; tell whether it is."""
@@ -149,7 +152,9 @@ class Follower:
     def _render(self, me: Node) -> str:
         require_pod_cidrs(me)
         device = _find_device(me, require_address(self._order.settings, me))
-        return render(render_network(self._order.settings, me, device, self._order.places))
+        settings, places = self._order.settings, self._order.places
+        former = settings.attach == ROUTED and _has_bridge(settings.bridge)
+        return render(render_network(settings, me, device, places, former_bridge=former))
 
     def _apply(self) -> None:
         """Write what is wanted and make the kernel equal to it; the configuration appears last."""
@@ -253,10 +258,15 @@ def _find_device(me: Node, address: IPAddress) -> str:
     return link.name
 
 
+def _has_bridge(name: str) -> bool:
+    with open_host() as host:
+        return find_bridge(name, host) is not None
+
+
 def _plan_peers(settings: ClusterSettings, me: Node, nodes: dict[str, Node]) -> PeerPlan:
     """Return the peers that this machine can have: none of its own, behind a host gateway neighbours."""
     with open_host() as host:
-        if settings.mode == HOST_GATEWAY:
+        if settings.backend == HOST_GATEWAY:
             return plan_peers(settings, me, nodes.values(), partial(_refuse_distant, host.netlink))
         ours = frozenset(address.ip for address in list_addresses(host.netlink))
         return plan_peers(settings, me, nodes.values(), partial(_refuse_ours, ours))

@@ -57,6 +57,11 @@ class Follower:
             f"--state-file={self.state_file}",
         ]
 
+    def configure(self, **settings: Any) -> None:
+        """Write the cluster's settings, which are read at the start."""
+        data_dir = {"dataDir": str(self.node.data_dir)}
+        (self.directory / "settings.json").write_text(json.dumps({**data_dir, **settings}))
+
     def start(self) -> None:
         command = [
             "nsenter",
@@ -158,10 +163,9 @@ def following(
                 directory = node.tmp / "kube"
                 (directory / "account").mkdir(parents=True)
                 (directory / "account" / "token").write_text("first\n")
-                data_dir = {"dataDir": str(node.data_dir)}
-                (directory / "settings.json").write_text(json.dumps({**data_dir, **settings}))
                 options = (f"--node-name=node{i}", f"--api-server={api.url}", "--resync=600")
                 nodes[i] = Follower(node, directory, options)
+                nodes[i].configure(**settings)
             try:
                 yield Followers(cluster, api, nodes, FAMILIES[families])
             finally:

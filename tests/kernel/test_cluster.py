@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
     from tests.harness.followers import Followers
 
-FORMS = (("vxlan", "dual"), ("vxlan", "IPv4"), ("vxlan", "IPv6"), ("hostGateway", "dual"))
+FORMS = (
+    *(("routed", "vxlan", families) for families in ("dual", "IPv4", "IPv6")),
+    ("bridge", "vxlan", "dual"),
+    ("bridge", "vxlan", "IPv6"),
+    ("routed", "hostGateway", "dual"),
+    ("bridge", "hostGateway", "dual"),
+)
 
 
 @pytest.fixture
@@ -42,11 +48,11 @@ def nodes(tmp_path: Path, bin_dir: Path) -> Iterator[Followers]:
         yield made
 
 
-@pytest.mark.parametrize(("mode", "families"), FORMS)
+@pytest.mark.parametrize(("attach", "backend", "families"), FORMS)
 def test_every_pod_reaches_every_pod_and_a_restart_changes_nothing(
-    tmp_path: Path, bin_dir: Path, mode: str, families: str
+    tmp_path: Path, bin_dir: Path, attach: str, backend: str, families: str
 ) -> None:
-    with following(tmp_path, bin_dir, families=families, mode=mode, vni=42) as made:
+    with following(tmp_path, bin_dir, families=families, attach=attach, backend=backend, vni=42) as made:
         made.start()
         pods = {i: follower.start_pod() for i, follower in made.nodes.items()}
         for one, other in itertools.permutations(pods, 2):
@@ -57,6 +63,29 @@ def test_every_pod_reaches_every_pod_and_a_restart_changes_nothing(
         assert (state["ready"], state["syncs"], state["repairs"]) == (True, 1, 0)
         assert "changes=0" in made.nodes[1].log.read_text()
         assert made.nodes[1].node.transcript() == before
+
+
+def test_pods_of_before_reach_new_ones_when_the_cluster_goes_from_bridge_to_routed(
+    tmp_path: Path, bin_dir: Path
+) -> None:
+    with following(tmp_path, bin_dir, 2, vni=42) as made:
+        made.start()
+        old = {i: follower.start_pod() for i, follower in made.nodes.items()}
+        for i, follower in made.nodes.items():
+            follower.stop()
+            follower.configure(vni=42, attach="routed")
+            follower.start()
+            follower.wait(lambda state: state["ready"] and state["mode"] == "routed, vxlan")
+            assert follower.config()["mode"] == "routed", i
+        new = {i: follower.start_pod() for i, follower in made.nodes.items()}
+        for one, other in itertools.permutations((*old.values(), *new.values()), 2):
+            for version in (4, 6):
+                assert one.ping(address_of(other, version), within=1), (one, other, version)
+        one = made.nodes[1]
+        one.node.delete(one.config(), old[1])
+        one.node.run("ip", "link", "del", "cni0")
+        one.wait(lambda _: "bridge" not in one.config())
+        assert new[1].ping(address_of(new[2], 6))
 
 
 def test_the_configuration_appears_when_the_datapath_is_there(tmp_path: Path, bin_dir: Path) -> None:
@@ -118,7 +147,7 @@ def test_a_node_that_loses_its_subnet_keeps_its_configuration_and_says_so(nodes:
     assert answer.json["msg"].startswith("node node1: wanted spec.podCIDRs, found none")
     nodes.api.remove("node1")
     one.wait(lambda state: "among the API's nodes" in str(state["reasons"]))
-    assert pod.ping("10.244.1.1")
+    assert pod.ping("192.0.2.1")
     nodes.api.put(nodes.render(1))
     one.wait_ready(2)
 
@@ -359,9 +388,13 @@ def exists(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-@pytest.mark.parametrize("mode", ["vxlan", "hostGateway"])
-def test_pods_and_other_nodes_see_each_others_own_addresses(tmp_path: Path, bin_dir: Path, mode: str) -> None:
-    with following(tmp_path, bin_dir, 2, mode=mode, vni=42) as made:
+@pytest.mark.parametrize(
+    ("attach", "backend"), [("routed", "vxlan"), ("bridge", "vxlan"), ("routed", "hostGateway")]
+)
+def test_pods_and_other_nodes_see_each_others_own_addresses(
+    tmp_path: Path, bin_dir: Path, attach: str, backend: str
+) -> None:
+    with following(tmp_path, bin_dir, 2, attach=attach, backend=backend, vni=42) as made:
         made.start()
         one, two = made.nodes[1], made.nodes[2]
         pod = one.start_pod()

@@ -92,7 +92,7 @@ def normal(space: Space, text: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("form", ["bridge", "flat", "routed", "hostgw"])
+@pytest.mark.parametrize("form", ["tunnel", "bridge", "flat", "routed", "hostgw"])
 def test_the_page_shows_what_the_kernel_says(cluster: Cluster, form: str) -> None:
     page = PAGE.read_text()
     found = next(block for block in BLOCK.finditer(page) if block[2] == form)

@@ -55,6 +55,19 @@ def dial(client: Space, name: str, protocol: str) -> dict[str, Any]:
         return dict(json.loads(connection.getresponse().read()))
 
 
+def ask_until_answered(client: Space, name: str, protocol: str) -> dict[str, Any]:
+    """Return the first account with an answer: kube-proxy takes a moment to write its rules."""
+    seen: dict[str, Any] = {}
+
+    def answered() -> bool:
+        seen.clear()
+        seen.update(dial(client, name, protocol))
+        return bool(seen.get("responses"))
+
+    eventually(answered, lambda: f"{name}: {seen}", within=30)
+    return seen
+
+
 @pytest.mark.parametrize("protocol", ["http", "udp"])
 def test_a_pod_reaches_a_service_by_its_name_and_is_seen_with_its_own_address(
     named: Kubernetes, protocol: str
@@ -70,16 +83,38 @@ def test_a_pod_reaches_a_service_by_its_name_and_is_seen_with_its_own_address(
     for client in found[1:]:
         own = {address_of(client, version) for version in (4, 6)}
         for name in ("web", f"web.default.svc.{dns.DOMAIN}"):
-            seen: dict[str, Any] = {}
-
-            def answered(
-                client: Space = places[client.name], name: str = name, seen: dict[str, Any] = seen
-            ) -> bool:
-                seen.clear()
-                seen.update(dial(client, name, protocol))
-                return bool(seen.get("responses"))
-
-            # kube-proxy takes a moment to write its rules.
-            eventually(answered, lambda name=name, seen=seen: f"{name}: {seen}", within=30)
+            seen = ask_until_answered(places[client.name], name, protocol)
             [answer] = seen["responses"]
             assert answer.rpartition(":")[0].strip("[]") in own, (client, name, seen)
+
+
+@pytest.fixture
+def named_of_before(named: Kubernetes) -> Iterator[Kubernetes]:
+    """Let the name server and a service's pod be on bridges, in a cluster whose pods are routed now."""
+    restart = ("rollout", "restart", "-n", dns.NAMESPACE, "deployment/coredns")
+    named.kubectl(*restart)
+    status = ("rollout", "status", "-n", dns.NAMESPACE, "deployment/coredns", "--timeout=60s")
+    named.kubectl(*status)
+    named.apply(pods.pod("old", "node-1", **_NETEXEC), pods.service("old"))
+    named.await_pods("old", 1)
+    podwire.configure(named, attach="routed")
+    yield named
+    podwire.configure(named, attach="bridge")
+
+
+def test_pods_on_a_bridge_from_before_serve_routed_ones_and_are_served(named_of_before: Kubernetes) -> None:
+    cluster = named_of_before
+    cluster.apply(
+        *(pods.pod(name, f"node-{i}", **_NETEXEC) for name, i in (("near", 1), ("far", 2))),
+        pods.service("near"),
+    )
+    found = {name: cluster.await_pods(name, 1)[0] for name in ("old", "near", "far")}
+    places = spaces(cluster, found.values())
+    ways = {name: places[pod.name].run("ip", "route").stdout for name, pod in found.items()}
+    routed = {name: "via 169.254.1.1" in way for name, way in ways.items()}
+    assert routed == {"old": False, "near": True, "far": True}
+    for client, service in (("near", "old"), ("far", "old"), ("old", "near"), ("far", "near")):
+        seen = ask_until_answered(places[found[client].name], service, "http")
+        [answer] = seen["responses"]
+        own = {address_of(found[client], version) for version in (4, 6)}
+        assert answer.rpartition(":")[0].strip("[]") in own, (client, service, seen)

@@ -23,12 +23,12 @@ def host_gateways(cluster: Kubernetes) -> Iterator[Kubernetes]:
     """Let the cluster have no tunnels for a while, and pods of before."""
     cluster.apply(pods.deployment("early", 2))
     cluster.await_pods("early", 2)
-    podwire.configure(cluster, mode="hostGateway")
+    podwire.configure(cluster, attach="routed", backend="hostGateway")
     yield cluster
-    podwire.configure(cluster, mode="vxlan")
+    podwire.configure(cluster, attach="bridge", backend="vxlan")
 
 
-def test_pods_reach_each_other_through_host_gateways_when_the_mode_was_changed(
+def test_pods_reach_each_other_through_host_gateways_when_the_backend_was_changed(
     host_gateways: Kubernetes,
 ) -> None:
     cluster = host_gateways

@@ -191,6 +191,33 @@ def test_the_conflist_of_a_host_gateway_node() -> None:
     assert not {"mtu", "mtuOverhead", "vxlan", "bridge"} & plugin.keys()
 
 
+@pytest.mark.parametrize(
+    ("keys", "attach", "backend"),
+    [
+        ({}, "bridge", "vxlan"),
+        ({"mode": "vxlan"}, "bridge", "vxlan"),
+        ({"mode": "hostGateway"}, "routed", "hostGateway"),
+        ({"attach": "routed"}, "routed", "vxlan"),
+        ({"backend": "hostGateway"}, "routed", "hostGateway"),
+        ({"attach": "bridge", "backend": "hostGateway"}, "bridge", "hostGateway"),
+        ({"mode": "vxlan", "attach": "bridge", "backend": "vxlan"}, "bridge", "vxlan"),
+    ],
+)
+def test_attach_and_backend_are_two_settings_and_mode_a_word_for_both(
+    keys: dict[str, str], attach: str, backend: str
+) -> None:
+    (plugin,) = render_network(settings(**keys), ME, "eth0", PLACES)["plugins"]
+    assert (plugin["mode"], {"vxlan", "hostGateway"} & plugin.keys()) == (attach, {backend})
+    assert ("bridge" in plugin) == (attach == "bridge")
+
+
+def test_routed_pods_are_told_of_a_bridge_that_pods_of_before_may_be_on() -> None:
+    (plugin,) = render_network(
+        settings(attach="routed", bridge="br7"), ME, "eth0", PLACES, former_bridge=True
+    )["plugins"]
+    assert (plugin["mode"], plugin["bridge"], plugin["forceAddress"]) == ("routed", "br7", True)
+
+
 def test_an_address_on_the_loopback_names_no_device() -> None:
     (plugin,) = render_network(settings(), ME, "lo", PLACES)["plugins"]
     assert "device" not in plugin["vxlan"]
@@ -208,6 +235,16 @@ def test_what_this_node_lacks_is_said() -> None:
 WRONG_SETTINGS = (
     ({"mode": "flat"}, '"mode" must be one of'),
     ({"mode": "bridge"}, '"mode" must be one of'),
+    ({"attach": "flat"}, '"attach" must be one of'),
+    ({"backend": "geneve"}, '"backend" must be one of'),
+    (
+        {"mode": "vxlan", "attach": "routed"},
+        '"mode" "vxlan" means "attach" "bridge", found "attach" "routed"',
+    ),
+    (
+        {"mode": "hostGateway", "backend": "vxlan"},
+        '"mode" "hostGateway" means "backend" "hostGateway", found',
+    ),
     ({"underlay": "both"}, '"underlay" must be "ipv4" or "ipv6", found "both"'),
     ({"clusterCIDRs": ["10.0.0.1/8"]}, '"clusterCIDRs" must have no host bits set'),
     ({"clusterCIDRs": "10.0.0.0/8"}, '"clusterCIDRs" must be a list'),

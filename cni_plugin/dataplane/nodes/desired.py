@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from netaddr import IPNetwork
 
-from cni_plugin.cluster.settings import HOST_GATEWAY, VXLAN
+from cni_plugin.cluster.settings import BRIDGE, HOST_GATEWAY, VXLAN
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.inet import width
 
@@ -66,11 +66,17 @@ def require_pod_cidrs(me: Node) -> None:
         )
 
 
-def render_network(settings: ClusterSettings, me: Node, device: str, places: Places) -> dict[str, Any]:
-    """Return this node's conflist; `device` is the link that holds its address."""
+def render_network(
+    settings: ClusterSettings, me: Node, device: str, places: Places, *, former_bridge: bool = False
+) -> dict[str, Any]:
+    """Return this node's conflist; `device` is the link that holds its address.
+
+    `former_bridge` tells whether it has a bridge of the settings' name, which pods of before may be on.
+    """
     plugin: dict[str, Any] = {
         "type": "podwire",
-        **_render_mode(settings, me, "" if device == _LOOPBACK else device, places),
+        **_render_attach(settings, former_bridge=former_bridge),
+        **_render_backend(settings, me, "" if device == _LOOPBACK else device, places),
         **({"mtu": settings.mtu} if settings.mtu else {}),
         **({"mtuOverhead": settings.mtu_overhead} if settings.mtu_overhead else {}),
         "ipMasq": settings.masquerade,
@@ -91,10 +97,18 @@ def render_network(settings: ClusterSettings, me: Node, device: str, places: Pla
     }
 
 
-def _render_mode(settings: ClusterSettings, me: Node, device: str, places: Places) -> dict[str, Any]:
+def _render_attach(settings: ClusterSettings, *, former_bridge: bool) -> dict[str, Any]:
+    # A node that joins again may have another subnet.
+    bridge = {"bridge": settings.bridge, "forceAddress": True}
+    if settings.attach == BRIDGE:
+        return {"mode": "bridge", **bridge, "isDefaultGateway": True, "hairpinMode": True}
+    return {"mode": "routed", **(bridge if former_bridge else {})}
+
+
+def _render_backend(settings: ClusterSettings, me: Node, device: str, places: Places) -> dict[str, Any]:
     common = {**({"device": device} if device else {}), "peersFile": places.peers_file}
-    if settings.mode == HOST_GATEWAY:
-        return {"mode": "routed", "hostGateway": common}
+    if settings.backend == HOST_GATEWAY:
+        return {"hostGateway": common}
     tunnel = {
         "vni": settings.vni,
         "port": settings.port,
@@ -102,14 +116,7 @@ def _render_mode(settings: ClusterSettings, me: Node, device: str, places: Place
         "addresses": [str(address) for address in me.addresses],
         **common,
     }
-    return {
-        "mode": "vxlan",
-        "bridge": settings.bridge,
-        "isDefaultGateway": True,
-        "forceAddress": True,  # a node that joins again may have another subnet
-        "hairpinMode": True,
-        "vxlan": tunnel,
-    }
+    return {"vxlan": tunnel}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +165,7 @@ def _about(node: Node, problem: str) -> str:
 def _fit(settings: ClusterSettings, me: Node, node: Node) -> tuple[list[IPNetwork], str]:
     """Return those of a node's subnets that the mode can reach, and why not the others."""
     versions = {address.version for address in node.addresses}
-    if settings.mode == VXLAN:
+    if settings.backend == VXLAN:
         version = underlay_family(settings, me)
         if version in versions:
             return list(node.pod_cidrs), ""
