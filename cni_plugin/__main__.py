@@ -24,6 +24,10 @@ def main() -> int:
         # A runtime that loses patience gets its undo, too.
         signal.signal(signal.SIGTERM, _terminated)
         return serve(PLUGINS[plugin_type])
+    if sys.argv[1:2] == ["probe"]:
+        from cni_plugin.cli import probe
+
+        return probe.main(sys.argv[2:])
     if len(sys.argv) > 1:
         from cni_plugin.cli import main as cli
 

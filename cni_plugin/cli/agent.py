@@ -7,9 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.agent import server
-from cni_plugin.agent.readiness import find_reasons_here
 from cni_plugin.cli import cluster, gc
-from cni_plugin.cli.console import write
 from cni_plugin.config.paths import SOCKET
 
 if TYPE_CHECKING:
@@ -48,15 +46,6 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     gc.add_agent_options(agent.add_argument_group("garbage collection"))
     cluster.add_flags(agent.add_argument_group("the cluster, and the networks whose pools are shown"))
     agent.set_defaults(run=_run)
-    probe = commands.add_parser("probe", help="tell whether the agent of this container takes the calls")
-    probe.add_argument("--socket", default=SOCKET, help=f"default {SOCKET}")
-    probe.set_defaults(run=_probe)
-
-
-def _probe(arguments: argparse.Namespace) -> int:
-    reasons = find_reasons_here(arguments.socket)
-    write(*reasons)
-    return 1 if reasons else 0
 
 
 def _count(text: str) -> int:

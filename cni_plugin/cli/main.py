@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cni_plugin import __version__
-from cni_plugin.cli import agent, cluster, doctor, gc, install, networks, status
+from cni_plugin.cli import agent, cluster, doctor, gc, install, networks, probe, status
 from cni_plugin.cli import ipam as cli_ipam
 from cni_plugin.contract.errors import CNIError
 from ipam.errors import IPAMError
@@ -49,4 +49,5 @@ def _parser() -> argparse.ArgumentParser:
     install.add_to(commands)
     cluster.add_to(commands)
     agent.add_to(commands)
+    probe.add_to(commands)
     return parser

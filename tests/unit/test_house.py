@@ -62,6 +62,7 @@ SPEAKERS = {
     "cni_plugin.cli.gc",
     "cni_plugin.cli.ipam",
     "cni_plugin.cli.main",
+    "cni_plugin.cli.probe",
     "cni_plugin.contract.dispatch",
 }
 SPEECH = {"print", "exit", "quit", "input", "sys.exit", "os._exit", "sys.stdout", "sys.stderr"}
