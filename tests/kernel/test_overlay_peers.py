@@ -261,7 +261,7 @@ table inet test {
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_no_masquerade_of_others_takes_the_tunnel(cluster: Cluster, version: int) -> None:
-    """https://github.com/kubernetes/kubernetes/issues/88986: its packets are not tracked, so not translated."""
+    """https://github.com/kubernetes/kubernetes/issues/88986: its packets are not tracked."""
     for node in cluster.nodes.values():
         node.run("nft", "-f", "-", input=MASQUERADE)
     pods = cluster.start_pods("routed", version)

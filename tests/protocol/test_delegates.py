@@ -138,7 +138,6 @@ WRONG = {
         7,
         ["elsewhere", "ips[0].address"],
     ),
-    "another version": (says(ADDRESS | {"cniVersion": "0.4.0"}), 1, ["1.1.0", "0.4.0"]),
     "an unknown version": (says(ADDRESS | {"cniVersion": "9.0"}), 1, ["1.1.0", "9.0"]),
     "a route to nowhere": (says(ADDRESS | {"routes": [{"dst": "?"}]}), 7, ["elsewhere", "routes[0].dst"]),
     "an address twice": (says({"ips": ADDRESS["ips"] * 2}), 999, ["10.9.0.7"]),

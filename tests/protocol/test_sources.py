@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -107,12 +107,18 @@ def test_add_passes_on_what_earlier_plugins_made_and_moves_its_own_indexes(node:
 
 
 @pytest.mark.parametrize(("version", "other"), [("1.1.0", "0.4.0"), ("0.4.0", "1.0.0"), ("0.3.1", "0.2.0")])
-def test_a_previous_result_of_another_family_of_versions_is_refused(
+def test_a_previous_result_of_another_family_of_versions_is_read_as_it_says(
     node: Node, version: str, other: str
 ) -> None:
-    config = network(node, V4, version=version, prevResult=PREVIOUS | {"cniVersion": other})
-    with unchanged(node):
-        assert_refused(node.call("ADD", config, node.pod()), 1, "prevResult", version, other)
+    shapes: dict[str, dict[str, Any]] = {
+        "0.2.0": {"ip4": {"ip": "192.0.2.5/24"}},
+        "0.4.0": {"ips": [{"version": "4", "address": "192.0.2.5/24"}]},
+        "1.0.0": {"ips": [{"address": "192.0.2.5/24"}]},
+    }
+    config = network(node, V4, version=version, prevResult=shapes[other] | {"cniVersion": other})
+    result = node.add(config, node.pod())
+    assert result["cniVersion"] == version
+    assert [ip["address"] for ip in result["ips"]] == ["192.0.2.5/24", "10.22.0.2/24"]
 
 
 def test_del_does_not_read_the_previous_result(node: Node) -> None:
