@@ -51,7 +51,7 @@ def plan_marks(tunnel: Tunnel) -> Ruleset:
         family="inet",
         title=f"{tunnel.network} pods to nodes",
         chains=(hooked(TUNNEL_MARKS, rules, tunnel.device),),
-        sets=tuple((f"set {_set_name(tunnel, v)}", f"type ipv{v}_addr;") for v in versions),
+        sets=tuple((f"set {_set_name(tunnel, v)}", f"typeof {_NFT_FAMILY[v]} saddr;") for v in versions),
         filled=tuple(_set_name(tunnel, v) for v in versions),
         fingerprint=tunnel.source.digest,
         fill=lambda: {_set_name(tunnel, v): _list_addresses(tunnel, v) for v in versions},

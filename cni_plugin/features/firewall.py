@@ -132,7 +132,7 @@ def _plan_rulesets(settings: Firewall) -> list[Ruleset]:
 
 def _plan_ruleset(settings: Firewall, family: str, rules: list[str], kept: tuple[str, ...] = ()) -> Ruleset:
     chain = hooked(BRIDGE_FIREWALL if family == "bridge" else FIREWALL, rules, settings.scope)
-    sets = tuple((f"set firewall{v}_{settings.scope}", f"type ipv{v}_addr;") for v in (4, 6))
+    sets = tuple((f"set firewall{v}_{settings.scope}", f"typeof {FAMILY[v]} saddr;") for v in (4, 6))
     return Ruleset(family=family, title=f"firewall {settings.network}", chains=(chain,), sets=sets, kept=kept)
 
 

@@ -39,7 +39,7 @@ def plan_rulesets() -> list[Ruleset]:
     through = f"{IS_PUBLISHED} meta mark set meta mark or {ISOLATION_MARK:#x} accept"
     apart = hooked(BRIDGE_ISOLATION, (f"{between} {through}", f"{between} drop"))
     source = hooked(ISOLATION, (f"meta mark & {ISOLATION_MARK:#x} == {ISOLATION_MARK:#x} masquerade",))
-    sets = ((f"set {SET}", "type ifname;"),)
+    sets = ((f"set {SET}", "typeof iifname;"),)
     return [
         Ruleset(family="inet", title=_TITLE, chains=(source,)),
         Ruleset(family=FAMILY, title=_TITLE, chains=(apart,), sets=sets),

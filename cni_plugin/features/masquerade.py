@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # metadata, names and time, which answer the node alone.
 _NEVER = {4: ("224.0.0.0/4",), 6: ("ff00::/8", "fe80::/10")}
 # A pod's address and the network that it was told with.
-_NEAR = "type ipv{0}_addr . ipv{0}_addr; flags interval;"
+_NEAR = "typeof {0} saddr . {0} daddr; flags interval;"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +129,9 @@ def _plan_ruleset(settings: Masquerade) -> Ruleset:
         title=f"masquerade {settings.network}",
         chains=(hooked(MASQUERADE, (_render_rule(settings, version) for version in families), scope),),
         sets=(
-            *((f"set masq{v}_{scope}", f"type ipv{v}_addr;") for v in families),
-            *((f"set far{v}_{scope}", f"type ipv{v}_addr; flags interval;") for v in families),
-            *((f"set masqnear{v}_{scope}", _NEAR.format(v)) for v in families if settings.told),
+            *((f"set masq{v}_{scope}", f"typeof {FAMILY[v]} saddr;") for v in families),
+            *((f"set far{v}_{scope}", f"typeof {FAMILY[v]} daddr; flags interval;") for v in families),
+            *((f"set masqnear{v}_{scope}", _NEAR.format(FAMILY[v])) for v in families if settings.told),
         ),
         filled=tuple(f"far{v}_{scope}" for v in families),
         fingerprint=f"{_NEVER} {settings.exceptions} {settings.elsewhere.digest}",

@@ -27,12 +27,12 @@ _IP4 = (
     "ip saddr 0.0.0.0 meta l4proto igmp accept",
     _DROP,
 )
-_DISCOVERY = (
-    "nd-router-advert : drop, nd-redirect : drop, nd-router-solicit : goto spoof_rs, "
-    "nd-neighbor-solicit : goto spoof_ns, nd-neighbor-advert : goto spoof_na"
-)
 _IP6 = (
-    f"icmpv6 type vmap {{ {_DISCOVERY} }}",
+    # No map of verdicts: of an unnamed one, too, an older nft dies (see Ruleset).
+    "icmpv6 type { nd-router-advert, nd-redirect } drop",
+    "icmpv6 type nd-router-solicit goto spoof_rs",
+    "icmpv6 type nd-neighbor-solicit goto spoof_ns",
+    "icmpv6 type nd-neighbor-advert goto spoof_na",
     "udp sport 547 udp dport 546 drop",
     "iifname . ip6 saddr @spoof_ip6 accept",
     # RFC 3590: reports may come before there is an address.
@@ -68,11 +68,11 @@ _NA = (
     _DROP,
 )
 _SETS = (
-    ("set spoof_ports", "type ifname;"),
-    ("set spoof_mac", "type ifname . ether_addr;"),
-    ("set spoof_addressed", "type ifname;"),
-    ("set spoof_ip4", "type ifname . ipv4_addr;"),
-    ("set spoof_ip6", "type ifname . ipv6_addr;"),
+    ("set spoof_ports", "typeof iifname;"),
+    ("set spoof_mac", "typeof iifname . ether saddr;"),
+    ("set spoof_addressed", "typeof iifname;"),
+    ("set spoof_ip4", "typeof iifname . ip saddr;"),
+    ("set spoof_ip6", "typeof iifname . ip6 saddr;"),
     # The same keys, as the type that parts of ICMPv6 have.
     ("set spoof_target", "typeof iifname . @th,64,128;"),
     ("set spoof_option", "typeof iifname . @th,208,48;"),
@@ -90,12 +90,11 @@ def plan_ruleset(family: str) -> Ruleset:
         ethertype = "ether type"
         protocols["arp"] = "spoof_arp"
         chains |= {"spoof_arp": _ARP, "spoof_sender": _SENDER}
-    verdicts = ", ".join(f"{protocol} : goto {chain}" for protocol, chain in protocols.items())
     first = (
         "iifname != @spoof_ports accept",
         "iifname . ether saddr != @spoof_mac drop",
         "iifname != @spoof_addressed accept",
-        f"{ethertype} vmap {{ {verdicts} }}",
+        *(f"{ethertype} {protocol} goto {chain}" for protocol, chain in protocols.items()),
         _DROP,
     )
     base = hooked(BRIDGE_SPOOF if family == "bridge" else SPOOF, first)
