@@ -15,6 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.harness.agents import start_agent
 from tests.harness.node import Bridges, Node, make_node
+from tests.harness.unreleased import list_unreleased
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,6 +170,32 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneClus
     return OneCluster(config, log)
 
 
+# What was there before the first test, and what the workers of a run have left.
+_known: set[int] = set()
+_unreleased: list[str] = []
+
+
+def pytest_sessionstart() -> None:
+    """Note what is not of tests."""
+    _known.update(list_unreleased())
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker says that its tests have left."""
+    _unreleased.extend(getattr(node, "workeroutput", {}).get("unreleased", ()))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run whose tests have left something to the garbage collector, which would only be printed."""
+    left = [words for number, words in list_unreleased().items() if number not in _known]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["unreleased"] = left
+    elif not hasattr(session.config.option, "numprocesses") or not session.config.option.numprocesses:
+        _unreleased.extend(left)  # with workers the processes are these
+    if _unreleased and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what tests measured and counted."""
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
@@ -177,6 +204,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if measured:
         terminalreporter.section("figures")
         for line in measured:
+            terminalreporter.line(line)
+    if _unreleased:
+        terminalreporter.section("left to the garbage collector", red=True)
+        for line in _unreleased:
             terminalreporter.line(line)
     _write_faults(terminalreporter, [value for key, value in properties if key == "faults"])
 

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -110,8 +110,10 @@ def start_agent(
         )
     assert process.stdout is not None
     process.stdout.close()
-    agent = Agent(process, path, log)
-    wait_until_ready(agent)
+    with ExitStack() as unless_ready:
+        agent = unless_ready.enter_context(Agent(process, path, log))
+        wait_until_ready(agent)
+        unless_ready.pop_all()
     return agent
 
 

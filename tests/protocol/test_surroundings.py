@@ -138,25 +138,24 @@ def odd(tmp_path: Path, node: Node) -> Iterator[dict[str, tuple[int, str]]]:
     fifo, there, listening = (tmp_path / name for name in ("fifo", "link", "sock"))
     os.mkfifo(fifo)
     there.symlink_to(node.path)
-    listener = subprocess.Popen(["nsenter", f"--net={node.path}", "sleep", "60"])
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(listening))
     others = {
         f"a namespace of {kind}": (4, f"/proc/self/ns/{kind}") for kind in ("mnt", "uts", "pid", "user")
     }
-    yield {
-        "a FIFO": (4, str(fifo)),
-        "a socket": (4, str(listening)),
-        "a device": (4, "/dev/zero"),
-        "a terminal": (4, "/dev/ptmx"),
-        "a text with NUL's neighbour": (4, f"{node.path}\x01"),
-        **others,
-        "a link to the node's": (8, str(there)),
-        "the node's by a process": (8, f"/proc/{listener.pid}/ns/net"),
-        "the caller's own": (8, "/proc/self/ns/net"),
-    }
-    listener.kill()
-    listener.wait()
+    with subprocess.Popen(["nsenter", f"--net={node.path}", "sleep", "60"]) as inside:
+        yield {
+            "a FIFO": (4, str(fifo)),
+            "a socket": (4, str(listening)),
+            "a device": (4, "/dev/zero"),
+            "a terminal": (4, "/dev/ptmx"),
+            "a text with NUL's neighbour": (4, f"{node.path}\x01"),
+            **others,
+            "a link to the node's": (8, str(there)),
+            "the node's by a process": (8, f"/proc/{inside.pid}/ns/net"),
+            "the caller's own": (8, "/proc/self/ns/net"),
+        }
+        inside.kill()
 
 
 @pytest.mark.parametrize("node", ["process", "shim"], indirect=True)

@@ -92,16 +92,14 @@ def test_an_unknown_argument_changes_nothing(target: Path) -> None:
 def test_replacing_an_executable_under_load_fails_no_call(target: Path) -> None:
     assert install("--bin-dir", target, "--python", sys.executable).returncode == 0
     again = f"{INSTALL} --record {target}.installed --bin-dir {target} --python {sys.executable}"
-    upgrade = subprocess.Popen(
-        f"for i in 1 2 3 4 5; do {again}; done",
-        shell=True,
-        stdout=subprocess.DEVNULL,
-    )
-    calls = 0
-    while upgrade.poll() is None or calls < 5:
-        done = subprocess.run([target / "podwire", "--version"], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        calls += 1
+    calls, loop = 0, f"for i in 1 2 3 4 5; do {again}; done"
+    with subprocess.Popen(loop, shell=True, stdout=subprocess.DEVNULL) as upgrade:
+        while upgrade.poll() is None or calls < 5:
+            done = subprocess.run(
+                [target / "podwire", "--version"], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            calls += 1
     assert upgrade.returncode == 0
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -63,11 +63,15 @@ class Machine:
         command += ["sh", "-ec", self._enter, "machine", str(self._scratch), *self._argv]
         with self.log.open("a") as log:
             self._unshare = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        assert self._unshare.stdout
-        with self._unshare.stdout as stdout:
-            assert stdout.readline() == "entered\n", self.log.read_text()
-        children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
-        self.pid = int(children.read_text())
+        with ExitStack() as unless_entered:
+            unless_entered.callback(self._unshare.wait, timeout=30)
+            unless_entered.callback(self._unshare.kill)  # and with it, by --kill-child, what it has started
+            assert self._unshare.stdout
+            with self._unshare.stdout as stdout:
+                assert stdout.readline() == "entered\n", self.log.read_text()
+            children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
+            self.pid = int(children.read_text())
+            unless_entered.pop_all()
         return self
 
     def __exit__(
