@@ -78,6 +78,7 @@ class Host:
         self.name = name
         self.directory = directory
         self.daemons: dict[str, Daemon] = {}
+        self.runs = False
         self.machine = self._machine(netns)
 
     def _machine(self, netns: str) -> Machine:
@@ -93,10 +94,12 @@ class Host:
         """Begin to be, in a network namespace."""
         self.machine = self._machine(netns)
         self.machine.__enter__()
+        self.runs = True
 
     def halt(self) -> None:
         """End every process at once, as a power switch does."""
         self.machine.__exit__(None, None, None)
+        self.runs = False
         for daemon in self.daemons.values():
             if daemon.process:
                 daemon.process.wait(timeout=30)

@@ -58,9 +58,9 @@ class Kubernetes:
 
     def _halt(self) -> None:
         for worker in self.workers.values():
-            if worker.host.daemons:
+            if worker.host.runs:
                 worker.halt()
-        if self.control.host.daemons:
+        if self.control.host.runs:
             self.control.host.halt()
 
     def _plug(self, i: int) -> None:

@@ -67,9 +67,9 @@ class Worker:
 
     def halt(self) -> None:
         """Switch it off: processes, mounts and control groups are gone, the disk stays."""
-        self.runtime.close()
         self.host.halt()
         remove_cgroups(self.cgroup)
+        self.runtime.close()
 
     def _install(self) -> None:
         """Put in place what an installation of Kubernetes brings: `loopback` is all of CNI that it needs."""
