@@ -74,10 +74,11 @@ def plan_ruleset(treatment: Treatment) -> Ruleset:
 
 
 def _declare(version: int, scope: str) -> Iterator[tuple[str, str]]:
-    address, service = f"{FAMILY[version]} daddr", "meta l4proto . th dport"
-    yield f"map hostport{version}_{scope}", f"typeof {service} : {address} . th dport;"
-    yield f"map hostport{version}at_{scope}", f"typeof {address} . {service} : {address} . th dport;"
-    yield f"set hostport_pods{version}_{scope}", f"typeof {FAMILY[version]} saddr . {address};"
+    # Not by typeof: nft 1.0.6 then refuses the rules that look up a map which is there already.
+    address, service = f"ipv{version}_addr", "inet_proto . inet_service"
+    yield f"map hostport{version}_{scope}", f"type {service} : {address} . inet_service;"
+    yield f"map hostport{version}at_{scope}", f"type {address} . {service} : {address} . inet_service;"
+    yield f"set hostport_pods{version}_{scope}", f"typeof {FAMILY[version]} saddr . {FAMILY[version]} daddr;"
 
 
 def _translate(treatment: Treatment) -> Iterator[str]:

@@ -55,8 +55,8 @@ class Ruleset:
     """Chains that are written together, in a table of ours; `sets` are (declaration, type and flags).
 
     For example `("set masq4_1234", "typeof ip saddr;")`. `title` says in every rule whose it is.
-    It is `typeof` and never `type`, and no rule has a `vmap` of its own: an nft before 1.1.2 ends with a
-    segmentation fault at those of a newer one (nftables, be737a1986bf), and either may be on the node.
+    It is `typeof` and not `type` (but for the maps of host ports), and no rule has a `vmap` of its own: an
+    nft before 1.1.2 ends with a segmentation fault at those of a newer one (nftables, be737a1986bf).
     Rules are in the words of `nft`, without a comment. `filled` are sets whose elements are as
     static as the rules: `fill` returns them by the set's name, and is called when they are written.
     What they depend on stands in `fingerprint`. `kept` are chains that others fill: made when missing,

@@ -8,8 +8,8 @@ from tests.conftest import ROOT
 
 
 def test_no_set_is_declared_by_its_type_and_no_rule_has_a_map_of_verdicts() -> None:
-    """An nft before 1.1.2 ends with a segmentation fault at those of a newer one."""
-    declared = re.compile(r"\btype (?:\{\w+\}|ipv|inet_|ifname|ether_)| vmap \{")
+    """An nft before 1.1.2 ends with a segmentation fault at a newer one's; host ports are the exception."""
+    declared = re.compile(r"\btype (?:ipv|inet_|ifname|ether_)| vmap \{")
     found = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in sorted((ROOT / "cni_plugin").rglob("*.py"))
