@@ -25,7 +25,7 @@ from cni_plugin.backend.tunnel import (
 )
 from cni_plugin.backend.underlay import VXLAN_OVERHEAD
 from cni_plugin.kernel.netconf import ensure_family, ensure_forwarding, ignore_routers, require_forwarding
-from cni_plugin.kernel.nft import Ruleset, ensure_ruleset, find_difference, hooked, require_nft
+from cni_plugin.kernel.nft import FAMILY, Ruleset, ensure_ruleset, find_difference, hooked, require_nft
 from cni_plugin.kernel.nft_layout import TUNNEL_GUARD, TUNNEL_UNTRACKED
 from cni_plugin.kernel.vxlan import ensure_vxlan, find_vxlan
 
@@ -107,12 +107,20 @@ def _guard_ruleset(tunnel: Tunnel, underlay: Underlay, links: Iterable[str]) -> 
     port. What it sends to that port is dropped where it enters the node: by the bridge, by the veth of a
     routed pod, by the tunnel itself. A node that is a container has an underlay of such a name, too.
 
+    Of nodes too only peers are let in, by their address on the underlay and the VNI (other networks share the
+    port), where the peers are known: whoever else knew the VNI would be any pod.
+
     The tunnel's own packets are not tracked: each flow inside would be an entry of conntrack outside, on
     both nodes. What a pod sends to that port never passes the node's output hook, and stays tracked.
     """
     port, ours = tunnel.vxlan.port, "fib daddr type { local, multicast }"
     guarded = dict.fromkeys((*links, "veth*", tunnel.device))
+    family, peers = FAMILY[underlay.address.version], f"vteps_{tunnel.device}"
+    known = tunnel.options.group is None
+    # The VNI is behind eight bytes of UDP and four of VXLAN (RFC 7348 section 5).
+    strangers = f"udp dport {port} @th,96,24 {tunnel.vxlan.vni:#x} {family} saddr != @{peers} drop"
     entering = (
+        *([f"{ours} {strangers}"] if known else []),
         f'iifname "{underlay.name}" {ours} udp dport {port} notrack accept',
         f'iifname "{underlay.name}" accept',
         *(f'iifname "{link}" udp dport {port} drop' for link in guarded),
@@ -120,7 +128,15 @@ def _guard_ruleset(tunnel: Tunnel, underlay: Underlay, links: Iterable[str]) -> 
     leaving = (f'oifname "{underlay.name}" fib saddr type local udp dport {port} notrack',)
     guard = hooked(TUNNEL_GUARD, entering, tunnel.device)
     untracked = hooked(TUNNEL_UNTRACKED, leaving, tunnel.device)
-    return Ruleset(family="inet", title=f"{tunnel.network} tunnel is for nodes", chains=(guard, untracked))
+    return Ruleset(
+        family="inet",
+        title=f"{tunnel.network} tunnel is for nodes",
+        chains=(guard, untracked),
+        sets=((f"set {peers}", f"typeof {family} saddr;"),) if known else (),
+        filled=(peers,) if known else (),
+        fingerprint=tunnel.source.digest,
+        fill=lambda: {peers: [peer.vtep for peer in tunnel.source.read()]},
+    )
 
 
 def list_undone(tunnel: Tunnel, host: Namespace, links: Iterable[str]) -> Iterator[str]:

@@ -244,7 +244,7 @@ ATTACKS = {
 }
 
 
-def inject(attacker: Pod, vtep: str, frame: bytes) -> None:
+def inject(attacker: Space, vtep: str, frame: bytes) -> None:
     """Send a frame in the wrapping that only nodes should use."""
     with inside(attacker), socket.socket(FAMILY[ip_address(vtep).version], socket.SOCK_DGRAM) as said:
         said.sendto(struct.pack("!II", 1 << 27, VNI << 8) + frame, (vtep, VXLAN_PORT))

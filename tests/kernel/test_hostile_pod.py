@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import both_filterings
-from tests.harness.cluster import TUNNEL, Cluster, make_cluster
+from tests.harness.cluster import ROUTER, TUNNEL, Cluster, make_cluster
 from tests.harness.cluster import address_of as address_in
 from tests.harness.frames import IP4, packed_mac
 from tests.harness.hostile import ATTACKS, Scene, datagram, inject, is_heard, lies_about, sends_as
@@ -140,6 +140,15 @@ def enters_the_tunnel(cluster: Cluster, form: str, pods: dict[int, Pod], i: int)
     return is_heard(pods[i], to, source, lambda: inject(pods[0], vtep, frame + datagram(source, to)))
 
 
+def stranger_enters(cluster: Cluster, form: str, pod: Pod, version: int = 4) -> bool:
+    """Let who is no node wrap a frame for a pod of node 1, as a pod of node 2; tell whether it is heard."""
+    endpoint = pod.links()["eth0"] if form == "flat" else cluster.nodes[1].links()[TUNNEL]
+    source, to = "10.244.2.200", address_in(pod, 4)
+    frame = packed_mac(endpoint["address"]) + packed_mac(OTHER_MAC) + IP4.to_bytes(2, "big")
+    wrapped = partial(inject, cluster.underlay, cluster.address(1, version), frame + datagram(source, to))
+    return is_heard(pod, to, source, wrapped)
+
+
 @pytest.mark.parametrize("setting", FORMS)
 def test_each_attack_across_nodes_ends_as_documented(cluster: Cluster, setting: str) -> None:
     form, keys = FORMS[setting]
@@ -155,6 +164,7 @@ def test_each_attack_across_nodes_ends_as_documented(cluster: Cluster, setting: 
         "ARP as the gateway": partial(lies_about, scene, pods[2], gateway),
         "a tunnel packet of its own to another node": partial(enters_the_tunnel, cluster, form, pods, 2),
         "a tunnel packet of its own to its node": partial(enters_the_tunnel, cluster, form, pods, 1),
+        "a tunnel packet of who is no node": partial(stranger_enters, cluster, form, pods[1]),
     }
     assert outcomes(attacks, documented(setting)) == documented(setting)
 
@@ -169,6 +179,26 @@ def test_it_is_the_guard_that_keeps_pods_out_of_the_tunnel(cluster: Cluster, for
     assert enters_the_tunnel(cluster, form, pods, 2)
     node.add(cluster.config(form, 1), node.pod())
     assert not enters_the_tunnel(cluster, form, pods, 2)
+
+
+@pytest.mark.parametrize(("form", "version"), [("flat", 4), ("routed", 4), ("tunnel", 4), ("tunnel", 6)])
+def test_nobody_on_the_underlay_but_peers_enters_the_tunnel(
+    cluster: Cluster, form: str, version: int
+) -> None:
+    """Who knows address, port and VNI would be any pod of another node."""
+    pods, node = cluster.start_pods(form, version), cluster.nodes[1]
+    enters = partial(stranger_enters, cluster, form, pods[1], version)
+    assert not enters()
+    assert pods[2].ping(address_in(pods[1], 4))
+    node.run("nft", "flush", "chain", "inet", "podwire", f"guard_{TUNNEL}")
+    assert enters()
+    # Who becomes a peer is let in.
+    stranger: Any = ROUTER[version]
+    if form != "flat":
+        stranger = {"vtep": stranger, "subnets": ["10.244.200.0/24"]}
+    peers = [cluster.peer(form, 2, version), stranger]
+    node.add(cluster.config(form, 1, version, peers=peers), node.pod())
+    assert enters()
 
 
 def test_a_node_whose_underlay_is_named_like_a_pods_link_has_its_tunnel(cluster: Cluster) -> None:
