@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -253,6 +254,56 @@ def test_the_version_before_stays_until_the_next_installation(target: Path, plac
     undo_all(target.parent)
     assert not prefix.exists()
     assert [*other.iterdir(), *(places / "link").iterdir()] == []
+
+
+SHIPPED = ("scripts", "shim", "lock", "cni_plugin", "ipam", "conf", "pyproject.toml", "README.md", "LICENSE")
+
+
+def check_out(directory: Path, version: str) -> Path:
+    """Copy what an installation is made of, as another version; return the script that installs it."""
+    directory.mkdir()
+    for name in SHIPPED:
+        kind = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        kind(ROOT / name, directory / name)
+    module = directory / "cni_plugin/__init__.py"
+    text, found = re.subn(r'(__version__ = )"[^"]+"', rf'\1"{version}"', module.read_text())
+    assert found == 1
+    module.write_text(text)
+    return directory / "scripts/install"
+
+
+def test_an_upgrade_keeps_the_version_before_and_the_pods_of_it(
+    plain_node: Node, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two real versions, and one that is older than both: the next installation removes it."""
+    node, program = plain_node, places / "link/podwire"
+    prefix, config, pod = node.tmp / "lib", dual_stack(node), node.pod()
+    node.bin_dir = node.tmp / "bin"
+
+    def put(version: str) -> Path:
+        monkeypatch.setattr(f"{__name__}.INSTALL", str(check_out(node.tmp / version, version)))
+        done = install("--bin-dir", node.bin_dir, "--prefix", prefix)
+        assert done.returncode == 0, done.stderr
+        assert subprocess.check_output([program, "--version"], text=True) == f"podwire {version}\n"
+        return program.resolve().parent.parent
+
+    oldest = prefix / ("a" * 12)
+    (oldest / "bin").mkdir(parents=True)
+    (oldest / "bin/podwire").symlink_to("/bin/true")
+    program.parent.mkdir(parents=True)
+    program.symlink_to(oldest / "bin/podwire")
+
+    first = put("0.0.1")
+    assert {*prefix.iterdir()} == {oldest, first}
+    result = node.add(config, pod)
+    second = put("0.0.2")
+    assert {*prefix.iterdir()} == {first, second}
+    # An agent of the version before still runs from its directory.
+    assert subprocess.check_output([first / "bin/podwire", "--version"], text=True) == "podwire 0.0.1\n"
+    assert node.check(config, result, pod).status == 0
+    node.delete(config, pod)
+    undo_all(node.tmp)
+    assert not prefix.exists()
 
 
 def test_a_program_of_somebody_at_the_stable_path_stays(target: Path, places: Path) -> None:
