@@ -34,6 +34,11 @@ def locked(name: str) -> dict[str, str]:
     return found
 
 
+def test_the_version_is_that_of_the_program() -> None:
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "cni_plugin.__version__"}
+
+
 def test_there_is_a_file_for_each_part_of_the_project() -> None:
     assert sorted(path.stem for path in (ROOT / "lock").iterdir()) == sorted(WANTED)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 def main(root: Path) -> None:
     """Write the image and say what was written."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    arguments = _parser(project["version"]).parse_args()
+    version = runpy.run_path(str(root / "cni_plugin/__init__.py"))["__version__"]
+    arguments = _parser(version).parse_args()
     target = Path(arguments.output)
     if not os.access(target.parent, os.W_OK):
         sys.exit(f"scripts/image: {target.parent.resolve()}: wanted a directory to write {target.name} to")
@@ -40,7 +42,7 @@ def main(root: Path) -> None:
     labels = {
         "org.opencontainers.image.title": project["name"],
         "org.opencontainers.image.description": project["description"],
-        "org.opencontainers.image.version": project["version"],
+        "org.opencontainers.image.version": version,
         "org.opencontainers.image.licenses": project["license"],
         "org.opencontainers.image.created": created,
     }
