@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -62,6 +63,7 @@ class Exposition(Collector):
         yield from _counters(numbers)
         yield from self._read_pools()
         state = read_state(self._state_file)
+        yield _repairs(numbers, state)
         if state is not None:
             yield from _cluster(state)
 
@@ -135,6 +137,15 @@ def _counters(numbers: Numbers) -> Iterator[Metric]:
     )
     yield _counter("podwire_gc_leaked", "Attachments found left over by a collection", [((), numbers.leaked)])
     yield _counter("podwire_gc_reclaimed", "Attachments that a collection removed", [((), numbers.reclaimed)])
+
+
+def _repairs(numbers: Numbers, state: ClusterState | None) -> Metric:
+    """Return what was mended by the agent, or on a node of a cluster by its child process."""
+    kinds = numbers.repairs + Counter(state.repairs_by_kind if state else {})
+    help_text = "Things of networks and running pods that were gone or changed and are mended, by kind"
+    return _counter(
+        "podwire_repairs", help_text, [((k,), float(n)) for k, n in sorted(kinds.items())], ("kind",)
+    )
 
 
 def _cluster(state: ClusterState) -> Iterator[Metric]:

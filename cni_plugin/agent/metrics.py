@@ -73,6 +73,8 @@ class Numbers:
     clients_refused: int = 0
     leaked: int = 0
     reclaimed: int = 0
+    repairs: Counter[str] = field(default_factory=Counter)
+    """What was mended, by kind."""
 
 
 class _Counters:
@@ -125,6 +127,12 @@ def count_garbage(found: int, reclaimed: int) -> None:
         numbers.reclaimed += reclaimed
 
 
+def count_repair(kind: str) -> None:
+    """Count one thing that a running pod or a network had lost, and has again."""
+    with _changing() as numbers:
+        numbers.repairs[kind] += 1
+
+
 def snapshot() -> Numbers:
     """Return the numbers of this moment."""
     with _changing() as numbers:
@@ -136,6 +144,7 @@ def snapshot() -> Numbers:
             clients_refused=numbers.clients_refused,
             leaked=numbers.leaked,
             reclaimed=numbers.reclaimed,
+            repairs=numbers.repairs.copy(),
         )
 
 

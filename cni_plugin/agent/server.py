@@ -25,6 +25,7 @@ from cni_plugin.agent.journal import Journal, own, render_pairs
 from cni_plugin.agent.readiness import Readiness
 from cni_plugin.agent.signals import termination
 from cni_plugin.agent.systemd import Notifier
+from cni_plugin.agent.upkeep import keeping
 from cni_plugin.config.paths import CONF_DIR, STATE_FILE
 from cni_plugin.contract.dispatch import failure
 from cni_plugin.contract.errors import CNIError, Code
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from cni_plugin.agent.endpoints import Endpoints
     from cni_plugin.agent.exposition import Exposition
     from cni_plugin.agent.handover import Post
+    from cni_plugin.agent.upkeep import Keeper
 
 DEFAULT_QUEUE = 256
 _ACCEPT_PAUSE = 0.05  # seconds
@@ -60,6 +62,9 @@ class AgentSettings:
     state_file: str = STATE_FILE
     in_cluster: bool = False
     children: tuple[Child, ...] = ()
+    keeper: Keeper | None = None
+    resync: float = 60.0
+    """Seconds after which the keeper looks at everything again."""
     take_over: bool = False
     before_taking_over: Callable[[], object] = lambda: None
 
@@ -125,7 +130,11 @@ class _Term:
         # What a predecessor's children said until now does not count.
         readiness = Readiness(settings.state_file if settings.in_cluster else "")
         served = self._endpoints()
-        with line_of(post) as line, kept(settings.children):
+        with (
+            line_of(post) as line,
+            kept(settings.children),
+            keeping(settings.keeper, settings.resync),
+        ):
             _say(socket=post.path, state="ready", **({"http": served.place} if served else {}))
             if served:
                 served.start(lambda: readiness.find_reasons(post.path))

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cni_plugin.attach import gateway, interface
-from cni_plugin.attach.bridge_check import check
 from cni_plugin.attach.bridge_plan import BridgePlan, plan
 from cni_plugin.attach.mode import Mode
 from cni_plugin.attach.veth import BridgeConnection, add_bridge_veth
@@ -23,13 +22,14 @@ from cni_plugin.kernel.vlan import vlans_can_be_filtered
 from ipam.seam import waits
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from contextlib import ExitStack
 
     from netaddr import IPNetwork
 
     from cni_plugin.backend.backend import Segment
     from cni_plugin.backend.shared_facts import Survey
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
 
@@ -89,6 +89,27 @@ def synchronize(plan: BridgePlan, mtu: int, host: Namespace) -> int:
 
     changes = ensure_shared(plan, host, mtu)[1]
     return changes + both_kinds.ensure(plan.bridge, [r.subnet for r in plan.pod.addressing.ranges], host)
+
+
+def check(plan: BridgePlan, site: Site, result: Result) -> None:
+    """Raise CNIError 100 for the first thing that is not as ADD left it."""
+    from cni_plugin.attach import bridge_check  # no ADD needs it
+
+    bridge_check.check(plan, site, result)
+
+
+def compare(plan: BridgePlan, mtu: int, site: Site, result: Result) -> Iterator[Damage]:
+    """Yield what the node does not hold of an attachment: its bridge, its port and its gateway."""
+    from cni_plugin.attach import bridge_check
+
+    yield from bridge_check.compare(plan, mtu, site, result)
+
+
+def compare_shared(plan: BridgePlan, mtu: int, host: Namespace) -> Iterator[Damage]:
+    """Yield what is wrong with the bridge, as far as there is one: an ADD makes it."""
+    from cni_plugin.attach import bridge_check
+
+    yield from bridge_check.compare_shared(plan, mtu, host)
 
 
 def drop_others(plan: BridgePlan, subnets: Collection[IPNetwork], host: Namespace) -> int:
@@ -247,4 +268,6 @@ MODE = Mode(
     drop_others=drop_others,
     explain_mtu=explain_mtu,
     survey=survey,
+    compare=compare,
+    compare_shared=compare_shared,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.attach.veth import host_mac
@@ -17,7 +18,15 @@ from cni_plugin.contract.result import Route
 from cni_plugin.kernel.addr import delete_address, ensure_address, list_addresses
 from cni_plugin.kernel.bridge import find_foreign_port
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import VethPair, add_veth, get_link, get_link_by_index, set_up
+from cni_plugin.kernel.link import (
+    VethPair,
+    add_veth,
+    get_link,
+    get_link_by_index,
+    get_other_end,
+    set_master,
+    set_up,
+)
 from cni_plugin.kernel.netconf import (
     ensure_family,
     ensure_forwarding,
@@ -25,8 +34,15 @@ from cni_plugin.kernel.netconf import (
     ignore_routers,
     require_forwarding,
 )
-from cni_plugin.kernel.route import MAIN_TABLE, PODWIRE_PROTO, RouteSpec, set_route, wait_until_local
-from cni_plugin.kernel.sysctl import require_family
+from cni_plugin.kernel.route import (
+    KERNEL_PROTO,
+    MAIN_TABLE,
+    PODWIRE_PROTO,
+    RouteSpec,
+    set_route,
+    wait_until_local,
+)
+from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl, require_family
 from cni_plugin.kernel.vlan import access_vlan, add_vlan
 
 if TYPE_CHECKING:
@@ -37,9 +53,13 @@ if TYPE_CHECKING:
     from cni_plugin.attach.bridge_plan import BridgePlan
     from cni_plugin.backend.shared_facts import SurveyProblem
     from cni_plugin.contract.result import IPConfig, Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netlink import Netlink
     from cni_plugin.kernel.netns import Namespace
+
+
+_IPV6_METRIC = 256  # linux/ipv6_route.h: IP6_RT_PRIO_ADDRCONF
 
 
 def complete(plan: BridgePlan, addresses: Result) -> Result:
@@ -103,8 +123,19 @@ def _ensure_subnet_route(holder: Link, ip: IPConfig, host: Namespace) -> None:
 
 
 def subnet_route(holder: Link, ip: IPConfig) -> RouteSpec:
-    """Return the node's route to the subnet of an address."""
+    """Return the node's route to the subnet of an address outside of which its gateway is."""
     return RouteSpec(dst=ip.address.cidr, index=holder.index, proto=PODWIRE_PROTO)
+
+
+def connected_route(holder: Link, ip: IPConfig) -> RouteSpec:
+    """Return the node's route to the subnet of an address, as the kernel makes it with the gateway's."""
+    gateway = gateway_of(ip)
+    if gateway not in ip.address.cidr:
+        return subnet_route(holder, ip)
+    source, priority = (gateway, None) if gateway.version == 4 else (None, _IPV6_METRIC)
+    return RouteSpec(
+        dst=ip.address.cidr, index=holder.index, source=source, priority=priority, proto=KERNEL_PROTO
+    )
 
 
 def address_on_node(ip: IPConfig) -> IPNetwork:
@@ -193,7 +224,7 @@ def _conflicts(plan: BridgePlan, wanted: IPNetwork, present: list[IPNetwork]) ->
 def _ensure_vlan_link(plan: BridgePlan, bridge: Link, mtu: int, host: Namespace) -> Link:
     name = plan.gateway.ifname
     if get_link(host.netlink, name) is None:
-        port_name = f"veth{host_mac(name).replace(':', '')[1:]}"
+        port_name = _vlan_port_name(name)
         _add_vlan_link(
             VethPair(
                 name=port_name,
@@ -206,12 +237,25 @@ def _ensure_vlan_link(plan: BridgePlan, bridge: Link, mtu: int, host: Namespace)
             ),
             host,
         )
+    _rejoin_vlan_port(name, bridge, host)
     holder, port = _require_vlan_link(name, bridge, host)
     if plan.port.vlans:
         host.netlink.change(add_vlan(port.name, port.index, access_vlan(plan.gateway.vlan)))
     ignore_routers(host.netlink, name)
     host.netlink.change(set_up(name))
     return holder
+
+
+def _rejoin_vlan_port(name: str, bridge: Link, host: Namespace) -> None:
+    """Put the other end of the gateway's veth back into the bridge, where we made it and it is in none."""
+    holder = get_link(host.netlink, name)
+    port = get_other_end(host.netlink, holder) if holder else None
+    if port and not port.master and port.name == _vlan_port_name(name):
+        host.netlink.change(set_master(port.name, bridge.index), set_up(port.name))
+
+
+def _vlan_port_name(name: str) -> str:
+    return f"veth{host_mac(name).replace(':', '')[1:]}"
 
 
 def _require_vlan_link(name: str, bridge: Link, host: Namespace) -> tuple[Link, Link]:
@@ -242,3 +286,14 @@ def require_families(plan: BridgePlan) -> None:
             require_forwarding(version, plan.gateway.ifname)
         else:
             require_family(version)
+
+
+def compare_forwarding(ips: Iterable[IPConfig], host: Namespace) -> Iterator[Damage]:
+    """Yield the families of these addresses that the node does not forward."""
+    from cni_plugin.features.damage import Damage
+
+    for version in sorted({ip.address.version for ip in ips}):
+        key = FORWARDING[version]
+        if get_sysctl(key) == "0":
+            mend = partial(ensure_forwarding, host.netlink, version)
+            yield Damage(kind="sysctl", said=f"sysctl {key}: wanted 1, found 0", mend=mend)

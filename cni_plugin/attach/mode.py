@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cni_plugin.config.network import Addressing, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
 
@@ -53,6 +54,10 @@ class Mode:
     """With the result of the IPAM plugin: set addresses, routes, and the attachment's result."""
     check: Callable[[Plan, Site, Result], None]
     """Compare with prevResult: raise CNIError for the first thing that is not as ADD left it."""
+    compare: Callable[[Plan, int, Site, Result], Iterable[Damage]]
+    """(plan, mtu, ...): what the node does not hold of an attachment as ADD left it; looks into no pod."""
+    compare_shared: Callable[[Plan, int, Namespace], Iterable[Damage]]
+    """(plan, mtu, ...): what is not as wanted of that which the pods share, as far as it has been made."""
     ready: Callable[[Plan, Namespace], None]
     """Raise CNIError 50 when the kernel lacks what this mode needs."""
     synchronize: Callable[[Plan, int, Namespace], int] = _nothing

@@ -8,6 +8,7 @@ speaks to its pods from an address of its own. Strict rp_filter holds.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from netaddr import IPAddress, IPNetwork
@@ -15,26 +16,26 @@ from netaddr import IPAddress, IPNetwork
 from cni_plugin.attach import interface
 from cni_plugin.attach.gateway import drop_other_subnets, served_by_default
 from cni_plugin.attach.mode import Mode
+from cni_plugin.attach.routed_check import check, compare, host_route, neighbour
 from cni_plugin.attach.veth import add_plain_veth
 from cni_plugin.backend.underlay import explain_whole_mtu
-from cni_plugin.config.network import alias_prefix
-from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
+from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.contract.inet import default_route, width
 from cni_plugin.contract.result import Interface, IPConfig, Result, Route
 from cni_plugin.kernel.link import Link, get_link
-from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
+from cni_plugin.kernel.neigh import Neighbour, set_neighbour
 from cni_plugin.kernel.netconf import ensure_family, ensure_forwarding, ignore_routers, require_forwarding
-from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, list_routes, set_route, wait_until_local
-from cni_plugin.kernel.sysctl import FORWARDING, get_sysctl
+from cni_plugin.kernel.route import set_route, wait_until_local
 from ipam.seam import waits
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from contextlib import ExitStack
 
     from cni_plugin.backend.shared_facts import Survey
     from cni_plugin.config.network import Addressing, Network
     from cni_plugin.contract.fields import Fields
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
 
@@ -123,8 +124,8 @@ def configure(plan: RoutedPlan, connection: int, site: Site, addresses: Result) 
         ensure_family(host.netlink, outside.name, version)
         ensure_forwarding(host.netlink, version)
     host.netlink.change(
-        *(set_neighbour(outside.index, _neighbour(ip, inside)) for ip in addresses.ips),
-        *(set_route(_host_route(ip, outside)) for ip in addresses.ips),
+        *(set_neighbour(outside.index, neighbour(ip, inside.mac)) for ip in addresses.ips),
+        *(set_route(host_route(ip, outside)) for ip in addresses.ips),
     )
     if bridge := _find_bridge(plan, host):
         from cni_plugin.attach.both_kinds import introduce
@@ -164,14 +165,6 @@ def _single(address: IPAddress) -> IPNetwork:
     return IPNetwork(f"{address}/{width(address)}")
 
 
-def _neighbour(ip: IPConfig, inside: Link) -> Neighbour:
-    return Neighbour(address=ip.address.ip, mac=inside.mac)
-
-
-def _host_route(ip: IPConfig, outside: Link) -> RouteSpec:
-    return RouteSpec(dst=ip.address, index=outside.index, proto=PODWIRE_PROTO)
-
-
 def _require(host: Namespace, name: str) -> Link:
     link = get_link(host.netlink, name)
     if link is None:
@@ -199,34 +192,17 @@ def _result(plan: RoutedPlan, outside: Link, inside: Link, addresses: Result) ->
     return Result(interfaces=interfaces, ips=ips, routes=addresses.routes, dns=plan.pod.dns or addresses.dns)
 
 
-def check(plan: RoutedPlan, site: Site, result: Result) -> None:
-    """Raise CNIError 100 for the first thing that is not as ADD left it."""
-    host, pod = site.host, site.present_pod
-    outside = get_link(host.netlink, plan.pod.attachment.host_ifname)
-    prefix = alias_prefix(plan.pod.attachment.identity, plan.pod.attachment.network)
-    if outside is None or not outside.alias.startswith(prefix):
-        found = repr(outside.alias) if outside else "none"
-        raise broken(f"link {plan.pod.attachment.host_ifname}: wanted alias {prefix!r}, found {found}")
-    inside = interface.require_link(pod, site.attachment)
-    if inside.index != outside.peer or inside.peer != outside.index:
-        raise broken(f"interface {inside.name}: wanted the peer of {outside.name}, found another link")
-    interface.check_addresses(pod, inside, result)
-    interface.check_routes(pod, inside, result)
-    _check_host_side(host, outside, inside, result.addresses_on(inside.name))
+def compare_shared(plan: RoutedPlan, mtu: int, host: Namespace) -> Iterator[Damage]:
+    """Yield what keeps pods that are on a bridge still from finding the routed ones."""
+    from cni_plugin.attach import both_kinds
+    from cni_plugin.features.damage import Damage
 
-
-def _check_host_side(host: Namespace, outside: Link, inside: Link, ips: list[IPConfig]) -> None:
-    for version in sorted({ip.address.version for ip in ips}):
-        key = FORWARDING[version]
-        if get_sysctl(key) == "0":
-            raise broken(f"sysctl {key}: wanted 1, found 0")
-        routes = {r.dst for r in list_routes(host.netlink, version) if r.index == outside.index}
-        neighbours = list_neighbours(host.netlink, outside.index, version)
-        for ip in (ip for ip in ips if ip.address.version == version):
-            if ip.address not in routes:
-                raise broken(f"route {ip.address}: wanted it over {outside.name}, found none")
-            if _neighbour(ip, inside) not in neighbours:
-                raise broken(f"neighbour {ip.address.ip}: wanted {inside.mac} on {outside.name}, found none")
+    del mtu
+    subnets = [each.subnet for each in plan.pod.addressing.ranges]
+    for command in both_kinds.list_undone(plan.bridge, subnets, host):
+        said = f"bridge {plan.bridge}: wanted it to know the routed pods, found undone: {command}"
+        mend = partial(both_kinds.ensure, plan.bridge, subnets, host)
+        yield Damage(kind="neighbour", said=said, mend=mend)
 
 
 def forwarded_by(plan: RoutedPlan) -> str:
@@ -272,4 +248,6 @@ MODE = Mode(
     drop_others=drop_others,
     explain_mtu=explain_mtu,
     survey=survey,
+    compare=compare,
+    compare_shared=compare_shared,
 )

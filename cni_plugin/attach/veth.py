@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 from cni_plugin.config.network import MARK, unnamed_group
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.link import Link, VethPair, add_veth, delete_link, drop_link_local, get_link, set_owner
+from cni_plugin.kernel.link import (
+    Link,
+    VethPair,
+    add_veth,
+    delete_link,
+    drop_link_local,
+    get_link,
+    set_down,
+    set_master,
+    set_owner,
+    set_up,
+)
 from cni_plugin.kernel.reaper import delete_links
 
 if TYPE_CHECKING:
@@ -47,7 +58,20 @@ def add_bridge_veth(
         tolerate={errno.EAFNOSUPPORT},
     )
     if plan.port.vlans:
-        _set_vlans(plan, host)
+        set_vlans(plan, host)
+
+
+def join_bridge(plan: BridgePlan, bridge: Link, host: Namespace) -> None:
+    """Put a pod's veth back into its bridge. Until it has its flags and VLANs again it is down."""
+    from cni_plugin.kernel.bridge import set_port
+
+    nl, name = host.netlink, plan.pod.attachment.host_ifname
+    flags = set_port(name, alias=plan.pod.alias, hairpin=plan.port.hairpin, isolated=plan.port.isolated)
+    nl.change(set_down(name), set_master(name, bridge.index), flags)
+    if plan.port.vlans:
+        set_vlans(plan, host)
+    if plan.container_interface_up:
+        nl.change(set_up(name))
 
 
 def add_plain_veth(plan: InterfacePlan, mtu: int, host: Namespace, pod: Namespace, undo: ExitStack) -> None:
@@ -99,7 +123,8 @@ def host_mac(seed: str) -> str:
     return ":".join(f"{byte:02x}" for byte in bytes([0xFE, *digest[:5]]))
 
 
-def _set_vlans(plan: BridgePlan, host: Namespace) -> None:
+def set_vlans(plan: BridgePlan, host: Namespace) -> None:
+    """Give a port its VLANs in place of those that it has."""
     from cni_plugin.kernel.vlan import add_vlan, delete_vlan, list_vlans  # few pods have any
 
     name = plan.pod.attachment.host_ifname

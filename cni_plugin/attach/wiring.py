@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.attach import MODES, interface
 from cni_plugin.backend import BACKENDS
 from cni_plugin.backend.backend import NONE
-from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
+from cni_plugin.contract.errors import CNIError, Code, invalid_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from contextlib import ExitStack
 
     from cni_plugin.attach.mode import Connection, Mode, Plan
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cni_plugin.config.network import Addressing, Network, RemoteNetworks
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
 
@@ -70,11 +72,30 @@ class Wiring:
 
     def check(self, site: Site, result: Result) -> None:
         """Raise CNIError 100 for the first thing that is not as ADD left it, the peers included."""
+        from cni_plugin.features.damage import refuse
+
         self.mode.check(self.plan, site, result)
-        for command in self.backend.list_undone(self.reach, site.host, self.links):
-            raise broken(
-                f"peers of network {site.attachment.network}: wanted them in sync, found undone: {command}"
-            )
+        refuse(self._compare_backend(site.host, site.attachment.network))
+
+    def compare(self, site: Site, result: Result) -> Iterator[Damage]:
+        """Yield what the node does not hold of an attachment as ADD left it, without a look into the pod."""
+        mtu = self.backend.mtu(self.reach, site.host.netlink)
+        yield from self.mode.compare(self.plan, mtu, site, result)
+
+    def compare_shared(self, host: Namespace, network: str) -> Iterator[Damage]:
+        """Yield what is not as wanted of that which the pods share, as far as it has been made."""
+        yield from self._compare_backend(host, network)
+        mtu = self.backend.mtu(self.reach, host.netlink)
+        yield from self.mode.compare_shared(self.plan, mtu, host)
+
+    def _compare_backend(self, host: Namespace, network: str) -> Iterator[Damage]:
+        """Yield how the way to other nodes differs; all of it is mended at once."""
+        from cni_plugin.features.damage import Damage
+
+        mend = partial(self._ensure_backend, host, doubt=True)
+        for command in self.backend.list_undone(self.reach, host, self.links):
+            said = f"peers of network {network}: wanted them in sync, found undone: {command}"
+            yield Damage(kind="sysctl" if command.startswith("sysctl") else "peer", said=said, mend=mend)
 
     def ready(self, host: Namespace) -> None:
         """Raise CNIError 50 when a pod could not be attached here now."""

@@ -72,6 +72,11 @@ def accept_answers(nl: Netlink, device: str) -> None:
     The route to such an address leads over the underlay for everybody but marked packets, so strict rp_filter
     would drop them; the larger value of `all` and the device's own counts.
     """
-    own = f"net/ipv4/conf/{device}/rp_filter"
-    if max(int(get_sysctl("net/ipv4/conf/all/rp_filter")), int(get_sysctl(own))) == _STRICT:
+    if drops_answers(device):
         loosen_rp_filter(nl, device)
+
+
+def drops_answers(device: str) -> bool:
+    """Tell whether rp_filter drops them."""
+    keys = (f"net/ipv4/conf/{name}/rp_filter" for name in ("all", device))
+    return max(int(get_sysctl(key)) for key in keys) == _STRICT

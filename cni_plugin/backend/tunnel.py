@@ -34,7 +34,7 @@ from cni_plugin.contract.inet import link_local, parse_ip, width
 from cni_plugin.kernel.addr import list_addresses
 from cni_plugin.kernel.neigh import ALL_ZERO, FdbEntry, Neighbour
 from cni_plugin.kernel.route import find_path
-from cni_plugin.kernel.vxlan import VxlanSpec
+from cni_plugin.kernel.vxlan import VxlanSpec, find_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,7 +194,8 @@ def _refuse_contradictions(tunnel: Tunnel, whole: IPNetwork | None) -> None:
 
 def locate(tunnel: Tunnel, nl: Netlink) -> tuple[Underlay, int]:
     """Return the underlay of this node and the MTU (bytes) that the tunnel leaves."""
-    underlay = find_underlay(nl, tunnel.options, tunnel.source.first())
+    kept = None if tunnel.options.local else find_local(nl, tunnel.device)
+    underlay = find_underlay(nl, tunnel.options, tunnel.source.first(), kept)
     overhead = VXLAN_OVERHEAD[underlay.address.version]
     return underlay, overlay_mtu(tunnel.mtu, underlay, overhead, tunnel.mtu_overhead)
 

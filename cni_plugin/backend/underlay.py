@@ -5,11 +5,11 @@ The MTU follows from it: that of the actual path's interface, less what the tunn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
-from cni_plugin.kernel.addr import list_addresses
+from cni_plugin.kernel.addr import list_addresses, list_lasting
 from cni_plugin.kernel.link import Link, get_link, get_link_by_index
 from cni_plugin.kernel.route import find_path, list_default_routes
 
@@ -44,12 +44,32 @@ class UnderlayOptions:
     group: IPAddress | None = None
 
 
-def find_underlay(nl: Netlink, options: UnderlayOptions, peers: Iterable[Peer]) -> Underlay:
+def find_underlay(
+    nl: Netlink, options: UnderlayOptions, peers: Iterable[Peer], kept: IPAddress | None = None
+) -> Underlay:
     """Return the underlay: the device named, else the path to the first peer, else the default route's.
+
+    Its address is the one named, else `kept`, which peers know already, while the interface has it; else one
+    that is there to stay: an address may come and go beside it, as a virtual one does.
 
     Raises CNIError 7 for a device or address that the node does not have and for a peer that is the
     node itself, 11 when there is no route to any peer yet.
     """
+    found = _find(nl, options, peers)
+    if options.local is not None:
+        return found
+    version = found.address.version
+    present = {address.ip for address in list_addresses(nl, found.index)}
+    if kept is not None and kept.version == version and kept in present:
+        return replace(found, address=kept)
+    lasting = list_lasting(nl, found.index, version)
+    if found.address in lasting or not lasting:
+        return found
+    # The oldest: of IPv6 the kernel lists the newest first.
+    return replace(found, address=lasting[0 if version == 4 else -1])
+
+
+def _find(nl: Netlink, options: UnderlayOptions, peers: Iterable[Peer]) -> Underlay:
     if options.device:
         link = get_link(nl, options.device)
         if link is None:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.backend.backend import Backend, Segment
-from cni_plugin.backend.node_traffic import accept_answers, plan_marks
+from cni_plugin.backend.node_traffic import accept_answers, drops_answers, plan_marks
 from cni_plugin.backend.peers import SyncMark, compare, is_trusted, network_priority, settle
 from cni_plugin.backend.stamp import locked
 from cni_plugin.backend.tunnel import (
@@ -24,9 +24,19 @@ from cni_plugin.backend.tunnel import (
     ways_to_peers,
 )
 from cni_plugin.backend.underlay import VXLAN_OVERHEAD
-from cni_plugin.kernel.netconf import ensure_family, ensure_forwarding, ignore_routers, require_forwarding
+from cni_plugin.kernel.netconf import (
+    accept_ra,
+    ensure_family,
+    ensure_forwarding,
+    follows_routers,
+    has_family,
+    ignore_routers,
+    is_forwarding,
+    require_forwarding,
+)
 from cni_plugin.kernel.nft import FAMILY, Ruleset, ensure_ruleset, find_difference, hooked, require_nft
 from cni_plugin.kernel.nft_layout import TUNNEL_GUARD, TUNNEL_UNTRACKED
+from cni_plugin.kernel.sysctl import FORWARDING
 from cni_plugin.kernel.vxlan import ensure_vxlan, find_vxlan
 
 if TYPE_CHECKING:
@@ -151,9 +161,23 @@ def list_undone(tunnel: Tunnel, host: Namespace, links: Iterable[str]) -> Iterat
     else:
         difference = compare(nl, wanted)
         yield from (change.command for change in (*difference.missing, *difference.excess))
+        yield from _list_switches(tunnel, device.name, nl) if tunnel.routed else ()
     for ruleset in _rulesets(tunnel, underlay, links):
         if name := find_difference(host.nftables, ruleset):
             yield f"nft add chain {ruleset.family} podwire {name}"
+
+
+def _list_switches(tunnel: Tunnel, device: str, nl: Netlink) -> Iterator[str]:
+    """Yield what lets packets pass the device of a routed network, and nobody behind it be a router."""
+    for version in _versions(tunnel):
+        if not is_forwarding(nl, version):
+            yield f"sysctl -w {FORWARDING[version]}=1"
+        if not has_family(nl, device, version):
+            yield f"sysctl -w net/ipv{version}/conf/{device}/disable_ipv{version}=0"
+    if follows_routers(nl, device):
+        yield f"sysctl -w {accept_ra(device)}=0"
+    if drops_answers(device):
+        yield f"sysctl -w net/ipv4/conf/{device}/rp_filter=2"
 
 
 def elsewhere(tunnel: Tunnel) -> RemoteNetworks:

@@ -7,7 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.agent import server
+from cni_plugin.agent.upkeep import Keeper
 from cni_plugin.cli import cluster, gc
+from cni_plugin.cli.places import find_bin_dir
 from cni_plugin.config.paths import SOCKET
 
 if TYPE_CHECKING:
@@ -60,6 +62,11 @@ def _require_settings(arguments: argparse.Namespace) -> None:
         cluster.require_settings(arguments)
 
 
+def _keeper(arguments: argparse.Namespace) -> Keeper:
+    """Return who mends what pods have lost; in a cluster the child process does."""
+    return Keeper(conf_dir=arguments.conf_dir, bin_dir=find_bin_dir(), results_dir=arguments.cache_dir)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.kubernetes:
         # The child would end for this reason again and again.
@@ -73,6 +80,8 @@ def _run(arguments: argparse.Namespace) -> int:
         state_file=arguments.state_file,
         in_cluster=arguments.kubernetes,
         children=(*gc.children_of(arguments), *cluster.children_of(arguments)),
+        keeper=None if arguments.kubernetes else _keeper(arguments),
+        resync=cluster.parse_resync(arguments.resync),
         take_over=arguments.take_over,
         before_taking_over=partial(_require_settings, arguments),
     )

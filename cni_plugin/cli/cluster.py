@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.agent.children import Child
 from cni_plugin.agent.journal import Journal
 from cni_plugin.agent.signals import termination
-from cni_plugin.config.paths import CLUSTER_SETTINGS, CONF_DIR, SERVICE_ACCOUNT, STATE_FILE
+from cni_plugin.config.paths import CLUSTER_SETTINGS, CONF_DIR, RESULTS_DIR, SERVICE_ACCOUNT, STATE_FILE
 from cni_plugin.config.state_file import ClusterState
 from cni_plugin.contract.errors import CNIError, Code
 
@@ -33,6 +33,7 @@ _FLAGS = (
     ("--conf-dir", CONF_DIR, "where the runtime looks for configurations"),
     ("--conflist", "10-podwire.conflist", "the name of ours there"),
     ("--state-file", STATE_FILE, "where to say how it stands"),
+    ("--cache-dir", RESULTS_DIR, "the runtime's records of its pods"),
     ("--resync", "60", "seconds after which everything is compared again"),
 )
 
@@ -83,8 +84,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from cni_plugin.cluster.api import API, Access
     from cni_plugin.cluster.watch import Watch
     from cni_plugin.dataplane.follow import Follower
-    from cni_plugin.dataplane.loop import Loop
     from cni_plugin.kernel.monitor import Monitor
+    from cni_plugin.node.loop import Loop
 
     Journal().install()
     order = _order(arguments)
@@ -117,7 +118,8 @@ def _order(arguments: argparse.Namespace) -> Order:
         settings=settings,
         conflist=os.path.join(arguments.conf_dir, arguments.conflist),
         state_file=arguments.state_file,
-        resync=_parse_resync(arguments.resync),
+        resync=parse_resync(arguments.resync),
+        results_dir=arguments.cache_dir,
     )
 
 
@@ -126,7 +128,7 @@ def _find_name(given: str) -> str:
     return (given or os.environ.get("NODE_NAME") or os.uname().nodename).strip().lower()
 
 
-def _parse_resync(text: str) -> float:
+def parse_resync(text: str) -> float:
     """Return seconds; CNIError 7 for what would be no pause, or none that ends."""
     try:
         seconds = float(text)

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cni_plugin.cli.places import find_bin_dir
-from cni_plugin.config.paths import CONF_DIR
+from cni_plugin.config.paths import CONF_DIR, RESULTS_DIR
 from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.node.configured import read_configured
 
@@ -23,6 +23,7 @@ def add_directories(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bin-dir", default=find_bin_dir(), help="the runtime's plugins (default here: %(default)s)"
     )
+    parser.add_argument("--cache-dir", default=RESULTS_DIR, help="the runtime's records of its pods")
 
 
 def add_conf_dir(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    seen = report.look(arguments.conf_dir, arguments.bin_dir)
+    seen = report.look(arguments.conf_dir, arguments.bin_dir, arguments.cache_dir)
     if arguments.json:
         write(json.dumps(asdict(seen), indent=4))
     else:

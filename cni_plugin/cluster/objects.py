@@ -34,6 +34,11 @@ class Node:
         """Return the node's first address of a family."""
         return next((a for a in self.addresses if a.version == version), None)
 
+    @property
+    def first_addresses(self) -> tuple[IPAddress, ...]:
+        """Return the node's first address of each family, in the order of all."""
+        return tuple(a for a in self.addresses if a == self.address(a.version))
+
 
 def parse_node(raw: dict[str, Any]) -> Node:
     """Return what the API's JSON says of a node; what can be no node's address is passed over."""

@@ -7,7 +7,7 @@ pods can be added: STATUS of a network with the key `stateFile`, the agent's pro
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from cni_plugin.contract.errors import CNIError, Code
@@ -30,6 +30,7 @@ class ClusterState:
     peers_programmed: int = 0
     syncs: int = 0
     repairs: int = 0
+    repairs_by_kind: dict[str, int] = field(default_factory=dict)
     errors: int = 0
     last_sync_seconds: float = 0.0
     last_sync: float = 0.0
@@ -45,7 +46,7 @@ def _camel(name: str) -> str:
     return first + "".join("CIDRs" if word == "cidrs" else word.capitalize() for word in rest)
 
 
-_KEYS = {field.name: _camel(field.name) for field in fields(ClusterState)}
+_KEYS = {each.name: _camel(each.name) for each in fields(ClusterState)}
 
 
 def read_state(path: str) -> ClusterState | None:
@@ -68,6 +69,8 @@ def _fits(name: str, value: object) -> bool:
     wanted = getattr(ClusterState(node=""), name)
     if isinstance(wanted, tuple):
         return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+    if isinstance(wanted, dict):
+        return isinstance(value, dict) and all(type(each) is int for each in value.values())
     return isinstance(value, (int, float)) if isinstance(wanted, float) else type(value) is type(wanted)
 
 

@@ -8,12 +8,15 @@ stays in force when nothing new can be learnt.
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cni_plugin.agent.journal import own, render_pairs
+from cni_plugin.agent.upkeep import Keeper
 from cni_plugin.attach.both_kinds import find_bridge
 from cni_plugin.backend.host_gateway import on_link
 from cni_plugin.cluster.api import APIError
@@ -60,6 +63,12 @@ class Order:
     conflist: str
     state_file: str
     resync: float
+    results_dir: str
+
+    @property
+    def keeper(self) -> Keeper:
+        """Return who mends what this node's pods have lost."""
+        return Keeper(conf_dir=os.path.dirname(self.conflist), bin_dir=BIN_DIR, results_dir=self.results_dir)
 
     @property
     def places(self) -> Places:
@@ -92,6 +101,7 @@ class Follower:
         self._api = api
         self._wanted = _read_wanted(order)
         self._synced: Wanted | None = None
+        self._keeper = order.keeper
         settings = order.settings
         self._state = ClusterState(
             node=order.node, mode=f"{settings.attach}, {settings.backend}", network=settings.network
@@ -103,6 +113,7 @@ class Follower:
         reasons = [f"nodes: {known.problem}"] if known.problem else []
         ready = False
         try:
+            self._mend()
             lacking = self._learn(known)
             self._apply()
             ready = not lacking
@@ -118,6 +129,12 @@ class Follower:
         if ready and known.nodes:
             self._claim_network(known.nodes[self._order.node])
         return ready and said
+
+    def _mend(self) -> None:
+        """Mend what networks and running pods have lost, before it is asked what else they shall have."""
+        kinds = Counter(self._state.repairs_by_kind)
+        kinds.update(wrong.damage.kind for wrong in self._keeper.mend())
+        self._state = replace(self._state, repairs=kinds.total(), repairs_by_kind=dict(kinds))
 
     def _learn(self, known: Known) -> str:
         """Take over what is known of the cluster; return what this node still lacks."""
@@ -176,7 +193,6 @@ class Follower:
             peers_wanted=wanted.peers.wanted,
             peers_programmed=wanted.peers.named,
             syncs=state.syncs + 1,
-            repairs=state.repairs + (changes if wanted == self._synced else 0),
             last_sync_seconds=round(seconds, 4),
             last_sync=time.time(),
         )

@@ -18,6 +18,7 @@ from cni_plugin.doctor.finding import Finding
 from cni_plugin.kernel.link import list_links
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.node import audit
+from cni_plugin.node.repair import find_wrong
 from cni_plugin.plugins import podwire
 from ipam.errors import IPAMError
 
@@ -49,12 +50,39 @@ def check(site: Examined) -> Iterator[Finding]:
             yield from _ask_status(site, request)
 
 
+def _damage(site: Examined, request: Request) -> Iterator[Finding]:
+    """Yield what this node does not hold for a network and its pods; switches have findings of their own."""
+    with open_host() as host:
+        found = list(find_wrong(site.configured, site.cache_dir, host, request.network, unused=True))
+    mendable = [each for each in found if each.damage.mend and each.damage.kind != "sysctl"]
+    if mendable:
+        more = f" and {len(mendable) - 1} more" if len(mendable) > 1 else ""
+        yield Finding(
+            severity="error",
+            object=_name(request),
+            found=f"{mendable[0].pod + ': ' if mendable[0].pod else ''}{mendable[0].damage.said}{more}",
+            meaning="somebody took away or changed what an ADD or a sync had made: pods are not reached, or "
+            "not kept in bounds",
+            remedy=f"podwire sync{site.options} {shlex.quote(request.network)}",
+        )
+    for wrong in found:
+        if wrong.joined and not wrong.damage.mend:
+            yield Finding(
+                severity="error",
+                object=wrong.pod,
+                found=wrong.damage.said,
+                meaning="the network was changed since this pod was added: other nodes do not reach it",
+                remedy=wrong.remedy,
+            )
+
+
 def _check_one(site: Examined, request: Request) -> Iterator[Finding]:
     try:
         survey, obstacles = podwire.survey(request)
     except CNIError:
         return  # STATUS has the same words
-    yield from _survey(site, request, survey)
+    yield from _survey(survey)
+    yield from _damage(site, request)
     yield from (_obstacle(request, obstacle) for obstacle in obstacles)
     yield from (_clash(site, clash) for clash in podwire.clashes(request))
     yield from _pods(request, survey)
@@ -66,7 +94,7 @@ def _name(request: Request) -> str:
     return f"network {request.network}"
 
 
-def _survey(site: Examined, request: Request, survey: Survey) -> Iterator[Finding]:
+def _survey(survey: Survey) -> Iterator[Finding]:
     for trouble in survey.troubles:
         yield Finding(
             severity="error",
@@ -74,15 +102,6 @@ def _survey(site: Examined, request: Request, survey: Survey) -> Iterator[Findin
             found=trouble.found,
             meaning=f"{_NO_ADD}: a bridge keeps one IPv4 address, and one IPv6 address a network",
             remedy=trouble.remedy,
-        )
-    if survey.undone:
-        more = f" and {len(survey.undone) - 1} more" if len(survey.undone) > 1 else ""
-        yield Finding(
-            severity="error",
-            object=_name(request),
-            found=f"the kernel lacks what other nodes' pods are reached by: {survey.undone[0]}{more}",
-            meaning="pods of some other nodes are not reached from here",
-            remedy=f"podwire sync{site.options} {shlex.quote(request.network)}",
         )
 
 

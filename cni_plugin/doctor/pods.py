@@ -5,20 +5,17 @@ CHECK is asked as the runtime would ask it, with the result of ADD that libcni k
 
 from __future__ import annotations
 
-import base64
-import glob
-import json
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.contract.inet import parse_ip
-from cni_plugin.contract.request import make_request
 from cni_plugin.doctor.finding import Finding
-from cni_plugin.doctor.site import read_json
+from cni_plugin.features import CHAINED
 from cni_plugin.kernel.probe import Echo, ask_twice, smallest
 from cni_plugin.node import report
 from cni_plugin.node.configured import MAIN_TYPES
+from cni_plugin.node.records import read_requests
 from cni_plugin.plugins import PLUGINS
 
 if TYPE_CHECKING:
@@ -34,7 +31,11 @@ def check(site: Examined) -> Iterator[Finding]:
     """Yield why the pod that was named has no network; nothing when none was."""
     if not site.pod and not site.container:
         return
-    found = [each for each in report.look(site.conf_dir, site.bin_dir).attachments if _is_meant(site, each)]
+    found = [
+        each
+        for each in report.look(site.conf_dir, site.bin_dir, site.cache_dir).attachments
+        if _is_meant(site, each)
+    ]
     if not found:
         yield _absent(site)
     for attachment in found:
@@ -98,44 +99,12 @@ def _ask_check(site: Examined, attachment: AttachmentReport) -> str:
     libcni may keep no result to compare with, and the path of the pod's namespace may lead nowhere from here,
     as in the agent's container: the namespace is alive all the same, for it has the veth's other end.
     """
-    pattern = f"{attachment.network}-{attachment.container_id}-{attachment.ifname}"
-    for path in glob.glob(f"{glob.escape(site.cache_dir)}/{glob.escape(pattern)}"):
-        kept = read_json(path)
-        for request in _requests(site, attachment, kept):
-            try:
-                PLUGINS[request.config.string("type")]().check(request)
-            except CNIError as error:
-                return error.msg
+    for request in read_requests(site.cache_dir, attachment, site.bin_dir):
+        kind = request.config.string("type")
+        if kind not in MAIN_TYPES | CHAINED.keys() or not os.path.exists(request.netns):
+            continue
+        try:
+            PLUGINS[kind]().check(request)
+        except CNIError as error:
+            return error.msg
     return ""
-
-
-def _requests(site: Examined, attachment: AttachmentReport, kept: dict[str, Any]) -> Iterator[Any]:
-    """Yield the CHECK of the pod's main plugin as a runtime would send it."""
-    result = kept.get("result")
-    try:
-        config = json.loads(base64.b64decode(str(kept.get("config", ""))))
-    except ValueError:
-        return
-    if not isinstance(result, dict) or not isinstance(config, dict):
-        return
-    for plugin in config.get("plugins") or [config]:
-        if plugin.get("type") in MAIN_TYPES:
-            netns = next((i["sandbox"] for i in result.get("interfaces", []) if i.get("sandbox")), "")
-            if not os.path.exists(netns):
-                return
-            # The runtime may have chosen among the configuration's versions; the result has its choice.
-            document = {
-                **plugin,
-                "name": attachment.network,
-                "cniVersion": result.get("cniVersion") or config.get("cniVersion", ""),
-                "runtimeConfig": kept.get("capabilityArgs") or {},
-                "prevResult": result,
-            }
-            yield make_request(
-                "CHECK",
-                document,
-                path=site.bin_dir,
-                CONTAINERID=attachment.container_id,
-                IFNAME=attachment.ifname,
-                NETNS=netns,
-            )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_plugin.config.paths import BIN_DIR, CONF_DIR
+from cni_plugin.config.paths import BIN_DIR, CONF_DIR, RESULTS_DIR
 from cni_plugin.node.configured import read_configured
 
 if TYPE_CHECKING:
@@ -36,15 +35,9 @@ class Examined:
     @property
     def options(self) -> str:
         """Return what a command of ours must be told to look where we did."""
-        said = (("--conf-dir", self.conf_dir, CONF_DIR), ("--bin-dir", self.bin_dir, BIN_DIR))
+        said = (
+            ("--conf-dir", self.conf_dir, CONF_DIR),
+            ("--bin-dir", self.bin_dir, BIN_DIR),
+            ("--cache-dir", self.cache_dir, RESULTS_DIR),
+        )
         return "".join(f" {name} {shlex.quote(value)}" for name, value, default in said if value != default)
-
-
-def read_json(path: str) -> dict[str, object]:
-    """Return the JSON object in a file, an empty one when there is none."""
-    try:
-        with open(path, "rb") as file:
-            found = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -50,8 +50,8 @@ def open_pod_of(attachment: Attachment) -> Namespace:
     return open_pod(attachment.netns, opened=attachment.netns_fd, allow_host=attachment.allow_host_netns)
 
 
-def site_of(network: Network, host: Namespace, pod: Namespace) -> Site:
-    """Return where the features of an ADD or CHECK work."""
+def site_of(network: Network, host: Namespace, pod: Namespace | None) -> Site:
+    """Return where the features of an ADD or CHECK work; a comparison needs no pod."""
     return Site(
         attachment=network.attachment,
         host=host,
@@ -70,15 +70,15 @@ def _unproven() -> bool:
     return False
 
 
-def delete_features(request: Request, site: Site, *, guards: bool) -> Iterator[Callable[[], object]]:
-    """Yield the deletion of the built-in features that guard the link, or of the others.
+def delete_features(request: Request, site: Site, *, precedes_link: bool) -> Iterator[Callable[[], object]]:
+    """Yield the deletion of the built-in features before the pod's link goes, or of those after it.
 
-    Of every one, whatever the configuration says by now; but for those that made nothing but links: see
+    Of all of them, whatever the configuration says by now, but for those that made nothing but links: see
     `list_pod_links`.
     """
     given = delete_input(request)
     for feature in (each.load() for each in FEATURES.values()):
-        if feature.guards == guards and not feature.links(site.attachment):
+        if feature.precedes_link is precedes_link and not feature.links(site.attachment):
             yield partial(delete_feature, feature, request, given, site)
 
 

@@ -12,21 +12,32 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.config.network import LINK_DIGITS, MARK, alias_prefix, owner_of_unnamed, unnamed_group
-from cni_plugin.contract.errors import broken, invalid_config
+from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.result import Interface
 from cni_plugin.features.feature import Feature, OwnedObject
-from cni_plugin.kernel.link import Link, delete_link, delete_listed, get_link, get_other_end, list_links
+from cni_plugin.kernel.link import (
+    IFF_UP,
+    Link,
+    delete_link,
+    delete_listed,
+    get_link,
+    get_other_end,
+    list_links,
+    set_up,
+)
 from cni_plugin.kernel.reaper import delete_links
+from ipam.seam.undo import Undo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import ExitStack
 
     from cni_plugin.config.network import Addressing, Attachment, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import DeleteInput, Site
-    from cni_plugin.kernel.netns import Namespace
+    from cni_plugin.kernel.netlink import Netlink
     from cni_plugin.kernel.qdisc import Bucket
 
 _KEYS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
@@ -121,7 +132,7 @@ def _bucket(limit: Limit, link: Link) -> Bucket:
 
 def add(settings: Bandwidth, site: Site, result: Result, undo: ExitStack) -> Result:
     """Limit the pod; the device that its packets pass is appended to the result."""
-    from cni_plugin.kernel.qdisc import add_ifb, drop_bucket, redirect, set_bucket
+    from cni_plugin.kernel.qdisc import drop_bucket, set_bucket
 
     nl, veth = site.host.netlink, _find_host_end(site, result)
     if settings.ingress:
@@ -129,14 +140,22 @@ def add(settings: Bandwidth, site: Site, result: Result, undo: ExitStack) -> Res
         nl.change(set_bucket(veth, _bucket(settings.ingress, veth)))
     if not settings.egress:
         return result
-    name = ifb_name(site.attachment)
+    ifb = _limit_egress(settings.egress, veth, site, undo)
+    made = Interface(name=ifb.name, mac=ifb.mac, mtu=ifb.mtu)
+    return replace(result, interfaces=(*result.interfaces, made))
+
+
+def _limit_egress(limit: Limit, veth: Link, site: Site, undo: ExitStack) -> Link:
+    """Send what the pod sends through a device with a bucket, which is made anew."""
+    from cni_plugin.kernel.qdisc import add_ifb, redirect, set_bucket
+
+    nl, name = site.host.netlink, ifb_name(site.attachment)
     undo.callback(delete_link, nl, name)
     group = unnamed_group(site.attachment.network)
     ifb = add_ifb(nl, name, mtu=veth.mtu, alias=MARK + site.label, group=group)
-    nl.change(set_bucket(ifb, _bucket(settings.egress, ifb)))
+    nl.change(set_bucket(ifb, _bucket(limit, ifb)))
     redirect(nl, veth, ifb, undo)
-    made = Interface(name=ifb.name, mac=ifb.mac, mtu=ifb.mtu)
-    return replace(result, interfaces=(*result.interfaces, made))
+    return ifb
 
 
 def ifb_name(attachment: Attachment) -> str:
@@ -147,6 +166,8 @@ def ifb_name(attachment: Attachment) -> str:
 def _find_host_end(site: Site, result: Result) -> Link:
     """Return the host's end of the pod's veth, which the result must name too; CNIError 7."""
     ifname = site.attachment.ifname
+    if site.netns is None and (ours := get_link(site.host.netlink, site.attachment.host_ifname)):
+        return ours
     inside = get_link(site.pod.netlink, ifname) if site.pod else None
     if inside is None:
         raise invalid_config(f"interface {ifname}: wanted it in {site.attachment.netns}, found none")
@@ -177,34 +198,54 @@ def delete_go_device(site: Site) -> None:
         delete_link(site.host.netlink, link.name)
 
 
-def check(settings: Bandwidth, site: Site, result: Result) -> None:
+def compare(settings: Bandwidth, site: Site, result: Result) -> Iterator[Damage]:
     """Compare rate, burst and limit of both directions with what the kernel holds."""
-    nl, veth = site.host.netlink, _find_host_end(site, result)
+    veth, name = _find_host_end(site, result), ifb_name(site.attachment)
     if settings.ingress:
-        _check_bucket(settings.ingress, veth, site.host)
+        yield from _compare_bucket(settings.ingress, veth, site.host.netlink)
     if settings.egress:
-        _check_egress(settings.egress, veth, ifb_name(site.attachment), site.host)
-    elif get_link(nl, ifb_name(site.attachment)):
-        raise broken(f"link {ifb_name(site.attachment)}: wanted no limit of what the pod sends, found it")
+        yield from _compare_egress(settings.egress, veth, site)
+    elif get_link(site.host.netlink, name):
+        yield _damage(f"link {name}: wanted no limit of what the pod sends, found it", None)
 
 
-def _check_egress(limit: Limit, veth: Link, name: str, host: Namespace) -> None:
+def _damage(said: str, mend: Callable[[], object] | None) -> Damage:
+    from cni_plugin.features.damage import Damage  # no ADD or DEL needs it
+
+    return Damage(kind="limit", said=said, mend=mend)
+
+
+def _compare_egress(limit: Limit, veth: Link, site: Site) -> Iterator[Damage]:
     from cni_plugin.kernel.qdisc import find_redirection
 
-    ifb = get_link(host.netlink, name)
+    nl, name = site.host.netlink, ifb_name(site.attachment)
+    anew = partial(_limit_again, limit, veth, site)
+    ifb = get_link(nl, name)
     if ifb is None:
-        raise broken(f"link {name}: wanted it, found none")
-    _check_bucket(limit, ifb, host)
-    if find_redirection(host.netlink, veth) != ifb.index:
-        raise broken(f"tc filter dev {veth.name} ingress: wanted a redirection to {name}, found none")
+        yield _damage(f"link {name}: wanted it, found none", anew)
+        return
+    yield from _compare_bucket(limit, ifb, nl)
+    if find_redirection(nl, veth) != ifb.index:
+        yield _damage(f"tc filter dev {veth.name} ingress: wanted a redirection to {name}, found none", anew)
+    if not ifb.flags & IFF_UP:
+        yield _damage(f"link {name}: wanted it up, found it down", partial(nl.change, set_up(name)))
 
 
-def _check_bucket(limit: Limit, link: Link, host: Namespace) -> None:
-    from cni_plugin.kernel.qdisc import get_bucket
+def _limit_again(limit: Limit, veth: Link, site: Site) -> None:
+    """Make the device again, unless the pod's veth has gone meanwhile."""
+    with Undo() as undo:
+        _limit_egress(limit, veth, site, undo)
+        if get_link(site.host.netlink, veth.name) is not None:
+            undo.pop_all()
 
-    wanted, found = _bucket(limit, link), get_bucket(host.netlink, link)
+
+def _compare_bucket(limit: Limit, link: Link, nl: Netlink) -> Iterator[Damage]:
+    from cni_plugin.kernel.qdisc import get_bucket, set_bucket
+
+    wanted, found = _bucket(limit, link), get_bucket(nl, link)
     if found is None or not found.holds(wanted):
-        raise broken(f"tc qdisc dev {link.name}: wanted tbf {wanted}, found {found or 'none'}")
+        said = f"tc qdisc dev {link.name}: wanted tbf {wanted}, found {found or 'none'}"
+        yield _damage(said, partial(nl.change, set_bucket(link, wanted)))
 
 
 def find_devices(network: str, _: None, site: Site) -> Iterator[OwnedObject]:
@@ -227,5 +268,5 @@ def list_own_links(attachment: Attachment) -> tuple[str, ...]:
 
 
 FEATURE = Feature(
-    parse=parse, add=add, delete=delete, check=check, list_owned=find_devices, links=list_own_links
+    parse=parse, add=add, delete=delete, compare=compare, list_owned=find_devices, links=list_own_links
 )

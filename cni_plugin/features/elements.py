@@ -7,17 +7,22 @@ take what another pod has been given since.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from cni_plugin.contract.errors import broken
+from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.nfnetlink import Element, ElementChange
+from ipam.seam.undo import Undo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
     from contextlib import ExitStack
 
+    from netaddr import IPAddress
+
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.nfnetlink import Nftables
 
@@ -100,6 +105,19 @@ def release(site: Site, family: str, prefix: str, keys: Sequence[bytes] | None =
     return _release_from(site, family, names, keys) if names and keys != [] else []
 
 
+def release_addresses(site: Site, prefix: str, known: Iterable[IPAddress] | None) -> list[Element]:
+    """Remove the attachment's elements from the sets of addresses whose name begins so; return them.
+
+    The prefix is followed by the family's number; None where nobody tells the addresses.
+    """
+    removed: list[Element] = []
+    for family in FAMILIES:
+        for version in (4, 6):
+            keys = None if known is None else [a.packed for a in known if a.version == version]
+            removed += release(site, family, f"{prefix}{version}_", keys)
+    return removed
+
+
 def _release_from(
     site: Site, family: str, names: Sequence[str], keys: Sequence[bytes] | None
 ) -> list[Element]:
@@ -132,14 +150,37 @@ def _remove(
     return removed
 
 
-def require(site: Site, wanted: Iterable[Element], what: str) -> None:
-    """Raise CNIError 100 for the first element that the kernel does not hold as ADD made it."""
+def compare_elements(site: Site, wanted: Iterable[Element], what: str) -> Iterator[Damage]:
+    """Yield the elements that the kernel does not hold as ADD made them; another attachment's stays."""
+    from cni_plugin.features.damage import Damage  # no ADD or DEL needs it
+
     for element in wanted:
         found = site.host.nftables.get(element.family, element.set_name, element.key)
-        if found is None:
-            raise broken(f"{what}: wanted {element.command}, found none")
-        if found != element:
-            raise broken(f"{what}: wanted {element.command}, found {found.command}")
+        own = found is None or is_of(site, found)
+        # Words of a comment behind the identity are for people, and the pod's may have been cut.
+        if found is None or not own or replace(found, comment=element.comment) != element:
+            said = f"{what}: wanted {element.command}, found {found.command if found else 'none'}"
+            yield Damage(kind="element", said=said, mend=partial(_restore, site, element) if own else None)
+
+
+def _restore(site: Site, element: Element) -> None:
+    """Make an element of a living attachment again, unless another has its key by now.
+
+    A DEL removes the veth before anything else, so an element that was made before the veth was still seen is
+    one that the DEL finds.
+    """
+    nftables = site.host.nftables
+
+    def decide() -> list[ElementChange]:
+        found = nftables.get(element.family, element.set_name, element.key)
+        changes = [ElementChange(found, present=False)] if found and is_of(site, found) else []
+        return [*changes, ElementChange(element, present=True)] if found is None or changes else []
+
+    with Undo() as undo:
+        undo.callback(release_exactly, site, [element])
+        nftables.update(decide)
+        if get_link(site.host.netlink, site.attachment.host_ifname) is not None:
+            undo.pop_all()
 
 
 def collect(nftables: Nftables, network: str, keep: Container[str]) -> list[Element]:

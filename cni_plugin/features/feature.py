@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import ExitStack
 
     from netaddr import IPAddress
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cni_plugin.config.network import Addressing, Attachment, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Interface, Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.kernel.nfnetlink import Element
 
@@ -96,6 +97,10 @@ def _nothing(*_: object) -> int:
     return 0
 
 
+def _undamaged(*_: object) -> tuple[Damage, ...]:
+    return ()
+
+
 def _none(*_: object) -> tuple[OwnedObject, ...]:
     return ()
 
@@ -116,14 +121,16 @@ class Feature:
     """Remove what an ADD made, and nothing of anybody else's; absence is fine."""
     recall: Callable[[Fields], Recalled] | None = None
     """What `delete` and `list_owned` use of a configuration that `parse` may refuse; CNIError."""
-    guards: bool = False
-    """What `delete` removes keeps the pod in bounds: built in, it stays until the pod's link is gone."""
+    precedes_link: bool = False
+    """What `delete` sets back is in the pod, which its interface proves to be the pod; built in only."""
     takes_args: bool = False
     """As a plugin of its own it takes what is in CNI_ARGS; the others do not fail for what is there."""
     links: Callable[[Attachment], tuple[str, ...]] = _no_links
     """Names of links on the node that are all `delete` removes: built in, they go with the veth."""
-    check: Callable[[Settings, Site, Result], None]
-    """Raise CNIError 100 for the first thing that is not as ADD left it."""
+    compare: Callable[[Settings, Site, Result], Iterator[Damage]]
+    """Yield what is not as ADD left it. Without the pod's namespace only what is on the node is compared."""
+    compare_shared: Callable[[Settings, Namespace], Iterable[Damage]] = _undamaged
+    """Yield what `ensure` would change that is the network's, with whatever settings a pod was added."""
     ready: Callable[[Settings, Namespace], object] = _nothing
     """Raise CNIError 50 or 51 when a pod could not get this now."""
     ensure: Callable[[Settings, Namespace], int] = _nothing

@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
-from cni_plugin.features.elements import claim, release, require
+from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.features.elements import claim, compare_elements, release_addresses
 from cni_plugin.features.feature import Feature
 from cni_plugin.features.forward_warning import warn_of_drops
 from cni_plugin.features.nft_backend import require_nftables
@@ -26,7 +26,6 @@ from cni_plugin.kernel.nft import (
     FAMILY,
     Ruleset,
     ensure_ruleset,
-    find_difference,
     hooked,
     require_nft,
     scope_of,
@@ -34,12 +33,13 @@ from cni_plugin.kernel.nft import (
 from cni_plugin.kernel.nft_layout import BRIDGE_FIREWALL, FIREWALL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from contextlib import ExitStack
 
     from cni_plugin.config.network import Addressing, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import IPConfig, Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import DeleteInput, Site
     from cni_plugin.kernel.netns import Namespace
 
@@ -186,29 +186,25 @@ def _plan_elements(settings: Firewall, site: Site, ips: Iterable[IPConfig]) -> l
 
 def delete(given: DeleteInput, site: Site) -> None:
     """Forget the pod's addresses, whatever the configuration says by now."""
-    known, removed = given.addresses, []
-    for family in ("inet", "bridge"):
-        for version in (4, 6):
-            keys = None if known is None else [a.packed for a in known if a.version == version]
-            removed += release(site, family, f"firewall{version}_", keys)
+    known, removed = given.addresses, release_addresses(site, "firewall", given.addresses)
     if known and not removed:
         from cni_plugin.features.go_cleanup import delete_accepts
 
         delete_accepts(site, known)
 
 
-def check(settings: Firewall, site: Site, result: Result) -> None:
+def compare(settings: Firewall, site: Site, result: Result) -> Iterator[Damage]:
     """Compare the network's chains and the pod's elements.
 
     ADD makes them for every address of prevResult, whatever interface it is on. What is on another one
     now a later plugin may have added.
     """
+    from cni_plugin.features.damage import compare_ruleset  # no ADD or DEL needs it
+
     for ruleset in _plan_rulesets(settings):
-        if chain := find_difference(site.host.nftables, ruleset):
-            raise broken(
-                f"nft chain {ruleset.family} podwire {chain}: wanted the rules of firewall, found others"
-            )
-    require(site, _plan_elements(settings, site, result.addresses_on(site.attachment.ifname)), "firewall")
+        yield from compare_ruleset(site.host.nftables, ruleset, "the rules of firewall")
+    wanted = _plan_elements(settings, site, result.addresses_on(site.attachment.ifname))
+    yield from compare_elements(site, wanted, "firewall")
 
 
-FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, ensure=ensure)
+FEATURE = Feature(parse=parse, add=add, delete=delete, compare=compare, ensure=ensure)

@@ -52,7 +52,7 @@ def open_host_ports(host: Namespace, port: Link) -> None:
     A port that somebody else has isolated is in no set of ours, and only the flag keeps it out: while there
     is one on the bridge nothing is changed, and a warning names it.
     """
-    if foreign := _list_foreign(host, port.master):
+    if foreign := list_foreign(host, port.master):
         log.warning(
             "bridge port %s: pods that are isolated do not reach its host ports, "
             "as %s is isolated and not by podwire",
@@ -73,7 +73,8 @@ def open_host_ports(host: Namespace, port: Link) -> None:
     host.netlink.change(set_isolated(port.name, on=False))
 
 
-def _list_foreign(host: Namespace, bridge: int) -> list[str]:
+def list_foreign(host: Namespace, bridge: int) -> list[str]:
+    """Return the ports of a bridge that somebody else has isolated."""
     return [p.name for p in _list_flagged(host, bridge) if parse_alias(p.alias) is None]
 
 

@@ -8,21 +8,23 @@ By hand: `bridge -d link show dev VETH`, `nft list table bridge podwire`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_plugin.contract.errors import broken
-from cni_plugin.features.elements import claim, is_of, pack_ifname, release_exactly, require
+from cni_plugin.features.elements import claim, compare_elements, is_of, pack_ifname, release_exactly
 from cni_plugin.features.feature import Feature
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.nfnetlink import Element
-from cni_plugin.kernel.nft import ensure_ruleset, find_difference
+from cni_plugin.kernel.nft import ensure_ruleset
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import ExitStack
 
     from cni_plugin.config.network import Addressing, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import DeleteInput, Site
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.kernel.nft import Ruleset
@@ -90,20 +92,25 @@ def delete(given: DeleteInput, site: Site) -> None:
         release_exactly(site, [_plan_element(site)])
 
 
-def check(settings: Isolation, site: Site, result: Result) -> None:
+def compare(settings: Isolation, site: Site, result: Result) -> Iterator[Damage]:
     """Ask for the flag, or for the host ports that are a reason to be without; and for the rule."""
     del settings
-    port = get_link(site.host.netlink, site.attachment.host_ifname)
+    from cni_plugin.features.damage import Damage, compare_ruleset
+    from cni_plugin.kernel.bridge import set_isolated
+
+    name = site.attachment.host_ifname
+    port = get_link(site.host.netlink, name)
     flagged = port is not None and port.port is not None and port.port.isolated
     if not flagged and not _has_host_ports(site, result):
-        raise broken(f"bridge port {site.attachment.host_ifname}: wanted isolated True, found False")
-    if flagged and SET not in site.sets(FAMILY):
+        said = f"bridge port {name}: wanted isolated True, found False"
+        mend = partial(site.host.netlink.change, set_isolated(name, on=True))
+        yield Damage(kind="port", said=said, mend=mend)
+        return
+    if flagged and SET not in site.host.nftables.list_sets(FAMILY):
         return
     for ruleset in _plan_rulesets():
-        if chain := find_difference(site.host.nftables, ruleset):
-            name = f"{ruleset.family} podwire {chain}"
-            raise broken(f"nft chain {name}: wanted the rules of portIsolation, found others")
-    require(site, [_plan_element(site)], "portIsolation")
+        yield from compare_ruleset(site.host.nftables, ruleset, "the rules of portIsolation")
+    yield from compare_elements(site, [_plan_element(site)], "portIsolation")
 
 
 def _has_host_ports(site: Site, result: Result) -> bool:
@@ -120,8 +127,7 @@ FEATURE = Feature(
     parse=parse,
     add=add,
     delete=delete,
-    guards=True,
-    check=check,
+    compare=compare,
     ensure=ensure,
     prepare=prepare,
 )

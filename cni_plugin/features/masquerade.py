@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING
 
 from netaddr import IPAddress, IPNetwork, cidr_merge
 
-from cni_plugin.contract.errors import broken, invalid_config
+from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.inet import parse_cidr, width
-from cni_plugin.features.elements import claim, release, require
+from cni_plugin.features.elements import claim, compare_elements, release
 from cni_plugin.features.feature import Feature
 from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.nft import (
     FAMILY,
     Ruleset,
     ensure_ruleset,
-    find_difference,
     hooked,
     require_nft,
     scope_of,
@@ -32,12 +31,13 @@ from cni_plugin.kernel.nft import (
 from cni_plugin.kernel.nft_layout import MASQUERADE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from contextlib import ExitStack
 
     from cni_plugin.config.network import Addressing, Network, RemoteNetworks
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import DeleteInput, Site
     from cni_plugin.kernel.netns import Namespace
 
@@ -188,11 +188,18 @@ def delete(given: DeleteInput, site: Site) -> None:
         release(site, "inet", f"masqnear{version}_", keys and [key * 2 for key in keys])
 
 
-def check(settings: Masquerade, site: Site, result: Result) -> None:
-    """Compare the network's chain and the pod's elements."""
-    if chain := find_difference(site.host.nftables, _plan_ruleset(settings)):
-        raise broken(f"nft chain inet podwire {chain}: wanted the rules of ipMasq, found others")
-    require(site, _plan_elements(settings, site, result), "ipMasq")
+def compare(settings: Masquerade, site: Site, result: Result) -> Iterator[Damage]:
+    """Compare the pod's elements."""
+    yield from compare_elements(site, _plan_elements(settings, site, result), "ipMasq")
 
 
-FEATURE = Feature(parse=parse, add=add, delete=delete, check=check, ensure=ensure)
+def compare_shared(settings: Masquerade, host: Namespace) -> Iterator[Damage]:
+    """Compare the network's chain."""
+    from cni_plugin.features.damage import compare_ruleset  # no ADD or DEL needs it
+
+    yield from compare_ruleset(host.nftables, _plan_ruleset(settings), "the rules of ipMasq")
+
+
+FEATURE = Feature(
+    parse=parse, add=add, delete=delete, compare=compare, compare_shared=compare_shared, ensure=ensure
+)

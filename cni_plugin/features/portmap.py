@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cni_plugin.contract.errors import CNIError, Code, broken, invalid_config
-from cni_plugin.features.elements import claim, release, require
+from cni_plugin.contract.errors import CNIError, Code, invalid_config
+from cni_plugin.features.elements import claim, compare_elements, release
 from cni_plugin.features.feature import Feature
 from cni_plugin.features.hostports import parse_holder, parse_host_ports, parse_key, parse_target
-from cni_plugin.kernel.nft import ensure_ruleset, find_difference, require_nft, try_ruleset
-from cni_plugin.kernel.sysctl import get_sysctl
+from cni_plugin.kernel.nft import ensure_ruleset, require_nft, try_ruleset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from cni_plugin.config.network import Addressing, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import DeleteInput, Site
     from cni_plugin.features.hostports import HostPort
     from cni_plugin.features.portmap_plan import PortmapPlan
@@ -222,30 +222,40 @@ def _may_have_ports(given: DeleteInput, site: Site) -> bool:
     return any(site.host.nftables.get("inet", *place) for place in places)
 
 
-def check(settings: PortMap, site: Site, result: Result) -> None:
-    """Compare the chains, the elements and the switch of the interface."""
+def compare(settings: PortMap, site: Site, result: Result) -> Iterator[Damage]:
+    """Compare the chains, the elements and the switches of the interface."""
     plan = _plan(settings, site, result)
-    if plan is None:
+    # Without the way to the pod, which is its mode's, nobody knows the rules that ADD chose by it.
+    if plan is None or (site.netns is None and not plan.link):
         return
-    for ruleset in plan.rulesets:
-        if chain := find_difference(site.host.nftables, ruleset):
-            raise broken(f"nft chain inet podwire {chain}: wanted the rules of portmap, found others")
+    from cni_plugin.features.damage import compare_ruleset
     from cni_plugin.features.portmap_conflicts import list_own
 
-    require(site, list_own(site, plan), "portmap")
-    _require_switches(site, plan)
+    for ruleset in plan.rulesets:
+        yield from compare_ruleset(site.host.nftables, ruleset, "the rules of portmap")
+    yield from compare_elements(site, list_own(site, plan), "portmap")
+    yield from _compare_switches(site, plan)
 
 
-def _require_switches(site: Site, plan: PortmapPlan) -> None:
-    from cni_plugin.kernel.netconf import route_localnet
+def _compare_switches(site: Site, plan: PortmapPlan) -> Iterator[Damage]:
+    from cni_plugin.features.damage import Damage
+    from cni_plugin.kernel.bridge import set_hairpin
+    from cni_plugin.kernel.netconf import ensure_route_localnet, lets_localnet_pass, route_localnet
 
-    key = route_localnet(plan.local_link)
-    with site.host.entered():
-        if plan.local_link and get_sysctl(key) != "1":
-            raise broken(f"sysctl {key}: wanted 1, found 0")
+    nl, local = site.host.netlink, plan.local_link
+    if local and not lets_localnet_pass(nl, local):
+        said = f"sysctl {route_localnet(local)}: wanted 1, found 0"
+        yield Damage(kind="sysctl", said=said, mend=partial(ensure_route_localnet, nl, local))
     link = plan.bridge_port
+    if link and link.port and link.port.isolated:
+        from cni_plugin.features.isolated_ports import list_foreign, open_host_ports
+
+        if not list_foreign(site.host, link.master):
+            said = f"bridge port {link.name}: wanted isolated off, which host ports need, found on"
+            yield Damage(kind="port", said=said, mend=partial(open_host_ports, site.host, link))
     if link and link.port and not link.port.hairpin:
-        raise broken(f"bridge port {link.name}: wanted hairpin on, which br_netfilter needs, found off")
+        said = f"bridge port {link.name}: wanted hairpin on, which br_netfilter needs, found off"
+        yield Damage(kind="port", said=said, mend=partial(nl.change, set_hairpin(link.name)))
 
 
 def ready(settings: PortMap, _: Namespace) -> None:
@@ -260,7 +270,7 @@ FEATURE = Feature(
     parse=parse,
     add=add,
     delete=delete,
-    check=check,
+    compare=compare,
     ready=ready,
     recall=parse_host_ports,
     collected=forget_collected,

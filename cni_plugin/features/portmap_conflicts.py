@@ -56,9 +56,13 @@ def _list_same_pod(site: Site, conflicts: Collection[Element]) -> list[Element]:
     """Return the elements of the container's other interfaces.
 
     Identities are compared, as the names in a comment may be cut; the interfaces are in the pod's namespace.
+    Where nobody has opened that, the container's name must do.
     """
     if not conflicts:
         return []
+    if site.netns is None:
+        ours = site.attachment.container_id
+        return [each for each in conflicts if parse_holder(each.comment).container_id == ours]
     names = [link.name for link in list_links(site.present_pod.netlink)]
     own = {replace(site.attachment, ifname=name).identity for name in names}
     found = [each for each in conflicts if identity_of(each) in own]

@@ -50,6 +50,8 @@ class PortmapPlan:
     treatment: Treatment
     ports: Mapping[HostPort, Element]
     pods: tuple[Element, ...]
+    link: str
+    """The interface that the pod is routed through; empty where there is no such way."""
     local_link: str
     """The interface that must let packets for 127.0.0.0/8 through; empty for none."""
     bridge_port: Link | None
@@ -98,6 +100,7 @@ def plan_host_ports(
             element(set_name=f"hostport_pods{version}_{treatment.scope}", key=address.packed * 2)
             for version, address in targets.items()
         ),
+        link=place.link,
         local_link=place.link if treatment.snat and 4 in targets else "",
         bridge_port=_find_bridge_port(site, place, targets) if treatment.snat else None,
     )
@@ -126,6 +129,8 @@ def _locate(site: Site, address: IPAddress) -> VethPlace:
 
 def _find_end(site: Site) -> Link | None:
     """Return the host's end of the pod's veth, whoever made it."""
+    if site.netns is None:
+        return get_link(site.host.netlink, site.attachment.host_ifname)
     inner = get_link(site.pod.netlink, site.attachment.ifname) if site.pod else None
     return get_other_end(site.host.netlink, inner) if inner else None
 

@@ -16,18 +16,19 @@ from netaddr import EUI, IPAddress, valid_mac
 
 from cni_plugin.contract.errors import broken, invalid_config
 from cni_plugin.contract.inet import link_local
-from cni_plugin.features.elements import claim, pack_ifname, release, release_exactly, require
+from cni_plugin.features.elements import claim, compare_elements, pack_ifname, release, release_exactly
 from cni_plugin.features.feature import Feature
 from cni_plugin.kernel.nfnetlink import Element
-from cni_plugin.kernel.nft import ensure_ruleset, find_difference, require_nft
+from cni_plugin.kernel.nft import ensure_ruleset, require_nft
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from contextlib import ExitStack
 
     from cni_plugin.config.network import Addressing, Network
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Interface, Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import DeleteInput, Site
     from cni_plugin.kernel.netns import Namespace
     from cni_plugin.kernel.nft import Ruleset
@@ -131,11 +132,12 @@ def _is_there(site: Site, element: Element) -> bool:
     return nftables.get(element.family, element.set_name, element.key) is not None
 
 
-def check(settings: SpoofCheck, site: Site, result: Result) -> None:
+def compare(settings: SpoofCheck, site: Site, result: Result) -> Iterator[Damage]:
     """Compare the chains and the pod's elements."""
-    if chain := find_difference(site.host.nftables, _plan_ruleset(settings)):
-        raise broken(f"nft chain {settings.family} podwire {chain}: wanted the spoof check, found others")
-    require(site, _plan_elements(settings, site, result), "spoofCheck")
+    from cni_plugin.features.damage import compare_ruleset  # no ADD or DEL needs it
+
+    yield from compare_ruleset(site.host.nftables, _plan_ruleset(settings), "the spoof check")
+    yield from compare_elements(site, _plan_elements(settings, site, result), "spoofCheck")
 
 
-FEATURE = Feature(parse=parse, add=add, delete=delete, guards=True, check=check, ensure=ensure)
+FEATURE = Feature(parse=parse, add=add, delete=delete, compare=compare, ensure=ensure)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cni_plugin.config.network import Addressing, Attachment, Network
     from cni_plugin.contract.result import Interface, Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import DeleteInput, OwnedObject, Site
     from cni_plugin.features.tuning_values import Values
     from cni_plugin.kernel.link import Link
@@ -212,12 +213,20 @@ def _restore(directory: str, site: Site) -> None:
         run_all(lambda: discard(staged), lambda: restore_values(path, site))
 
 
-def check(settings: Tuning, site: Site, result: Result) -> None:
-    """Compare every value that was asked for."""
+def compare(settings: Tuning, site: Site, result: Result) -> Iterator[Damage]:
+    """Compare every value that was asked for; they are in the pod, which may have changed them."""
     del result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.tuning_values import check_values
 
-    check_values(settings.values, site)
+    if site.netns is None:
+        return
+    try:
+        check_values(settings.values, site)
+    except CNIError as error:
+        if error.code != Code.CHECK_FAILED:
+            raise
+        yield Damage(kind="sysctl", said=error.msg, mend=None)
 
 
 def find_all(network: str, directory: str | None, site: Site) -> Iterator[OwnedObject]:
@@ -241,7 +250,7 @@ FEATURE = Feature(
     add=add_all,
     delete=delete_all,
     takes_args=True,
-    check=check,
+    compare=compare,
     recall=_data_dir,
     list_owned=find_all,
 )
@@ -250,6 +259,7 @@ SYSCTLS = Feature(
     prepare=prepare,
     add=add_sysctls,
     delete=delete_sysctls,
-    check=check,
+    precedes_link=True,
+    compare=compare,
     list_owned=find_sysctls,
 )

@@ -38,6 +38,7 @@ _ATTRIBUTES = HEADER.size + _IFADDRMSG.size
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _IFA_TARGET_NETNSID = 10
 _IFA_F_NODAD, _IFA_F_DADFAILED, _IFA_F_TENTATIVE = 0x02, 0x08, 0x40
+_PASSING = 0x01 | 0x08 | 0x20  # IFA_F_TEMPORARY, which is IFA_F_SECONDARY, too; _DADFAILED; _DEPRECATED
 _IFA_F_MANAGED = 0x100  # IFA_F_MANAGETEMPADDR, which the kernel gives what it made of an advertisement
 _RT_SCOPE_LINK = 253
 
@@ -103,6 +104,19 @@ def list_addresses(nl: Netlink, index: int = 0, *, link_local: bool = False) -> 
     """Return the addresses of the link with this index (0 for all), IPv6 link-local when asked for."""
     found = _list(nl, index)
     return [a for a, _, scope in found if link_local or a.version == 4 or scope != _RT_SCOPE_LINK]
+
+
+def list_lasting(nl: Netlink, index: int, version: int) -> list[IPAddress]:
+    """Return the addresses of one family (4 or 6) of a link that are there to stay.
+
+    Temporary and deprecated ones are not, nor IPv4's secondary ones, nor one that is a duplicate.
+    """
+    found = _list(nl, index)
+    return [
+        a.ip
+        for a, flags, scope in found
+        if a.version == version and not flags & _PASSING and (version == 4 or scope != _RT_SCOPE_LINK)
+    ]
 
 
 def list_unsettled(nl: Netlink, index: int) -> list[tuple[IPNetwork, bool]]:

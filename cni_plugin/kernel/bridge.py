@@ -10,6 +10,7 @@ but an automatic MTU gives way. Linux: net/bridge/br_if.c.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from dataclasses import dataclass
 
@@ -112,7 +113,7 @@ def _adopt(nl: Netlink, found: Link) -> None:
 
 def _add_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
     """Make the bridge; of two processes that try at once, one makes it and both go on."""
-    mac = spec.mac or random_mac()
+    mac = spec.mac or _own_mac(nl, spec.name)
     settings = _FILTERING if spec.vlan_filtering else ()
     from cni_plugin.kernel.pyroute import pack_device  # a bridge is made once
 
@@ -133,6 +134,18 @@ def _add_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
     if found is None:
         raise KernelError(command, errno.ENODEV, "it was removed again at once")
     return found
+
+
+def _own_mac(nl: Netlink, name: str) -> str:
+    """Return the MAC of a bridge of this node, which pods still know when it was deleted and is made anew."""
+    from ipam.boot_mark import boot_id
+
+    try:
+        node = f"{boot_id()} {nl.read_cookie()}"
+    except OSError:  # a kernel before 5.14 has no names for namespaces
+        return random_mac()
+    digest = hashlib.sha256(f"{node} {name}".encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in bytes([0x02, *digest[:5]]))
 
 
 def _dress(nl: Netlink, spec: BridgeSpec) -> None:

@@ -38,7 +38,7 @@ IFF_UP, IFF_PROMISC, _IFF_ALLMULTI = 0x1, 0x100, 0x200
 # linux/if_link.h, linux/if.h, linux/veth.h, linux/rtnetlink.h
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, _IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_TXQLEN = 13
-_IFLA_LINK_NETNSID = 37
+_IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID = 37, 46
 _IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_IFALIAS, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 16, 18, 20, 28, 29
 IFLA_GROUP = 27
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
@@ -110,6 +110,20 @@ def get_other_end(nl: Netlink, link: Link) -> Link | None:
     return other if other and other.kind == "veth" and other.peer == link.index else None
 
 
+def get_far_end(nl: Netlink, link: Link) -> Link | None:
+    """Return the other end of a veth in another namespace, seen from here; None when that is gone."""
+    if link.peer_nsid is None or link.peer_nsid < 0:
+        return None
+    where = u32(_IFLA_TARGET_NETNSID, link.peer_nsid)
+    command = f"ip -n {link.peer_nsid} link show index {link.peer}"
+    try:
+        return _get(nl, command, link_body(where, _WITHOUT_STATS, index=link.peer))
+    except KernelError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
+
+
 def _get(nl: Netlink, command: str, body: bytes) -> Link | None:
     try:
         return _parse(nl.get(Query(command, netlink.RTM_GETLINK, body)))
@@ -142,6 +156,11 @@ def set_link(name: str, words: str, *attributes: bytes, flags: int = 0, mask: in
 def parse_index(raw: bytes) -> int:
     """Return the index of the link that a message is about."""
     return int(_IFINFOMSG.unpack_from(raw, HEADER.size)[1])
+
+
+def read_flags(raw: bytes) -> int:
+    """Return the flags of the link that a message is about."""
+    return int(_IFINFOMSG.unpack_from(raw, HEADER.size)[2])
 
 
 def read_name(raw: bytes) -> str:
@@ -278,6 +297,11 @@ def set_up(name: str) -> Change:
 def set_down(name: str) -> Change:
     """Return the change that takes a link down."""
     return set_link(name, "down", mask=IFF_UP)
+
+
+def set_master(name: str, master: int) -> Change:
+    """Return the change that makes a link a port of the bridge with this index."""
+    return set_link(name, f"master index {master}", u32(IFLA_MASTER, master))
 
 
 def set_mtu(name: str, mtu: int) -> Change:

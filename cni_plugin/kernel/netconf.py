@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import sys
 from typing import TYPE_CHECKING
 
 from cni_plugin.kernel import netlink
@@ -52,7 +53,7 @@ _UNLESS_FORWARDING, _ALTHOUGH_FORWARDING = 1, 2
 
 def ensure_forwarding(nl: netlink.Netlink, version: int) -> None:
     """Let the thread's namespace, which is that of `nl`, forward packets of one family (4 or 6)."""
-    if _is_forwarding(nl, version):
+    if is_forwarding(nl, version):
         return
     require_family(version)
     if version == 6:
@@ -119,7 +120,8 @@ def _disable_ipv6(link: str) -> str:
     return f"net/ipv6/conf/{link}/disable_ipv6"
 
 
-def _is_forwarding(nl: netlink.Netlink, version: int) -> bool:
+def is_forwarding(nl: netlink.Netlink, version: int) -> bool:
+    """Tell whether a namespace forwards packets of a family (4 or 6)."""
     body = _NETCONFMSG.pack(FAMILY[version]) + _IFINDEX.pack(8, _NETCONFA_IFINDEX, _ALL)
     try:
         raw = nl.get(Query(f"ip -{version} netconf show all", _RTM_GETNETCONF, body))
@@ -130,10 +132,21 @@ def _is_forwarding(nl: netlink.Netlink, version: int) -> bool:
     return bool(parse_number(find_attribute(raw[HEADER.size + _NETCONFMSG.size :], _NETCONFA_FORWARDING)))
 
 
+def find_switched(raw: bytes) -> int:
+    """Return the index of the link whose switches a message is about; below 0 for all links."""
+    found = find_attribute(raw[HEADER.size + _NETCONFMSG.size :], _NETCONFA_IFINDEX)
+    return int.from_bytes(found, sys.byteorder, signed=True)
+
+
 def ensure_route_localnet(nl: netlink.Netlink, link: str) -> None:
     """Let packets for 127.0.0.0/8 pass by a link of the thread's namespace, which is that of `nl`."""
-    if not _get_switch(nl, link, (AF_INET, _IFLA_INET_CONF), _ROUTE_LOCALNET):
+    if not lets_localnet_pass(nl, link):
         nl.change(_set_switch(link, route_localnet(link), _ROUTE_LOCALNET, 1))
+
+
+def lets_localnet_pass(nl: netlink.Netlink, link: str) -> bool:
+    """Tell whether packets for 127.0.0.0/8 pass by a link."""
+    return bool(_get_switch(nl, link, (AF_INET, _IFLA_INET_CONF), _ROUTE_LOCALNET))
 
 
 def loosen_rp_filter(nl: netlink.Netlink, link: str) -> None:
@@ -173,8 +186,13 @@ def ignore_routers(nl: netlink.Netlink, link: str) -> None:
     A node that forwards takes router advertisements only where `accept_ra` is 2, which is what nodes have as
     their default that get their own addresses so.
     """
-    if _get_switch(nl, link, (AF_INET6, _IFLA_INET6_CONF), _ACCEPT_RA) == _ALTHOUGH_FORWARDING:
+    if follows_routers(nl, link):
         prefer_sysctl(accept_ra(link), 0, "a pod behind it can make itself the node's router")
+
+
+def follows_routers(nl: netlink.Netlink, link: str) -> bool:
+    """Tell whether a link takes router advertisements although the node forwards."""
+    return _get_switch(nl, link, (AF_INET6, _IFLA_INET6_CONF), _ACCEPT_RA) == _ALTHOUGH_FORWARDING
 
 
 def route_localnet(link: str) -> str:

@@ -36,6 +36,7 @@ _GETCHAIN, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 4
 _NFNL_BATCH_GENID = _NFTA_GEN_ID = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _HOOK_NUMBER = 1, 3, 4, 5, 1
 _RULE_TABLE, _RULE_CHAIN, _RULE_USERDATA, _SET_TABLE, _SET_NAME = 1, 2, 7, 1, 2
+_ANY_TABLE = 1  # what each object calls its table
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_KEY_END, _DATA_VALUE = 1, 2, 6, 10, 1
 _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 1, 2
@@ -103,6 +104,11 @@ class ChainHead:
     hook: int | None
     drops: bool
     """Its policy is drop."""
+
+
+def find_table(raw: bytes) -> str:
+    """Return the name of the table that a message of `nft monitor` is about."""
+    return parse_text(parse(raw, _BODY).get(_ANY_TABLE, b""))
 
 
 class Nftables:

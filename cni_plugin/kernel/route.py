@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MAIN_TABLE = 254
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _RT_TABLE_MAIN = 254
-_RTPROT_BOOT, _RTPROT_RA = 3, 9
+KERNEL_PROTO, _RTPROT_BOOT, _RTPROT_RA = 2, 3, 9
 PODWIRE_PROTO = 112  # a number nobody has in iproute2's rt_protos: the routes that a sync owns
 # A sync's routes have a priority from here on (network_priority in backend/peers.py), a pod's have none.
 SYNC_PRIORITY = 0x40000000
@@ -207,6 +207,14 @@ def find_default_route(nl: Netlink, version: int) -> RouteSpec | None:
 def is_synchronized(raw: bytes) -> bool:
     """Tell whether a message is about a route that a sync owns."""
     return _head(raw).proto == PODWIRE_PROTO and parse_number(_read(raw).get(_RTA_PRIORITY)) >= SYNC_PRIORITY
+
+
+def find_lost_link(raw: bytes) -> int:
+    """Return the index of the link that a deleted route led over, 0 for a route of others."""
+    head = _head(raw)
+    if head.proto not in {PODWIRE_PROTO, KERNEL_PROTO} or head.type != _RTN_UNICAST:
+        return 0
+    return parse_number(_read(raw).get(_RTA_OIF))
 
 
 def list_default_routes(nl: Netlink, version: int) -> list[RouteSpec]:

@@ -71,6 +71,12 @@ def list_own_rules(nl: Netlink, version: int) -> list[RuleSpec]:
     return [spec for spec in _list(nl, version) if spec.table >= SYNC_PRIORITY]
 
 
+def is_own_rule(raw: bytes) -> bool:
+    """Tell whether a message is about a rule that leads to the table of a sync."""
+    spec = _parse(raw)
+    return spec is not None and spec.table >= SYNC_PRIORITY
+
+
 def _list(nl: Netlink, version: int) -> list[RuleSpec]:
     body = _HEAD.pack(FAMILY[version], 0, 0, 0, 0, 0, 0, 0, 0)
     found = nl.dump(Query(f"ip -{version} rule show", netlink.RTM_GETRULE, body))

@@ -11,6 +11,8 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from netaddr import IPAddress
+
 from cni_plugin.contract.errors import CNIError, invalid_config
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
@@ -38,8 +40,6 @@ from cni_plugin.kernel.pyroute import pack_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from netaddr import IPAddress
 
     from cni_plugin.kernel.netlink import Netlink
 
@@ -117,6 +117,13 @@ def find_vxlan(nl: Netlink, spec: VxlanSpec) -> Link | None:
     if found is None or found.alias != spec.alias or _mend(spec, found):
         return None
     return found if _settings(nl, spec.name) == _wanted(spec) else None
+
+
+def find_local(nl: Netlink, name: str) -> IPAddress | None:
+    """Return the address that a VXLAN device has as its own end; None when there is no such device."""
+    found = _settings(nl, name) if get_link(nl, name) else None
+    said = [value for key, value in (found or {}).items() if key.startswith("IFLA_VXLAN_LOCAL")]
+    return IPAddress(str(said[0])) if said else None
 
 
 def _require(nl: Netlink, name: str) -> Link:

@@ -18,6 +18,7 @@ from cni_plugin.kernel.netns import open_host
 from cni_plugin.node.configured import network_of, read_configured
 from cni_plugin.node.evidence import list_foreign, read_evidence
 from cni_plugin.node.liveness import judge
+from cni_plugin.node.repair import find_wrong
 from cni_plugin.plugins import PLUGINS, podwire
 from ipam import allocator
 from ipam.address import render_address
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from cni_plugin.node.configured import ConfFile
     from cni_plugin.node.evidence import Evidence
     from cni_plugin.node.liveness import Liveness
+    from cni_plugin.node.repair import Wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,13 +80,15 @@ class NodeReport:
     problems: tuple[str, ...]
 
 
-def look(conf_dir: str, bin_dir: str) -> NodeReport:
+def look(conf_dir: str, bin_dir: str, results_dir: str) -> NodeReport:
     """Return the report for the networks that the files in `conf_dir` define."""
     configured = read_configured(conf_dir, bin_dir)
     problems = [error.msg for error in configured.problems]
     networks = [network for file in configured.files for network in _read_file(file, problems)]
     seen = _read_attachments(configured.ours, problems)
     problems += _find_disagreements(networks, seen)
+    with open_host() as host:
+        problems += [_say_wrong(wrong) for wrong in find_wrong(configured, results_dir, host)]
     return NodeReport(
         networks=tuple(networks),
         attachments=tuple(_report(each, liveness) for each, liveness in seen if not liveness.is_dead),
@@ -177,6 +181,11 @@ def _find_disagreements(
             yield f"{evidence.link.name}: no file configures its network {evidence.network}"
         elif network.data_dir and not evidence.reservations:
             yield f"{evidence.link.name}: {evidence.container_id} holds no address in the store"
+
+
+def _say_wrong(wrong: Wrong) -> str:
+    """Return what this node lacks, and the command that mends it."""
+    return f"{wrong}: {wrong.remedy}" if wrong.remedy else str(wrong)
 
 
 def _say_dead(evidence: Evidence, liveness: Liveness) -> str:

@@ -25,10 +25,14 @@ from cni_plugin.plugins.delete_target import open_site
 from ipam.seam.undo import Undo
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cni_plugin.config.network import Network
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import Feature
+    from cni_plugin.kernel.netns import Namespace
 
 
 def chained(feature: Feature) -> Plugin:
@@ -66,11 +70,21 @@ def _delete(feature: Feature, request: Request) -> None:
 
 
 def _check(feature: Feature, request: Request) -> None:
+    from cni_plugin.features.damage import refuse
+
     network, previous = _parse(feature, request)
     settings = feature.parse(request.config, network, Addressing())
     with open_host() as host, open_pod_of(network.attachment) as pod:
         if settings is not None:
-            feature.check(settings, site_of(network, host, pod), previous)
+            refuse(feature.compare(settings, site_of(network, host, pod), previous))
+
+
+def compare(feature: Feature, request: Request, host: Namespace) -> Iterator[Damage]:
+    """Yield what the node does not hold of it for an attachment whose ADD and result `request` is."""
+    network, previous = _parse(feature, request)
+    settings = feature.parse(request.config, network, Addressing())
+    if settings is not None:
+        yield from feature.compare(settings, site_of(network, host, None), previous)
 
 
 def _gc(feature: Feature, request: Request) -> None:

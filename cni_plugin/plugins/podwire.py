@@ -32,6 +32,7 @@ from cni_plugin.features.attachment import (
     plan_features,
     site_of,
 )
+from cni_plugin.features.elements import release_addresses
 from cni_plugin.kernel.link import delete_link, delete_listed, get_link, list_links
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.plugins.delete_target import open_site
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from cni_plugin.config.network import Addressing, LiveAttachment
     from cni_plugin.contract.request import Request
     from cni_plugin.contract.result import Result
+    from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import Feature, Settings, Site
     from cni_plugin.kernel.foreign_chains import Obstacle
     from cni_plugin.kernel.link import Link
@@ -129,12 +131,18 @@ def _require_present(host: Namespace, pod: Namespace, attachment: Attachment) ->
 
 
 def delete(request: Request) -> None:
-    """Remove whatever an ADD of this attachment made, ours or the Go reference's."""
+    """Remove whatever an ADD of this attachment made, ours or the Go reference's.
+
+    The veth goes before its elements: until then nothing is open to the pod that was closed, and who mends
+    what a living pod lacks (features/elements.py) finds it gone, or is before us.
+    """
     with open_site(request) as site:
         run_all(
-            *delete_features(request, site, guards=False),
+            *delete_features(request, site, precedes_link=True),
             lambda: _disconnect(request, site),
-            *delete_features(request, site, guards=True),
+            *delete_features(request, site, precedes_link=False),
+            # A plugin of the chain has removed them already, unless somebody mended them meanwhile.
+            lambda: release_addresses(site, "firewall", delete_input(request).addresses),
             lambda: find_delegate(request).release(),
         )
 
@@ -155,6 +163,8 @@ def _disconnect(request: Request, site: Site) -> None:
 
 def check(request: Request) -> None:
     """Raise CNIError 100 for the first thing that is not as ADD left it."""
+    from cni_plugin.features.damage import refuse
+
     network = _parse(request)
     previous = network.prev_result
     if previous is None:
@@ -166,7 +176,28 @@ def check(request: Request) -> None:
         site = site_of(network, host, pod)
         wiring.check(site, previous)
         for feature, settings in features:
-            feature.check(settings, site, previous)
+            refuse(feature.compare_shared(settings, host))
+            refuse(feature.compare(settings, site, previous))
+
+
+def compare(request: Request, host: Namespace) -> Iterator[Damage]:
+    """Yield what the node does not hold of an attachment as an ADD with this result left it."""
+    network = _parse(request)
+    if network.prev_result is None:
+        raise invalid_config('"prevResult": wanted the result of the ADD, found none')
+    wiring, features = _plan(request, network, find_delegate(request))
+    site = site_of(network, host, None)
+    yield from wiring.compare(site, network.prev_result)
+    for feature, settings in features:
+        yield from feature.compare(settings, site, network.prev_result)
+
+
+def compare_shared(request: Request, host: Namespace) -> Iterator[Damage]:
+    """Yield what is not as wanted of that which the pods of a network share."""
+    wiring, features = _plan(request, _parse(request), find_delegate(request))
+    yield from wiring.compare_shared(host, request.network)
+    for feature, settings in features:
+        yield from feature.compare_shared(settings, host)
 
 
 def gc(request: Request) -> None:

@@ -389,7 +389,7 @@ ARGS = {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"}
 
 @pytest.fixture
 def web(plain_node: Node) -> Pod:
-    config = dual_stack(plain_node)
+    config = dual_stack(plain_node, ipMasq=True, spoofCheck="ip")
     write_conflist(plain_node, config)
     pod = plain_node.pod()
     result = plain_node.add(config, pod, environ=ARGS)
@@ -403,6 +403,7 @@ def keep_result(node: Node, config: dict[str, Any], pod: Pod, result: dict[str, 
     kept = {
         "kind": "cniCacheV1",
         "config": base64.b64encode(json.dumps(config).encode()).decode(),
+        "cniArgs": [pair.split("=") for pair in ARGS["CNI_ARGS"].split(";")],
         "result": result,
     }
     (node.tmp / f"results/test-{pod.container_id}-eth0").write_text(json.dumps(kept))
@@ -424,6 +425,28 @@ def test_a_result_in_a_version_that_the_runtime_chose_is_understood(plain_node: 
     path.write_text(json.dumps(kept))
     assert kept["result"]["cniVersion"] == "1.1.0"
     assert examine(plain_node, "--pod", "shop/web-0") == []
+
+
+@pytest.mark.usefixtures("web")
+def test_what_a_running_pod_has_lost_is_named_and_mended(plain_node: Node) -> None:
+    plain_node.run("nft", "flush", "ruleset")
+    found = the_only(examine(plain_node))
+    assert found["found"].startswith("pod shop/web-0 eth0: ipMasq: wanted element inet podwire masq4_")
+    mend(plain_node, found["remedy"])
+    assert examine(plain_node) == []
+
+
+def test_a_pod_of_before_the_network_got_another_subnet_is_named(plain_node: Node, web: Pod) -> None:
+    config = dual_stack(plain_node, ipMasq=True)
+    config["ipam"]["ranges"] = [[{"subnet": "10.33.0.0/24"}], [{"subnet": "fd00:33::/64"}]]
+    write_conflist(plain_node, config)
+    found = [each for each in examine(plain_node) if each["object"] == "pod shop/web-0 eth0"]
+    assert the_only(found)["remedy"] == "kubectl -n shop delete pod web-0"
+    status = [plain_node.bin_dir / "podwire", "status", "--conf-dir", conf_dir(plain_node)]
+    records = ["--cache-dir", plain_node.tmp / "results"]
+    said = plain_node.run(*status, *records, "--bin-dir", plain_node.bin_dir, check=False).stdout
+    assert "address 10.22.0.2: wanted one of the network's subnets 10.33.0.0/24" in said, web
+    assert "kubectl -n shop delete pod web-0" in said
 
 
 @pytest.mark.usefixtures("web")

@@ -61,9 +61,9 @@ def test_the_node_answers_for_routed_pods_alone_and_as_long_as_they_are_there(cl
     node.run("ip", "neigh", "add", "proxy", "192.0.2.200", "dev", "cni0")  # somebody else's
     assert sync(node, config).stdout == "network test: 0 changes\n"
     node.run("ip", "neigh", "del", "proxy", address_of(new, 4), "dev", "cni0")
-    assert sync(node, config).stdout == "network test: 1 changes\n"
+    assert sync(node, config).stdout.startswith("network test: 1 changes\n")
     node.delete(config, new)
-    assert sync(node, config).stdout == "network test: 2 changes\n"
+    assert sync(node, config).stdout.startswith("network test: 2 changes\n")
     assert proxies(node) == ["192.0.2.200"]
 
 

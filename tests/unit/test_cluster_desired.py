@@ -145,6 +145,20 @@ def test_of_two_that_contradict_each_other_the_newer_is_right() -> None:
         assert problems == ["node node2: wanted 192.0.2.2/32 for it alone, found it is node node3's"]
 
 
+def test_a_further_address_of_two_nodes_is_left_out_alone() -> None:
+    """A virtual address floats from node to node, and an old Node may still list it."""
+    vip = "192.0.2.100"
+    two, three = node(2, f"192.0.2.2 {vip} 2001:db8::2"), node(3, f"192.0.2.3 2001:db8::3 {vip}")
+    found, problems = peers(two, three)
+    assert sorted(each for each, _ in found) == ["192.0.2.2 2001:db8::2", "192.0.2.3 2001:db8::3"]
+    left = "its further address 192.0.2.100 is left out: 192.0.2.100 is another node's, too"
+    assert problems == [f"node node2: {left}", f"node node3: {left}"]
+    found, problems = peers(node(2, vip), me=replace(ME, addresses=(*ME.addresses, two.addresses[1])))
+    assert ([each for each, _ in found], problems) == ([vip], [])
+    floats = plan_peers(settings(), ME, [two], lambda asked: "ours" if vip in map(str, asked) else "")
+    assert (floats.named, vip in floats.text) == (1, False)
+
+
 def test_the_file_is_the_same_in_whatever_order_the_nodes_come() -> None:
     others = [node(i) for i in range(2, 30)]
     texts = {plan_peers(settings(), ME, order).text for order in (others, others[::-1])}
@@ -284,7 +298,7 @@ def test_the_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "state").write_text(state.render())
     assert set(json.loads(state.render())) == {
         *("node", "ready", "reasons", "mode", "network", "podCIDRs", "peersWanted", "peersProgrammed"),
-        *("syncs", "repairs", "errors", "lastSyncSeconds", "lastSync", "updated"),
+        *("syncs", "repairs", "repairsByKind", "errors", "lastSyncSeconds", "lastSync", "updated"),
     }
     assert read_state(str(tmp_path / "state")) == state
     with pytest.raises(CNIError, match=r"^why$"):

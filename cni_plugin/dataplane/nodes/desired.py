@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import bisect
 import json
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from netaddr import IPNetwork
@@ -140,22 +141,45 @@ def plan_peers(
     `refuse` says why a node at these addresses cannot be one, as far as the kernel knows.
     """
     others = [node for node in nodes if node.name != me.name and node.pod_cidrs]
+    holders = Counter(address for node in (me, *others) for address in set(node.addresses))
     claims = _Claims()
-    claims.take(me, me.pod_cidrs)
+    claims.take(replace(me, addresses=me.first_addresses), me.pod_cidrs)
     family = underlay_family(settings, me)
     peers: list[dict[str, list[str]]] = []
     problems: list[str] = []
     # Of two that contradict each other the newer is right: the older is what a machine was before.
     for node in sorted(others, key=lambda node: (node.created, node.name), reverse=True):
         subnets, lack = _fit(settings, me, node)
-        addresses = sorted(node.addresses, key=lambda address: address.version != family)
-        refused = (_about(node, refuse(addresses)) or claims.take(node, subnets)) if subnets else ""
-        problems += filter(None, (lack, refused))
+        addresses, left = _drop_contested(node, holders, refuse)
+        addresses.sort(key=lambda address: address.version != family)
+        own = replace(node, addresses=tuple(addresses))
+        refused = (_about(node, refuse(own.first_addresses)) or claims.take(own, subnets)) if subnets else ""
+        problems += filter(None, (lack, refused, *left))
         if subnets and not refused:
             peers.append({"addresses": list(map(str, addresses)), "subnets": list(map(str, subnets))})
     lines = ",\n".join(sorted(json.dumps(peer) for peer in peers))
     text = f"[\n{lines}\n]\n" if lines else "[]\n"
     return PeerPlan(text=text, wanted=len(others), named=len(peers), problems=tuple(sorted(problems)))
+
+
+def _drop_contested(
+    node: Node, holders: Counter[IPAddress], refuse: Callable[[Collection[IPAddress]], str]
+) -> tuple[list[IPAddress], list[str]]:
+    """Return the addresses that are the node's alone, and why others are left out.
+
+    Of each family the first one makes a node. A further one may float from node to node, as a virtual address
+    does: while it is listed twice, or is on this machine, it leads to nobody.
+    """
+    kept, left = list(node.first_addresses), []
+    for address in node.addresses:
+        if address in node.first_addresses:
+            continue
+        wrong = f"{address} is another node's, too" if holders[address] > 1 else refuse([address])
+        if wrong:
+            left.append(_about(node, f"its further address {address} is left out: {wrong}"))
+        else:
+            kept.append(address)
+    return kept, left
 
 
 def _about(node: Node, problem: str) -> str:
