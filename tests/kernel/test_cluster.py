@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -377,7 +378,10 @@ def child_of(pid: int) -> int:
     """Return the one child of a process, whichever of its threads started it."""
     for _ in range(500):
         tasks = Path(f"/proc/{pid}/task").iterdir()
-        found = [word for task in tasks for word in (task / "children").read_text().split()]
+        found = []
+        for task in tasks:
+            with suppress(FileNotFoundError):  # a thread that ended meanwhile
+                found += (task / "children").read_text().split()
         if found:
             return int(found[0])
         time.sleep(0.02)
