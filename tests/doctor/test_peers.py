@@ -70,7 +70,7 @@ def test_peers_that_the_kernel_does_not_know_are_named_and_synced(cluster: Clust
     mend(node, found["remedy"])
     assert examine(node) == []
     node.run("nft", "delete table inet podwire")
-    assert "nft chain inet podwire " in the_only(examine(node))["found"]
+    assert "nft add chain inet podwire " in the_only(examine(node))["found"]
     node.run("ip", "link", "del", TUNNEL)
     mend(node, the_only(examine(node))["remedy"])
     assert examine(node) == []
