@@ -180,6 +180,7 @@ def pytest_sessionstart() -> None:
     _known.update(list_unreleased())
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Take what a worker says that its tests have left."""
     _unreleased.extend(getattr(node, "workeroutput", {}).get("unreleased", ()))

@@ -82,8 +82,8 @@ def find_wrong(
 ) -> Iterator[Wrong]:
     """Yield what this node does not hold, each thing once, in the order in which it can be mended.
 
-    What the pods of a network share the first ADD makes, but for what a cluster has made beforehand: with
-    `unused` that is looked for where there is no pod, too.
+    What the pods of a network share the first ADD makes, but for what a cluster has made beforehand. With
+    `unused` the way to other nodes, which a sync makes too, is looked at where there is no pod.
     """
     networks = networks_of(configured)
     bin_dir = next((":".join(each.main.path) for each in networks.values()), "/")
@@ -93,14 +93,11 @@ def find_wrong(
         if network in {None, each.label.network}
     ]
     used = {each.label.network for each in joined}
-    looked_at = {
-        name
-        for name, each in networks.items()
-        if network in {None, name} and (unused or name in used or each.main.config.string("stateFile"))
-    }
+    made = used | {name for name, each in networks.items() if each.main.config.string("stateFile")}
+    looked_at = {name for name in networks if network in {None, name} and (unused or name in made)}
     said: set[str] = set()
     for wrong in _look(networks, joined, host, looked_at):
-        if wrong.damage.said not in said:
+        if wrong.damage.said not in said and (wrong.network in made or wrong.damage.kind == "peer"):
             said.add(wrong.damage.said)
             yield wrong
 
