@@ -35,7 +35,7 @@ def attach(node: Node, pod: Pod) -> dict[str, Any]:
         assert [str(vlan) for vlan in asked.port.vlans] == ["vid 100 pvid untagged"]
         plan = replace(asked, port=replace(asked.port, vlans=()))
         site = bare_site(request, host, space, lambda: True)
-        connection = bridge.connect(plan, site, undo)
+        connection = bridge.connect(plan, 0, site, undo)
         result: Result = bridge.configure(plan, connection, site, find_delegate(request).allocate(undo, ""))
         undo.pop_all()
         bridge.check(plan, site, result)
