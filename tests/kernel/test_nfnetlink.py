@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.netns import Namespace, open_pod
+from cni_plugin.kernel.netns import Namespace, open_host, open_pod
 from cni_plugin.kernel.nfnetlink import Element, ElementChange
 
 if TYPE_CHECKING:
@@ -136,10 +136,10 @@ def test_sets_and_comments_are_those_of_the_table_that_was_asked(plain_node: Nod
     assert host.nftables.list_comments("inet", "group_1") == []
 
 
-def test_a_socket_of_one_namespace_is_not_given_to_another(node: Node, plain_node: Node) -> None:
+def test_a_socket_of_one_namespace_is_not_given_to_another(plain_node: Node) -> None:
     """The calling thread may be the one by which /proc/self tells where the process is."""
     plain_node.run("nft", "-f", "-", input=RULESET)
-    with open_pod(node.path) as around, around.entered(), open_pod(node.path) as first:
+    with open_pod(plain_node.pod().path) as pod, pod.entered(), open_host() as first:
         assert first.nftables is not None
     with open_pod(plain_node.path) as second, second.entered():
         second.nftables.apply(add(element("members", bytes([10, 1, 0, 2]))))
