@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
+from cni_plugin.kernel.netns import IdleSockets
+from ipam.seam import part
 from tests.harness.agents import start_agent
 from tests.harness.node import Bridges, Node, make_node
 from tests.harness.unreleased import list_unreleased
@@ -188,6 +191,8 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run whose tests have left something to the garbage collector, which would only be printed."""
+    for nftables in chain.from_iterable(part(IdleSockets).nftables.values()):
+        nftables.close()  # kept for the next call, of which there is none
     left = [words for number, words in list_unreleased().items() if number not in _known]
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["unreleased"] = left

@@ -95,19 +95,20 @@ class Namespace:
         return bool(self._path) and not _leads_to(self._path, self.fd)
 
 
-class _IdleSockets:
+class IdleSockets:
     """Sockets of the namespace that this process is in, for the next call: closing one costs 16 ms.
 
     By the namespace's inode, which no other namespace gets as long as a socket of it is open.
     """
 
     def __init__(self) -> None:
+        """Begin with none."""
         self.nftables: dict[int, list[Nftables]] = {}
 
 
 def _borrow(namespace: int) -> Nftables:
     """Return a socket of the namespace, a descriptor of it, that the calling thread is in."""
-    idle = part(_IdleSockets).nftables.get(os.fstat(namespace).st_ino, [])
+    idle = part(IdleSockets).nftables.get(os.fstat(namespace).st_ino, [])
     with suppress(IndexError):  # there is none, or another thread was faster
         return idle.pop()
     return Nftables()
@@ -116,7 +117,7 @@ def _borrow(namespace: int) -> Nftables:
 def _give_back(namespace: int, nftables: Nftables) -> None:
     """Keep the socket for the next call, or have it closed behind the caller's back."""
     if _is_own(namespace):
-        idle = part(_IdleSockets).nftables.setdefault(os.fstat(namespace).st_ino, [])
+        idle = part(IdleSockets).nftables.setdefault(os.fstat(namespace).st_ino, [])
         idle.append(nftables)
     else:
         try:
