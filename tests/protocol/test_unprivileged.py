@@ -176,6 +176,8 @@ def test_the_image_is_made_by_a_user_to_whom_the_tests_environment_is_closed(pub
     checkout = public / "checkout"
     shutil.copytree(ROOT / "scripts", checkout / "scripts")
     shutil.copy(ROOT / "pyproject.toml", checkout)
+    (checkout / "cni_plugin").mkdir()
+    shutil.copy(ROOT / "cni_plugin/__init__.py", checkout / "cni_plugin")  # where the version stands
     (checkout / ".venv/bin").mkdir(parents=True)
     (checkout / ".venv/bin/python").symlink_to(closed / "bin/python")
     command = ["/usr/bin/python3", checkout / "scripts/image", "--help"]
