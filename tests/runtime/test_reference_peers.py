@@ -125,7 +125,7 @@ def test_both_ipams_at_once_fill_one_pool_to_its_last_address_and_each_releases_
     netns = str(node.pod().path)
 
     def ipam(command: str, number: int, side: Side) -> subprocess.CompletedProcess[str]:
-        """Call until the answer is another than that of a lock, which is waited for long on a slow machine."""
+        """Call until the answer is not that of a lock, which is waited for long on a slow machine."""
         attachment = Attachment(node=node, reference=reference, container_id=f"c{number}", netns=netns)
         request = conf(node, side.ipam, reference)
         while True:
