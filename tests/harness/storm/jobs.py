@@ -150,6 +150,7 @@ class Follow(Job):
             settings=ClusterSettings(data_dir=str(self.lab.directory / "store")),
             conflist=self.conflist,
             state_file=f"{self.lab.directory}.state",
+            results_dir=str(self.lab.directory / "results"),
             resync=60,
         )
         nodes = {node.name: node for node in map(self.node, (1, *numbers))}
