@@ -94,6 +94,8 @@ def ensure_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
         lower_mtu(nl, found, spec.mtu)
     if found.alias != ALIAS and not find_foreign_port(nl, found):
         _adopt(nl, found)
+    elif found.alias == ALIAS:
+        _prepare_ipv6(found.name)  # what was refused to who made it
     return found
 
 
