@@ -115,15 +115,16 @@ def test_route_priority_table_and_scope_are_installed(node: Node) -> None:
 
 @pytest.mark.parametrize("scope", [253, 254])
 def test_what_is_on_the_link_of_a_routed_pod_is_behind_the_node(node: Node, scope: int) -> None:
-    pod = node.pod()
+    pod, own = node.pod(), {4: "192.0.2.9", 6: "2001:db8::9"}
+    for address in own.values():  # before the ADD: the kernel takes packets for them from a work queue
+        node.run("ip", "addr", "add", address, "dev", "lo")
     routes = [{"dst": "192.0.2.0/24", "scope": scope}, {"dst": "2001:db8::/32", "scope": scope}]
     config = routed(node, *routes, mode="routed")
     result = node.add(config, pod)
     assert result["routes"][:2] == routes
     answer = node.check(config, result, pod)
     assert (answer.status, answer.stdout) == (0, "")
-    for family, address in ((4, "192.0.2.9"), (6, "2001:db8::9")):
-        node.run("ip", "addr", "add", address, "dev", "lo")
+    for family, address in own.items():
         pod.run("ip", f"-{family}", "route", "del", "default")
         assert pod.ping(address)
 
