@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from cni_plugin.addresses import host_local
 from cni_plugin.addresses.delegate import OWN_NAMES, find_delegate
+from cni_plugin.attach.bridge_plan import DEFAULT_BRIDGE
 from cni_plugin.config.network import ipam_type, parse_alias
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.contract.request import make_request
@@ -190,7 +191,7 @@ def _derive_result(
     main: Request, link: Link, label: Label, mac: str, found: list[IPNetwork]
 ) -> dict[str, Any]:
     ranges = find_delegate(main).addressing().ranges
-    bridge = main.config.string("bridge") or "cni0"
+    bridge = main.config.string("bridge") or DEFAULT_BRIDGE
     routed = main.config.string("mode") == "routed"
     first = [] if routed else [{"name": bridge}]
     gateways: dict[IPNetwork, IPAddress | None] = {
