@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -69,12 +69,12 @@ def keeping(keeper: Keeper | None, resync: float) -> Iterator[None]:
         yield
         return
     ended = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    loop = Loop(resync, Monitor(), (ended,))
-    thread = threading.Thread(target=loop.run, args=(keeper,), name="upkeep", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        os.eventfd_write(ended, 1)
-        thread.join()
-        os.close(ended)
+    with closing(Monitor()) as monitor, closing(Loop(resync, monitor, (ended,))) as loop:
+        thread = threading.Thread(target=loop.run, args=(keeper,), name="upkeep", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            os.eventfd_write(ended, 1)
+            thread.join()
+            os.close(ended)

@@ -39,6 +39,10 @@ class Loop:
         for descriptor in (self._woken, monitor.fileno(), *endings):
             self._poll.register(descriptor, select.POLLIN)
 
+    def close(self) -> None:
+        """Be woken no more."""
+        os.close(self._woken)
+
     def wake(self) -> None:
         """Have a step taken soon; from any thread."""
         os.eventfd_write(self._woken, 1)
