@@ -38,7 +38,7 @@ from cni_plugin.kernel.link import (
 )
 from cni_plugin.kernel.message import nested, text, u8, u32
 from cni_plugin.kernel.netlink import Change, Netlink
-from cni_plugin.kernel.sysctl import prefer_sysctl
+from cni_plugin.kernel.sysctl import get_sysctl, has_sysctl, prefer_sysctl
 
 _OURS = "podwire:"
 ALIAS = f"{_OURS} bridge"
@@ -92,10 +92,8 @@ def ensure_bridge(nl: Netlink, spec: BridgeSpec) -> Link:
         _bring_in_line(nl, found, differences)
     if found.mtu > spec.mtu:
         lower_mtu(nl, found, spec.mtu)
-    if found.alias != ALIAS and not find_foreign_port(nl, found):
+    if not _is_dressed(found) and not find_foreign_port(nl, found):
         _adopt(nl, found)
-    elif found.alias == ALIAS:
-        _prepare_ipv6(found.name)  # what was refused to who made it
     return found
 
 
@@ -106,8 +104,17 @@ def attainable_mtu(nl: Netlink, name: str, mtu: int) -> int:
     return found.mtu if found and settled else mtu
 
 
+def _is_dressed(found: Link) -> bool:
+    """Tell whether we made the bridge, or adopted it, and nothing was refused."""
+    if found.alias != ALIAS:
+        return False
+    keys = (f"net/ipv6/conf/{found.name}/{key}" for key in _IPV6)
+    return all(get_sysctl(key) == "0" for key in keys if has_sysctl(key))
+
+
 def _adopt(nl: Netlink, found: Link) -> None:
-    """Pin the MAC of a bridge that somebody else made for pods; it may still follow its ports'."""
+    """Dress a bridge that somebody else made for pods, and pin its MAC; it may still follow its ports'."""
+    _prepare_ipv6(found.name)
     # One whose last port left it without having a MAC set shows zeros.
     mac = random_mac() if found.mac == _NO_MAC else found.mac
     nl.change(set_mac(found.name, mac), *([] if found.alias else [set_alias(found.name, ALIAS)]))

@@ -52,6 +52,21 @@ def test_bridge_of_the_go_plugin_is_brought_in_line_and_its_pods_still_answer(no
     assert ours.ping("fd00:22::100")
 
 
+SWITCHES = ("net.ipv6.conf.cni0.accept_ra", "net.ipv6.conf.cni0.accept_dad")
+
+
+def test_what_was_refused_to_who_made_the_bridge_is_set_by_the_next_add(node: Node) -> None:
+    config = dual_stack(node)
+    node.add(config, node.pod())
+    node.run("sysctl", "-qw", *(f"{key}=1" for key in SWITCHES))
+    node.add(config, node.pod())
+    assert node.run("sysctl", "-n", *SWITCHES).stdout.split() == ["0", "0"]
+    add_foreign_port(node, "cni0")
+    node.run("sysctl", "-qw", *(f"{key}=1" for key in SWITCHES))
+    node.add(config, node.pod())
+    assert node.run("sysctl", "-n", *SWITCHES).stdout.split() == ["1", "1"]
+
+
 def test_bridge_that_is_down_is_brought_up(node: Node) -> None:
     pod = node.pod()
     node.run("ip", "link", "add", "cni0", "type", "bridge")
