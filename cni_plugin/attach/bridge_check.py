@@ -21,14 +21,14 @@ from cni_plugin.contract.inet import is_among
 from cni_plugin.kernel.addr import list_addresses
 from cni_plugin.kernel.bridge import set_hairpin, set_isolated
 from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_mac, set_mtu, set_up
-from cni_plugin.kernel.route import list_routes, set_route
+from cni_plugin.kernel.route import has_route, set_route
 from cni_plugin.kernel.vlan import list_vlans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cni_plugin.attach.bridge_plan import BridgePlan
-    from cni_plugin.contract.result import Interface, IPConfig, Result
+    from cni_plugin.contract.result import Interface, Result
     from cni_plugin.features.damage import Damage
     from cni_plugin.features.feature import Site
     from cni_plugin.kernel.netns import Namespace
@@ -251,13 +251,8 @@ def _compare_gateway(plan: BridgePlan, bridge: Link, host: Namespace, result: Re
         if not is_among(wanted, present):
             said = f"link {holder.name}: wanted gateway address {wanted}, found {sorted(map(str, present))}"
             yield Damage(kind="address", said=said, mend=ensure)
-        elif not _has_route(ip, holder, host):
+        elif not has_route(host.netlink, ip.address.ip, holder.index):
             said = f"route to {ip.address.ip}: wanted one over {holder.name}, found none"
             way = set_route(connected_route(holder, ip))
             yield Damage(kind="route", said=said, mend=partial(host.netlink.change, way))
     yield from compare_forwarding(own, host)
-
-
-def _has_route(ip: IPConfig, holder: Link, host: Namespace) -> bool:
-    routes = list_routes(host.netlink, ip.address.version)
-    return any(route.index == holder.index and ip.address.ip in route.dst for route in routes)

@@ -12,7 +12,7 @@ from cni_plugin.contract.errors import broken
 from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_up
 from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
 from cni_plugin.kernel.netconf import accept_ra, ensure_family, follows_routers, has_family, ignore_routers
-from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, list_routes, set_route
+from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, has_route, set_route
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,11 +88,10 @@ def _compare_outside(host: Namespace, outside: Link, mac: str, ips: list[IPConfi
         if not has_family(nl, outside.name, version):
             said = f"link {outside.name}: wanted IPv{version} on it, found it switched off"
             yield Damage(kind="sysctl", said=said, mend=partial(ensure_family, nl, outside.name, version))
-        routes = {r.dst for r in list_routes(nl, version) if r.index == outside.index}
         neighbours = list_neighbours(nl, outside.index, version)
         for ip in (ip for ip in ips if ip.address.version == version):
             wanted = neighbour(ip, mac)
-            if ip.address not in routes:
+            if not has_route(nl, ip.address.ip, outside.index):
                 said = f"route {ip.address}: wanted it over {outside.name}, found none"
                 way = set_route(host_route(ip, outside))
                 yield Damage(kind="route", said=said, mend=partial(nl.change, way))

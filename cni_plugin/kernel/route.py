@@ -276,6 +276,17 @@ def find_path(nl: Netlink, address: IPAddress, link: int = 0) -> Path | None:
     )
 
 
+def has_route(nl: Netlink, address: IPAddress, link: int) -> bool:
+    """Tell whether a route over the link with this index leads to the address.
+
+    One question in place of all routes, but where another route takes the packets.
+    """
+    path = find_path(nl, address)
+    if path is not None and path.index == link:
+        return True
+    return any(route.index == link and address in route.dst for route in list_routes(nl, address.version))
+
+
 def wait_until_local(nl: Netlink, index: int, addresses: Iterable[IPAddress]) -> None:
     """Wait until the link's namespace takes packets for the IPv6 ones of `addresses`; CNIError 11 when not.
 
