@@ -90,12 +90,15 @@ def add_by_executable(node: Node, config: dict[str, Any], pod: Pod) -> dict[str,
 processes: list[subprocess.Popen[bytes]] = []
 
 
-@pytest.fixture(autouse=True)
-def _processes_end() -> Any:
-    yield
-    while processes:
-        with processes.pop() as process:
-            process.wait(timeout=10)
+@contextmanager
+def until_processes_end() -> Iterator[None]:
+    """Wait for the processes behind the answers when these have been used."""
+    try:
+        yield
+    finally:
+        while processes:
+            with processes.pop() as process:
+                process.wait(timeout=10)
 
 
 def config_of(node: Node, family: int, bridge: int, **more: Any) -> dict[str, Any]:
@@ -104,6 +107,7 @@ def config_of(node: Node, family: int, bridge: int, **more: Any) -> dict[str, An
     return network(node, [{"subnet": subnet}], **keys, **more)
 
 
+@until_processes_end()
 def lost_packets(node: Node, family: int, add: Add, **keys: Any) -> list[str]:
     """Return what did not arrive of: pod to gateway, gateway to pod, pod to the pod before it.
 
