@@ -1,7 +1,7 @@
 """The pod's interface, in every mode: addresses, routes, and the parameters that must precede them.
 
 Addresses are set on the interface while it is down and without duplicate address detection,
-in one send with the link-up and the routes; IPv6 is usable when that returns.
+in one send with the link-up and the routes; IPv6 is usable when its local routes are there too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Keeps a node in line with its cluster: reads what is known, writes files, syncs peers, reports.
 
-Level-triggered: a step looks at everything, whatever is the reason for it (dataplane/loop.py). A node's
+Level-triggered: a step looks at everything, whatever is the reason for it (node/loop.py). A node's
 network survives whatever we do: its configuration is replaced, never removed, and what is known
 stays in force when nothing new can be learnt.
 """
