@@ -27,6 +27,9 @@ def test_a_term_that_cannot_be_is_code_7_before_anything_is_made(node: Node) -> 
             config = asking(node, **{key: value})
             for options in ({}, PROGRAM):
                 assert_refused(node.call("ADD", config, pod, **options), 7, f'"ipam.{key}"', wanted)
+            for verb in ("CHECK", "STATUS"):
+                answer = node.call(verb, config | {"prevResult": {"cniVersion": "1.1.0"}}, pod, **PROGRAM)
+                assert_refused(answer, 7, f'"ipam.{key}"', wanted)
     assert not node.data_dir.exists()
 
 

@@ -41,6 +41,12 @@ def refused(*words: str) -> pytest.RaisesExc[CNIError]:
     return pytest.raises(CNIError, match=".*".join(words), check=lambda error: error.code == 7)
 
 
+@pytest.mark.parametrize(("key", "value"), [("strictStatus", "yes"), ("stateFile", 1)])
+def test_what_status_reads_is_refused_by_every_verb_when_it_is_of_another_type(key: str, value: Any) -> None:
+    with refused(f'"{key}"', f"{value}"):
+        planned(**{key: value})
+
+
 @pytest.mark.parametrize("text", ["02:00:5e:10:00:aF", "02-00-5E-10-00-AF", "0200.5e10.00aF"])
 def test_a_mac_is_read_in_every_spelling_of_go_and_written_as_the_kernel_does(text: str) -> None:
     assert parse_mac(text, "mac") == "02:00:5e:10:00:af"
