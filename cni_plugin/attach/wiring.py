@@ -90,12 +90,12 @@ class Wiring:
 
     def _compare_backend(self, host: Namespace, network: str) -> Iterator[Damage]:
         """Yield how the way to other nodes differs; all of it is mended at once."""
-        from cni_plugin.features.damage import Damage
+        from cni_plugin.features.damage import Damage, kind_of
 
         mend = partial(self._ensure_backend, host, doubt=True)
         for command in self.backend.list_undone(self.reach, host, self.links):
             said = f"peers of network {network}: wanted them in sync, found undone: {command}"
-            yield Damage(kind="sysctl" if command.startswith("sysctl") else "peer", said=said, mend=mend)
+            yield Damage(kind=kind_of(command), said=said, mend=mend)
 
     def ready(self, host: Namespace) -> None:
         """Raise CNIError 50 when a pod could not be attached here now."""

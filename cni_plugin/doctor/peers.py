@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.doctor.finding import Finding
+from cni_plugin.features.damage import kind_of
 from cni_plugin.kernel.forward_verdict import find_closed
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.kernel.probe import Echo, ask_twice, count_reverse_path_drops, find_largest, smallest
@@ -56,7 +57,7 @@ def check(site: Examined) -> Iterator[Finding]:
         except CNIError:
             continue
         # What else is undone explains enough; whether a switch drops anything is what is asked here.
-        if all(command.startswith("sysctl ") for command in survey.undone):
+        if all(kind_of(command) == "sysctl" for command in survey.undone):
             with open_host() as host:
                 yield from _check_ways(site, host, request.network, survey.ways)
 

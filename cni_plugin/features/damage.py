@@ -33,6 +33,11 @@ class Damage:
     """Makes it as it was, by whoever made it; it may mend more than this. None for what nobody here can."""
 
 
+def kind_of(command: str) -> Kind:
+    """Return what an undone command of a backend is about: a switch, or what leads to its peers."""
+    return "sysctl" if command.startswith("sysctl ") else "peer"
+
+
 def refuse(found: Iterable[Damage]) -> None:
     """Raise CNIError 100 for the first one."""
     for damage in found:
