@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
 from cni_plugin.kernel.netns import IdleSockets
 from ipam.seam import part
 from tests.harness.agents import start_agent
 from tests.harness.node import Bridges, Node, make_node
+from tests.harness.sharing import made_once
 from tests.harness.unreleased import list_unreleased
 
 if TYPE_CHECKING:
@@ -39,15 +38,11 @@ def bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     No agent ever listens where they look for one.
     """
-    base = tmp_path_factory.getbasetemp()
-    # The workers of one run share the parent of their directories; without workers it is every run's.
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "podwire-bin"
-    with FileLock(f"{shared}.lock"):
-        if not shared.exists():
-            staged = shared.with_suffix(".new")
-            install(staged, shared / "none.sock")
-            staged.rename(shared)
-    return shared
+    return made_once(
+        tmp_path_factory,
+        "podwire-bin",
+        lambda staged: install(staged, staged.with_suffix("") / "none.sock"),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.harness.runtime import tools
+from tests.harness.sharing import made_once
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,10 +54,12 @@ class Variant:
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the image for both architectures."""
-    target = tmp_path_factory.mktemp("image") / "podwire.tar"
+    return made_once(tmp_path_factory, "podwire.tar", write_image)
+
+
+def write_image(target: Path) -> None:
     words = (ROOT / "scripts/image", "--output", target, "--platform", "linux/amd64,linux/arm64")
     subprocess.run(words, check=True, capture_output=True)
-    return target
 
 
 @pytest.fixture(params=sorted(MACHINES))
