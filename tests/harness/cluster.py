@@ -80,9 +80,12 @@ class Cluster:
         node.run("ip", "route", "add", "default", "via", router[6])
 
     def await_carriers(self) -> None:
-        """Return when the kernel knows that every node's cable is plugged in, which takes it a moment."""
+        """Return when the kernel knows that every node's cable is plugged in, which takes it a moment.
+
+        And when packets for the node's IPv6 addresses are its own, which it sees to in a work queue, too.
+        """
         deadline = time.monotonic() + 10
-        while any(node.links()["u0"]["operstate"] != "UP" for node in self.nodes.values()):
+        while not all(map(_is_plugged, self.nodes.values())):
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -167,6 +170,12 @@ def _subnets(i: int) -> list[list[dict[str, str]]]:
 
 
 RANGES = {"flat": _flat} | dict.fromkeys(FORMS[1:], _subnets)
+
+
+def _is_plugged(node: Node) -> bool:
+    local = node.run("ip", "-6", "route", "show", "table", "local").stdout
+    own = [each.partition("/")[0] for each in node.addresses("u0") if ":" in each]
+    return node.links()["u0"]["operstate"] == "UP" and all(f"local {each} " in local for each in own)
 
 
 def make_cluster(

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from tests.harness.cluster import FORMS, TUNNEL, Cluster
 from tests.harness.networks import dual_stack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.harness.node import Node, Pod
 
 MODES = ("bridge", "veth", *FORMS)  # the first two without other nodes
@@ -172,14 +169,6 @@ def _steady(line: str) -> str:
     if line.startswith("bwp"):
         line = re.sub(r"link/ether [0-9a-f:]+", "", line)
     return " ".join(word for word in line.split() if not word.startswith("qlen"))
-
-
-def until(look: Callable[[], Any], wanted: Any, *, within: float) -> Any:
-    """Return what `look` sees, as soon as it is what is wanted or else at the end."""
-    deadline = time.monotonic() + within
-    while (seen := look()) != wanted and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return seen
 
 
 @dataclass(frozen=True)

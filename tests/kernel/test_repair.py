@@ -12,7 +12,8 @@ from cni_plugin.kernel.monitor import Monitor
 from cni_plugin.kernel.netns import inside, open_host
 from tests.harness.agents import start_agent
 from tests.harness.cluster import address_of, make_cluster
-from tests.harness.damage import BLOWS, MODES, held, join, occupy, plugins_of, until
+from tests.harness.damage import BLOWS, MODES, held, join, occupy, plugins_of
+from tests.harness.networks import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +78,7 @@ def test_an_agent_mends_each_damage_by_itself(pair: Cluster, mode: str, tmp_path
         for name, blow in BLOWS.items():
             if mode in blow.modes and blow.announced:
                 node.run("sh", "-c", blow.line.format(veth=place.veth))
-                seen = until(lambda: difference(wanted, held(node)), [], within=REACTION)
+                seen = eventually(lambda: difference(wanted, held(node)), [], within=REACTION)
                 assert seen == [], (name, seen, agent.lines())
         assert [each for each in targets_of(place) if not place.pod.ping(each, within=2)] == []
         assert agent.stop() == 0
