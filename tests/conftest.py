@@ -13,7 +13,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from cni_plugin.kernel.netns import IdleSockets
-from ipam.seam import part
+from ipam.seam import Process, part
 from tests.harness.agents import start_agent
 from tests.harness.node import Bridges, Node, make_node
 from tests.harness.sharing import made_once
@@ -135,6 +135,25 @@ both_filterings = pytest.mark.usefixtures("filtering")
 
 
 @pytest.fixture(autouse=True)
+def _own_process() -> Iterator[None]:
+    """Let a test remember nothing of another, whether it calls the program's functions or starts an agent."""
+    before = Process.current
+    Process().begin()
+    mine = Process.current
+    yield
+    _close_idle_sockets()
+    mine.begin()  # where the test began one itself, as an agent does
+    _close_idle_sockets()
+    before.begin()
+
+
+def _close_idle_sockets() -> None:
+    """Close what is kept for the next call, of which there is none; each holds its namespace."""
+    for nftables in chain.from_iterable(part(IdleSockets).nftables.values()):
+        nftables.close()
+
+
+@pytest.fixture(autouse=True)
 def _host_untouched() -> Iterator[None]:
     """Fail a test that changes the machine's own links, or its default state directory."""
     before = _host_state()
@@ -186,8 +205,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a run whose tests have left something to the garbage collector, which would only be printed."""
-    for nftables in chain.from_iterable(part(IdleSockets).nftables.values()):
-        nftables.close()  # kept for the next call, of which there is none
+    _close_idle_sockets()
     left = [words for number, words in list_unreleased().items() if number not in _known]
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["unreleased"] = left

@@ -6,19 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import pytest
-
 from ipam.seam import Process, part, waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-@pytest.fixture(autouse=True)
-def _own_process() -> Iterator[None]:
-    before = Process.current
-    yield
-    before.begin()
 
 
 class Remembered:
