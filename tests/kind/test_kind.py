@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.harness.kind.cluster import Cluster, documented
+from tests.harness.kind.cluster import Cluster
 from tests.harness.kind.docker import ROOT
+from tests.harness.pages import find_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.harness.kind.docker import Docker
 
-COMMANDS = documented(ROOT / "README.md")
+COMMANDS = find_commands("README.md", "kind create cluster")
 
 
 def test_the_pages_say_the_same() -> None:
-    assert documented(ROOT / "docs/kubernetes.md") == COMMANDS
+    assert find_commands("docs/kubernetes.md", "kind create cluster") == COMMANDS
 
 
 def test_the_documented_commands_make_a_cluster_whose_pods_reach_each_other(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.harness.kind.cluster import Cluster, documented
+from tests.harness.kind.cluster import Cluster
 from tests.harness.kind.docker import ROOT
+from tests.harness.pages import find_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.harness.kind.docker import Docker
 
-COMMANDS = documented(ROOT / "README.md")
+COMMANDS = find_commands("README.md", "kind create cluster")
 CONFIG = (ROOT / "conf/kind/cluster.yaml").read_text()
 NODES = {"kind-control-plane", "kind-worker", "kind-worker2"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import time
@@ -16,20 +15,12 @@ from tests.harness.kubernetes.images import AGNHOST, write_agnhost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.harness.kind.docker import Docker
 
 _PORT = 8080
 _NAME = "web.default.svc.cluster.local"
 _AGENTS = "-n kube-system -l app.kubernetes.io/name=podwire"
-
-
-def documented(page: Path) -> list[str]:
-    """Return the commands that a page says are to be typed for kind."""
-    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    [found] = [block.splitlines() for block in blocks if "kind create cluster" in block]
-    return [str(line) for line in found]
 
 
 @dataclass

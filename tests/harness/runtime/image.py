@@ -20,9 +20,9 @@ _PATH = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _APPLETS = ("cat", "ip", "ping", "sh", "sleep", "true")
 
 
-def write_image(target: Path, *, pause: Path, busybox: Path) -> None:
+def write_image(target: Path, *, pause: Path, busybox: Path, name: str = NAME) -> None:
     """Write the image as a docker-archive to `target`."""
-    _write(target, NAME, _layer(pause.read_bytes(), busybox.read_bytes()), "/pause")
+    _write(target, name, _layer(pause.read_bytes(), busybox.read_bytes()), "/pause")
 
 
 def write_program(target: Path, name: str, program: Path, *, beside: Path | None = None) -> None:
