@@ -22,7 +22,7 @@ VXLAN, HOST_GATEWAY = "vxlan", "hostGateway"
 BACKENDS = (VXLAN, HOST_GATEWAY)
 BRIDGE, ROUTED = "bridge", "routed"
 ATTACHES = (BRIDGE, ROUTED)
-# What `mode` says, one word for both, and how pods are joined where only the backend is named.
+# What `mode` says, one word for both.
 MODES = {
     VXLAN: {"attach": BRIDGE, "backend": VXLAN},
     HOST_GATEWAY: {"attach": ROUTED, "backend": HOST_GATEWAY},
@@ -55,7 +55,7 @@ class ClusterSettings:
     """The network that every node has a part of. `mtu` (0: automatic) and `mtu_overhead` in bytes."""
 
     network: str = "podwire"
-    attach: str = BRIDGE
+    attach: str = ROUTED
     """How pods are joined to their node."""
     backend: str = VXLAN
     """How nodes are joined."""
@@ -97,8 +97,8 @@ def parse_settings(fields: Fields) -> ClusterSettings:
     capabilities = fields.section("capabilities")
     return ClusterSettings(
         network=fields.string("network") or default.network,
-        backend=_parse_choice(fields, "backend", BACKENDS),
-        attach=_parse_choice(fields, "attach", ATTACHES),
+        backend=_parse_choice(fields, "backend", BACKENDS) or default.backend,
+        attach=_parse_choice(fields, "attach", ATTACHES) or default.attach,
         vni=fields.integer("vni", 1, 2**24 - 1) or default.vni,
         port=fields.integer("port", 1, 65535) or default.port,
         mtu=fields.integer("mtu", 0, 65535) or 0,
@@ -114,7 +114,7 @@ def parse_settings(fields: Fields) -> ClusterSettings:
 
 
 def _parse_choice(fields: Fields, key: str, choices: tuple[str, ...]) -> str:
-    """Return what `key` says, else what `mode` says of it, which is by itself the backend's name."""
+    """Return what `key` says, else what `mode` says of it; empty when neither is there."""
     mode, asked = fields.string("mode"), fields.string(key)
     if mode and mode not in MODES:
         raise invalid_config(f'"mode" must be one of {list(MODES)}, found "{mode}"')
@@ -123,7 +123,7 @@ def _parse_choice(fields: Fields, key: str, choices: tuple[str, ...]) -> str:
     meant = MODES[mode][key] if mode else ""
     if asked and meant and asked != meant:
         raise invalid_config(f'"mode" "{mode}" means "{key}" "{meant}", found "{key}" "{asked}" beside it')
-    return asked or meant or MODES[fields.string("backend") or VXLAN][key]
+    return asked or meant
 
 
 def _parse_family(fields: Fields) -> int:

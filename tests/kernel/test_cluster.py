@@ -69,7 +69,7 @@ def test_every_pod_reaches_every_pod_and_a_restart_changes_nothing(
 def test_pods_of_before_reach_new_ones_when_the_cluster_goes_from_bridge_to_routed(
     tmp_path: Path, bin_dir: Path
 ) -> None:
-    with following(tmp_path, bin_dir, 2, vni=42) as made:
+    with following(tmp_path, bin_dir, 2, vni=42, attach="bridge") as made:
         made.start()
         old = {i: follower.start_pod() for i, follower in made.nodes.items()}
         for i, follower in made.nodes.items():

@@ -89,8 +89,9 @@ def test_a_pod_reaches_a_service_by_its_name_and_is_seen_with_its_own_address(
 
 
 @pytest.fixture
-def named_of_before(named: Kubernetes) -> Iterator[Kubernetes]:
+def named_of_before(named: Kubernetes) -> Kubernetes:
     """Let the name server and a service's pod be on bridges, in a cluster whose pods are routed now."""
+    podwire.configure(named, attach="bridge")
     restart = ("rollout", "restart", "-n", dns.NAMESPACE, "deployment/coredns")
     named.kubectl(*restart)
     status = ("rollout", "status", "-n", dns.NAMESPACE, "deployment/coredns", "--timeout=60s")
@@ -98,8 +99,7 @@ def named_of_before(named: Kubernetes) -> Iterator[Kubernetes]:
     named.apply(pods.pod("old", "node-1", **_NETEXEC), pods.service("old"))
     named.await_pods("old", 1)
     podwire.configure(named, attach="routed")
-    yield named
-    podwire.configure(named, attach="bridge")
+    return named
 
 
 def test_pods_on_a_bridge_from_before_serve_routed_ones_and_are_served(named_of_before: Kubernetes) -> None:

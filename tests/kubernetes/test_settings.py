@@ -1,4 +1,4 @@
-"""Settings other than the shipped ones: host gateways in place of tunnels, and a cluster without IPv4."""
+"""Settings other than the shipped ones: host gateways, bridges, and a cluster without IPv4."""
 
 from __future__ import annotations
 
@@ -23,9 +23,17 @@ def host_gateways(cluster: Kubernetes) -> Iterator[Kubernetes]:
     """Let the cluster have no tunnels for a while, and pods of before."""
     cluster.apply(pods.deployment("early", 2))
     cluster.await_pods("early", 2)
-    podwire.configure(cluster, attach="routed", backend="hostGateway")
+    podwire.configure(cluster, backend="hostGateway")
     yield cluster
-    podwire.configure(cluster, attach="bridge", backend="vxlan")
+    podwire.configure(cluster, backend="vxlan")
+
+
+@pytest.fixture
+def bridges(cluster: Kubernetes) -> Iterator[Kubernetes]:
+    """Let new pods be on bridges for a while."""
+    podwire.configure(cluster, attach="bridge")
+    yield cluster
+    podwire.configure(cluster, attach="routed")
 
 
 def test_pods_reach_each_other_through_host_gateways_when_the_backend_was_changed(
@@ -46,6 +54,21 @@ def test_pods_reach_each_other_through_host_gateways_when_the_backend_was_change
         way = cluster.worker(pod.node).space.run("ip", "route", "show", subnet).stdout
         assert f"via {cluster.underlay.address(there, 4)} dev u0" in way
         assert places[pod.name].links()["eth0"]["mtu"] == 1500
+
+
+def test_pods_on_bridges_reach_each_other_and_their_service(bridges: Kubernetes) -> None:
+    cluster = bridges
+    cluster.apply(pods.deployment("web", 4), pods.service("web"))
+    found = cluster.await_pods("web", 4)
+    places = spaces(cluster, found)
+    assert not any("via 169.254.1.1" in each.run("ip", "route").stdout for each in places.values())
+    service = cluster.get("service", "web")["spec"]["clusterIP"]
+    with pods.all_offering(places):
+        reach_all(found, places)
+        names, client = set(places), places[found[0].name]
+        eventually(
+            lambda: {answer.split()[0] for answer in ask_all(client, service, pods.PORT)} <= names, service
+        )
 
 
 @pytest.fixture(scope="module")

@@ -208,10 +208,11 @@ def test_the_conflist_of_a_host_gateway_node() -> None:
 @pytest.mark.parametrize(
     ("keys", "attach", "backend"),
     [
-        ({}, "bridge", "vxlan"),
+        ({}, "routed", "vxlan"),
         ({"mode": "vxlan"}, "bridge", "vxlan"),
         ({"mode": "hostGateway"}, "routed", "hostGateway"),
-        ({"attach": "routed"}, "routed", "vxlan"),
+        ({"attach": "bridge"}, "bridge", "vxlan"),
+        ({"backend": "vxlan"}, "routed", "vxlan"),
         ({"backend": "hostGateway"}, "routed", "hostGateway"),
         ({"attach": "bridge", "backend": "hostGateway"}, "bridge", "hostGateway"),
         ({"mode": "vxlan", "attach": "bridge", "backend": "vxlan"}, "bridge", "vxlan"),
