@@ -9,9 +9,10 @@ from cni_plugin.attach import interface
 from cni_plugin.attach.gateway import compare_forwarding
 from cni_plugin.config.network import alias_prefix
 from cni_plugin.contract.errors import broken
-from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_up
+from cni_plugin.kernel.link import IFF_UP, Link, get_link, set_group, set_up
 from cni_plugin.kernel.neigh import Neighbour, list_neighbours, set_neighbour
 from cni_plugin.kernel.netconf import accept_ra, ensure_family, follows_routers, has_family, ignore_routers
+from cni_plugin.kernel.nft_layout import POD_GROUP
 from cni_plugin.kernel.route import PODWIRE_PROTO, RouteSpec, has_route, set_route
 
 if TYPE_CHECKING:
@@ -52,12 +53,18 @@ def check(plan: RoutedPlan, site: Site, result: Result) -> None:
 
 def compare(plan: RoutedPlan, mtu: int, site: Site, result: Result) -> Iterator[Damage]:
     """Yield what the node does not hold of an attachment: its veth, and the way to its addresses."""
+    from cni_plugin.features.damage import Damage
+
     del mtu
     name = plan.pod.attachment.ifname
     outside = get_link(site.host.netlink, plan.pod.attachment.host_ifname)
     yield from _compare_owner(plan, outside)
     if outside is None:
         return
+    if outside.group != POD_GROUP:
+        said = f"link {outside.name}: wanted it in the group {POD_GROUP}, found {outside.group}"
+        join = partial(site.host.netlink.change, set_group(outside.name, POD_GROUP))
+        yield Damage(kind="link", said=said, mend=join)
     macs = [each.mac.lower() for each in result.interfaces if each.sandbox and each.name == name]
     yield from _compare_outside(site.host, outside, "".join(macs[:1]), result.addresses_on(name))
 

@@ -22,6 +22,7 @@ from cni_plugin.kernel.link import (
     set_owner,
     set_up,
 )
+from cni_plugin.kernel.nft_layout import POD_GROUP
 from cni_plugin.kernel.reaper import delete_links
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def add_plain_veth(plan: InterfacePlan, mtu: int, host: Namespace, pod: Namespac
     """Make the pod's veth with a host end that stands alone."""
     _add_veth(plan, _pair(plan, mtu, pod), host, undo)
     name = plan.attachment.host_ifname
-    host.netlink.change(drop_link_local(name), set_owner(name, plan.alias), tolerate={errno.EAFNOSUPPORT})
+    owner = set_owner(name, plan.alias, POD_GROUP)
+    host.netlink.change(drop_link_local(name), owner, tolerate={errno.EAFNOSUPPORT})
 
 
 def _pair(plan: InterfacePlan, mtu: int, pod: Namespace, *, master: int = 0) -> VethPair:

@@ -39,6 +39,7 @@ _KEYS = frozenset(
         "mtu",
         "mtuOverhead",
         "ipMasq",
+        "sourceValidation",
         "clusterCIDRs",
         "nonMasqueradeCIDRs",
         "capabilities",
@@ -64,6 +65,7 @@ class ClusterSettings:
     mtu: int = 0
     mtu_overhead: int = 0
     masquerade: bool = True
+    source_validation: bool = True
     cluster_cidrs: tuple[IPNetwork, ...] = ()
     non_masquerade_cidrs: tuple[IPNetwork, ...] = ()
     capabilities: dict[str, object] = field(default_factory=lambda: dict(_CAPABILITIES))
@@ -104,6 +106,7 @@ def parse_settings(fields: Fields) -> ClusterSettings:
         mtu=fields.integer("mtu", 0, 65535) or 0,
         mtu_overhead=fields.integer("mtuOverhead", 0, 1000) or 0,
         masquerade=fields.boolean("ipMasq", default=True),
+        source_validation=fields.boolean("sourceValidation", default=True),
         cluster_cidrs=_parse_cidrs(fields, "clusterCIDRs"),
         non_masquerade_cidrs=_parse_cidrs(fields, "nonMasqueradeCIDRs"),
         capabilities=dict(capabilities.raw) if capabilities else default.capabilities,

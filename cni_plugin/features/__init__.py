@@ -51,6 +51,12 @@ def _spoof() -> Feature:
     return spoof.FEATURE
 
 
+def _source_validation() -> Feature:
+    from cni_plugin.features import source_validation
+
+    return source_validation.FEATURE
+
+
 def _isolation() -> Feature:
     from cni_plugin.features import isolation
 
@@ -72,6 +78,8 @@ class BuiltIn:
     """Of the plugin's configuration."""
     capabilities: tuple[str, ...] = ()
     """Of its `runtimeConfig`."""
+    shared_only: bool = False
+    """It makes nothing that is one pod's: no DEL or GC has to load it."""
 
 
 # In the order of an ADD.
@@ -84,6 +92,7 @@ FEATURES = {
     ),
     "sysctl": BuiltIn(load=_sysctls, keys=("sysctl",)),
     "spoof": BuiltIn(load=_spoof, keys=("macspoofchk", "spoofCheck")),
+    "sourceValidation": BuiltIn(load=_source_validation, keys=("sourceValidation",), shared_only=True),
     "isolation": BuiltIn(load=_isolation, keys=("portIsolation",)),
     "portmap": BuiltIn(load=_portmap, capabilities=("portMappings",)),
 }

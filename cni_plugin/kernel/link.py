@@ -347,6 +347,12 @@ def set_alias(name: str, alias: str) -> Change:
     return set_link(name, f'alias "{alias}"', text(IFLA_IFALIAS, alias))
 
 
-def set_owner(name: str, alias: str) -> Change:
+def set_owner(name: str, alias: str, group: int = 0) -> Change:
     """Return the change that says whose a link is and takes it out of the group of those without an alias."""
-    return set_link(name, f'alias "{alias}" group default', text(IFLA_IFALIAS, alias), u32(IFLA_GROUP, 0))
+    words = f'alias "{alias}" group {group or "default"}'
+    return set_link(name, words, text(IFLA_IFALIAS, alias), u32(IFLA_GROUP, group))
+
+
+def set_group(name: str, group: int) -> Change:
+    """Return the change of a link's group."""
+    return set_link(name, f"group {group}", u32(IFLA_GROUP, group))

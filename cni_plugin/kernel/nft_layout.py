@@ -37,7 +37,13 @@ class Place:
         return f"type {self.kind} hook {self.hook} priority {self.priority}; policy accept;"
 
 
+# The link group of routed pods' host ends: "pod". An uplink, too, may be called veth.
+POD_GROUP = 0x706F64
+
 # Before connection tracking (-200), so that what is dropped here costs no entry there.
+SOURCE_VALIDATION = Place(
+    prefix="source_", hook="prerouting", priority=-300, purpose="source validation: routes lead back"
+)
 SPOOF = Place(prefix="spoof", hook="prerouting", priority=-300, purpose="spoof check of routed pods")
 BRIDGE_SPOOF = Place(
     family="bridge", prefix="spoof", hook="prerouting", priority=-300, purpose="spoof check of bridged pods"
@@ -88,6 +94,7 @@ ISOLATION = Place(
 )
 
 PLACES = (
+    SOURCE_VALIDATION,
     SPOOF,
     HOSTPORT_GUARD,
     TUNNEL_GUARD,
@@ -109,7 +116,6 @@ PLACES = (
 
 # Kept free for what will stand there; whoever comes takes its line into PLACES.
 RESERVED = (
-    Place(prefix="", hook="prerouting", priority=-300, purpose="source validation"),
     Place(prefix="", hook="prerouting", priority=-120, table=SERVICES_TABLE, purpose="source ranges"),
     Place(prefix="", kind="nat", hook="prerouting", priority=-110, table=SERVICES_TABLE, purpose="Services"),
     Place(prefix="", hook="prerouting", priority=-95, table=SERVICES_TABLE, purpose="refusals"),

@@ -44,7 +44,12 @@ def plugins_of(cluster: Cluster, mode: str, i: int) -> list[dict[str, Any]]:
     else:
         config = dual_stack(node, **({"mode": "routed"} if mode == "veth" else {}))
     main_plugin = {key: value for key, value in config.items() if key not in {"name", "cniVersion"}}
-    main_plugin |= {"ipMasq": True, "spoofCheck": "ip", "capabilities": dict.fromkeys(RUNTIME, True)}
+    main_plugin |= {
+        "ipMasq": True,
+        "spoofCheck": "ip",
+        "sourceValidation": True,
+        "capabilities": dict.fromkeys(RUNTIME, True),
+    }
     return [main_plugin, {"type": "firewall", "ingressPolicy": "open"}]
 
 
@@ -178,7 +183,7 @@ class Blow:
     line: str
     modes: tuple[str, ...] = MODES
     announced: bool = True
-    """The kernel says so to whoever listens; of limits (tc) nobody here does."""
+    """The kernel says so to whoever listens; of limits (tc) and groups nobody here does."""
 
 
 _BRIDGED = ("bridge", "flat", "routed", "bridgegw")
@@ -202,6 +207,8 @@ BLOWS = {
     "firewall elements": Blow(_flush("inet", "firewall4_")),
     "spoof check": Blow(_flush("bridge", "spoof_mac"), _BRIDGED),
     "spoof check routed": Blow(_flush("inet", "spoof_mac"), _ROUTED),
+    "source validation": Blow(_flush("inet", "source_", "chain")),
+    "group of the pod's link": Blow("ip link set {veth} group default", _ROUTED, announced=False),
     "guard chain": Blow(f"nft flush chain inet podwire guard_{TUNNEL}", _TUNNELS),
     "forwarding 4": Blow("sysctl -qw net.ipv4.ip_forward=0"),
     "forwarding 6": Blow("sysctl -qw net.ipv6.conf.all.forwarding=0"),

@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     '`spoofCheck: "ip"`': {"spoofCheck": "ip"},
     "`portIsolation`": {"portIsolation": True},
     "mode `routed`": {"mode": "routed"},
+    "routed, `sourceValidation`": {"mode": "routed", "sourceValidation": True},
 }
 OUTCOME = {True: "succeeds", False: "stopped"}
 OTHER_MAC = "02:00:5e:00:00:99"

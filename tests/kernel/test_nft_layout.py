@@ -35,6 +35,7 @@ def switch_everything_on(cluster: Cluster) -> Node:
     node.set_filtering(1)
     everything = {
         "ipMasq": True,
+        "sourceValidation": True,
         "spoofCheck": "ip",
         "portIsolation": True,
         "capabilities": {"portMappings": True},

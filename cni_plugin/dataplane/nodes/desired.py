@@ -81,6 +81,7 @@ def render_network(
         **({"mtu": settings.mtu} if settings.mtu else {}),
         **({"mtuOverhead": settings.mtu_overhead} if settings.mtu_overhead else {}),
         "ipMasq": settings.masquerade,
+        "sourceValidation": settings.source_validation,
         "nonMasqueradeCIDRs": [str(c) for c in (*settings.cluster_cidrs, *settings.non_masquerade_cidrs)],
         "capabilities": settings.capabilities,
         "stateFile": places.state_file,
