@@ -11,6 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from netaddr import IPNetwork
+
 from cni_plugin.attach import interface
 from cni_plugin.attach.bridge import ensure_shared
 from cni_plugin.attach.gateway import address_on_node, compare_forwarding, connected_route, ensure_gateway
@@ -233,6 +235,7 @@ def _check_mtu(link: Link, configured: int, reported: Interface | None) -> None:
 
 def _compare_gateway(plan: BridgePlan, bridge: Link, host: Namespace, result: Result) -> Iterator[Damage]:
     """Yield what the node lacks as the gateway of the attachment's addresses."""
+    from cni_plugin.backend.route_conflicts import find_detour
     from cni_plugin.features.damage import Damage
 
     if not plan.gateway.wanted:
@@ -255,4 +258,6 @@ def _compare_gateway(plan: BridgePlan, bridge: Link, host: Namespace, result: Re
             said = f"route to {ip.address.ip}: wanted one over {holder.name}, found none"
             way = set_route(connected_route(holder, ip))
             yield Damage(kind="route", said=said, mend=partial(host.netlink.change, way))
+        else:
+            yield from find_detour(host.netlink, IPNetwork(ip.address.ip), holder.index)
     yield from compare_forwarding(own, host)

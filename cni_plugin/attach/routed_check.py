@@ -81,6 +81,7 @@ def _compare_owner(plan: RoutedPlan, outside: Link | None) -> Iterator[Damage]:
 
 def _compare_outside(host: Namespace, outside: Link, mac: str, ips: list[IPConfig]) -> Iterator[Damage]:
     """Compare the host's end and the way to the addresses behind it, whose interface has this MAC."""
+    from cni_plugin.backend.route_conflicts import find_detour
     from cni_plugin.features.damage import Damage
 
     nl = host.netlink
@@ -102,6 +103,8 @@ def _compare_outside(host: Namespace, outside: Link, mac: str, ips: list[IPConfi
                 said = f"route {ip.address}: wanted it over {outside.name}, found none"
                 way = set_route(host_route(ip, outside))
                 yield Damage(kind="route", said=said, mend=partial(nl.change, way))
+            else:
+                yield from find_detour(nl, ip.address, outside.index)
             if wanted not in neighbours:
                 said = f"neighbour {ip.address.ip}: wanted {mac} on {outside.name}, found none"
                 told = set_neighbour(outside.index, wanted)

@@ -84,7 +84,11 @@ class Wiring:
 
     def compare_shared(self, host: Namespace, network: str) -> Iterator[Damage]:
         """Yield what is not as wanted of that which the pods share, as far as it has been made."""
+        from cni_plugin.backend.peers import network_priority
+        from cni_plugin.backend.route_conflicts import find_detours
+
         yield from self._compare_backend(host, network)
+        yield from find_detours(host.netlink, network_priority(network))
         mtu = self.backend.mtu(self.reach, host.netlink)
         yield from self.mode.compare_shared(self.plan, mtu, host)
 

@@ -1,7 +1,9 @@
-"""Finds routes of other links that take the packets for a network's pods: `ip route show root SUBNET`.
+"""Finds routes of others that take the packets for a network's pods: `ip route get ADDRESS`.
 
-A route that covers the subnet and more, such as the default, loses to ours and is no clash. Neither is
-one to an address of the node itself (a tunnel's own end): the table `local` is asked before it.
+What another plugin or an operator has left leads elsewhere, by a better metric, a longer prefix or a
+rule. And a subnet may be somebody else's from the beginning: `ip route show root SUBNET`. A route that
+covers the subnet and more, such as the default, loses to ours and is no clash. Neither is one to an
+address of the node itself (a tunnel's own end): the table `local` is asked before it.
 """
 
 from __future__ import annotations
@@ -10,16 +12,25 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from cni_plugin.features.damage import Damage
 from cni_plugin.kernel.addr import list_addresses
 from cni_plugin.kernel.link import list_links
-from cni_plugin.kernel.route import PODWIRE_PROTO, list_main_routes
+from cni_plugin.kernel.route import (
+    MAIN_TABLE,
+    PODWIRE_PROTO,
+    find_path,
+    list_main_routes,
+    list_own_routes,
+    list_routes,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    from netaddr import IPNetwork
+    from netaddr import IPAddress, IPNetwork
 
     from cni_plugin.kernel.netlink import Netlink
+    from cni_plugin.kernel.route import RouteSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +62,47 @@ def find_clashes(nl: Netlink, links: Iterable[str], subnets: Iterable[IPNetwork]
         for subnet in wanted
         if subnet.version == version and route.dst in subnet
     ]
+
+
+def find_detours(nl: Netlink, priority: int) -> Iterator[Damage]:
+    """Yield the peers' subnets whose packets do not take the route that a sync has made for them."""
+    for version in (4, 6):
+        for route in list_own_routes(nl, version, priority):
+            if route.table in {None, MAIN_TABLE}:
+                yield from find_detour(nl, route.dst, route.index)
+
+
+def find_detour(nl: Netlink, dst: IPNetwork, index: int) -> Iterator[Damage]:
+    """Yield what takes the packets for `dst` by another link than the one with this index."""
+    # The first address of a peer's subnet is the tunnel's end there; an address of this node is no detour.
+    address = dst[1] if dst.size > 1 else dst.ip
+    path = find_path(nl, address)
+    if path is not None and (path.local or path.index == index):
+        return
+    names = {link.index: link.name for link in list_links(nl)}
+    found = f"that they take {names.get(path.index, '')}" if path else "that they have no way"
+    yield Damage(
+        kind="route",
+        said=f"route {dst}: wanted packets for it to take {names.get(index, '')}, found {found}",
+        mend=None,
+        remedy=_removal(nl, address, path.index, names) if path else f"ip route get {address}",
+    )
+
+
+def _removal(nl: Netlink, address: IPAddress, index: int, names: dict[int, str]) -> str:
+    """Return the command that removes the route of others which leads to the address over a link."""
+    found = [
+        route
+        for route in list_routes(nl, address.version)
+        if route.index == index and route.proto != PODWIRE_PROTO and address in route.dst
+    ]
+    if not found:
+        return f"ip route get {address}"
+    return _render_removal(max(found, key=lambda route: route.dst.prefixlen), names[index])
+
+
+def _render_removal(route: RouteSpec, link: str) -> str:
+    words = ["ip", f"-{route.dst.version}", "route", "del", str(route.dst), "dev", link]
+    words += ["metric", str(route.priority)] if route.priority else []
+    words += ["table", str(route.table)] if route.table not in {None, MAIN_TABLE} else []
+    return " ".join(words)

@@ -66,12 +66,14 @@ def _damage(site: Examined, request: Request) -> Iterator[Finding]:
             remedy=f"podwire sync{site.options} {shlex.quote(request.network)}",
         )
     for wrong in found:
-        if wrong.joined and not wrong.damage.mend:
+        if not wrong.damage.mend and wrong.remedy:
             yield Finding(
                 severity="error",
-                object=wrong.pod,
+                object=wrong.pod or _name(request),
                 found=wrong.damage.said,
-                meaning="the network was changed since this pod was added: other nodes do not reach it",
+                meaning="a route or a rule of somebody else takes the packets: those pods are not reached"
+                if wrong.damage.remedy
+                else "the network was changed since this pod was added: other nodes do not reach it",
                 remedy=wrong.remedy,
             )
 

@@ -31,6 +31,8 @@ class Damage:
     said: str
     mend: Callable[[], object] | None
     """Makes it as it was, by whoever made it; it may mend more than this. None for what nobody here can."""
+    remedy: str = ""
+    """The command that mends what nobody here may: it is somebody else's."""
 
 
 def kind_of(command: str) -> Kind:

@@ -263,7 +263,7 @@ def find_path(nl: Netlink, address: IPAddress, link: int = 0) -> Path | None:
     try:
         raw = nl.get(Query(f"ip route get {address}", netlink.RTM_GETROUTE, body))
     except KernelError as error:
-        if error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH}:
+        if error.errno in _DENIED | {errno.ENETUNREACH}:
             return None
         raise
     found = _read(raw)

@@ -44,6 +44,8 @@ class Wrong:
     @property
     def remedy(self) -> str:
         """Return the command that mends it; empty where only the words can say what does."""
+        if self.damage.remedy:
+            return self.damage.remedy
         if self.damage.mend:
             return f"podwire sync {self.network}"
         return self.joined.remedy if self.joined else ""
