@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from cni_plugin.config.network import KNOWN_ARGS, Addressing, RangeFacts, data_dir
 from cni_plugin.contract import versions
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
-from cni_plugin.contract.fields import Fields, objects
+from cni_plugin.contract.fields import Fields, kind_of_json, objects
 from cni_plugin.contract.inet import is_assignable, parse_ip_or_cidr, with_prefix
 from cni_plugin.contract.request import parse_args, parse_valid_attachments
 from cni_plugin.contract.result import DNS, IPConfig, Result, Route, parse_routes
@@ -316,7 +316,7 @@ def _parse_sets(fields: Fields, key: str) -> list[list[Range]]:
 
 def _parse_set(member: object, path: str) -> list[Range]:
     if not isinstance(member, list):
-        raise invalid_config(f'"{path}" must be a list of ranges, found {type(member).__name__}')
+        raise invalid_config(f'"{path}" must be a list of ranges, found {kind_of_json(member)}')
     return [_parse_range(fields) for fields in objects(member, path)]
 
 

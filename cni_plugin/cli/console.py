@@ -27,7 +27,8 @@ def add_directories(parser: argparse.ArgumentParser) -> None:
 
 
 def add_conf_dir(parser: argparse.ArgumentParser) -> None:
-    """Let a command be told where the runtime's network configurations are."""
+    """Let a command be told where the runtime's network configurations are; it looks at the node as root."""
+    parser.set_defaults(needs_root=True)
     parser.add_argument("--conf-dir", default=CONF_DIR, help="the runtime's network configurations")
 
 

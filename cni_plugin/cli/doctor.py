@@ -41,7 +41,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     doctor.add_argument("--cache-dir", help="where libcni keeps results; default /var/lib/cni/results")
     doctor.add_argument("--json", action="store_true", help="for scripts")
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(needs_root=True, run=_doctor)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

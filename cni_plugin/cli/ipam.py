@@ -16,7 +16,7 @@ from cni_plugin.cli.console import add_directories, chosen, table, write
 from cni_plugin.config.network import Attachment
 from cni_plugin.config.paths import DATA_DIR
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
-from cni_plugin.contract.fields import objects
+from cni_plugin.contract.fields import kind_of_json, objects
 from cni_plugin.contract.inet import parse_ip
 from cni_plugin.kernel.link import get_link
 from cni_plugin.kernel.netns import open_host
@@ -104,7 +104,10 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _read_rows(arguments: argparse.Namespace) -> list[tuple[str, str, str, str]]:
-    names = [arguments.network] if arguments.network else list_networks(arguments.data_dir)
+    known = list_networks(arguments.data_dir)
+    if arguments.network and arguments.network not in known:
+        raise invalid_config(f"{arguments.data_dir}: wanted network {arguments.network}, found {known}")
+    names = [arguments.network] if arguments.network else known
     return [
         (name, render_address(address), owner.container_id, owner.ifname)
         for name in names
@@ -184,7 +187,7 @@ def _parse_export(content: bytes, path: str) -> Iterator[tuple[str, Claim]]:
     except (ValueError, RecursionError) as error:
         raise invalid_config(f"{path}: wanted what podwire ipam export writes, found {error}") from error
     if not isinstance(rows, list):
-        raise invalid_config(f"{path}: wanted a list, found {type(rows).__name__}")
+        raise invalid_config(f"{path}: wanted a list, found {kind_of_json(rows)}")
     for row in objects(rows, path):
         owner = Owner(container_id=row.string("container_id"), ifname=row.string("ifname"))
         if not _WORD.fullmatch(owner.container_id) or not _WORD.fullmatch(owner.ifname or "eth0"):

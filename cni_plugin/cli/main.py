@@ -1,12 +1,13 @@
 """The command line: its parser, and how an error ends a command.
 
 Human-readable by default, `--json` for scripts. Exit status 0 when all is well, 1 when
-something is wrong, 2 for a wrong command line.
+something is wrong, 2 for a wrong command line and for a user who may not look.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ _EPILOG = "Without arguments, and with CNI_COMMAND set, this is a CNI plugin: ht
 def main(argv: Sequence[str]) -> int:
     """Run one command and return the exit status."""
     arguments = _parser().parse_args(argv)
+    if getattr(arguments, "needs_root", False) and os.geteuid():
+        sys.stderr.write(f"podwire: wanted root, found user id {os.geteuid()}: sudo podwire {argv[0]}\n")
+        return 2
     try:
         exit_status: int = arguments.run(arguments)
     except (CNIError, IPAMError) as error:

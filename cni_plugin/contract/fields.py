@@ -104,9 +104,14 @@ def _text(value: object, path: str) -> str:
     return value
 
 
+def kind_of_json(value: object) -> str:
+    """Return what a value is in JSON's own words."""
+    return "null" if value is None else _NAMES.get(type(value), "a number")
+
+
 def _show(value: object) -> str:
     """Return what an error says was found: the value when it is short, else its kind."""
-    kind = _NAMES.get(type(value), type(value).__name__)
+    kind = kind_of_json(value)
     if isinstance(value, (list, dict)):
         return kind  # it may nest deeper than can be shown
     text = f'"{value}"' if isinstance(value, str) else str(value).lower()

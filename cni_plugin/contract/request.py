@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from cni_plugin.contract import versions
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
-from cni_plugin.contract.fields import Fields
+from cni_plugin.contract.fields import Fields, kind_of_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -153,7 +153,7 @@ def parse_document(stdin: bytes) -> dict[str, object]:
     except ValueError as error:
         raise _undecodable("a JSON object", str(error) if stdin.strip() else "nothing") from error
     if not isinstance(document, dict):
-        raise _undecodable("a JSON object", f"a JSON {type(document).__name__}")
+        raise _undecodable("a JSON object", kind_of_json(document))
     return document
 
 

@@ -134,7 +134,7 @@ def test_an_address_that_the_file_gives_to_two_is_refused(node: Node) -> None:
 
 BAD: list[tuple[Any, str]] = [
     ("", "wanted what podwire ipam export writes"),
-    ("{}", "wanted a list, found dict"),
+    ("{}", "wanted a list, found an object"),
     ([row("10.22.0.2"), 5], '"-[1]" must be an object, found 5'),
     ([row("10.22.0")], '"-[0].address" must be an IP address, found "10.22.0"'),
     ([row("10.22.0.2", "")], '"-[0]": wanted a container id'),

@@ -141,6 +141,14 @@ def test_ipam_list_shows_who_holds_what(node: Node, web: Pod) -> None:
     ]
 
 
+def test_ipam_list_of_an_unknown_network_names_those_that_there_are(node: Node, web: Pod) -> None:
+    del web
+    for verb in ("list", "export"):
+        done = run(node, "ipam", verb, "tset", "--data-dir", str(node.data_dir))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "wanted network tset, found ['test']" in done.stderr
+
+
 def test_ipam_release_frees_what_a_dead_container_holds(node: Node, web: Pod) -> None:
     web.run("ip", "link", "del", "eth0")
     release = ("ipam", "release", "test", "10.22.0.2", "fd00:22::2", "--data-dir", str(node.data_dir))

@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,17 @@ def open_to_others(root: Path) -> dict[str, str]:
         for name, mode in modes(root).items()
         if (mode[0] == "d" and "w" in mode[4:]) or (mode[0] != "d" and mode[4:] != "------")
     }
+
+
+@pytest.mark.parametrize("command", ["status", "doctor", "sync", "mtu", "gc", "uninstall", "ipam check"])
+def test_a_user_who_may_not_look_is_told_so_and_nothing_else(command: str) -> None:
+    """Without its right to look a command would say that there is no network, or nothing wrong."""
+    # A user namespace without a mapping: the id is nobody's, and Python can still read its own files.
+    words = ["unshare", "--user", sys.executable, "-m", "cni_plugin", *command.split()]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    asked = command.partition(" ")[0]
+    assert done.stderr == f"podwire: wanted root, found user id {NOBODY}: sudo podwire {asked}\n"
 
 
 @pytest.mark.usefixtures("careless")
