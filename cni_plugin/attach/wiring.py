@@ -89,6 +89,7 @@ class Wiring:
 
         yield from self._compare_backend(host, network)
         yield from find_detours(host.netlink, network_priority(network))
+        yield from self._compare_devices(host, network)
         mtu = self.backend.mtu(self.reach, host.netlink)
         yield from self.mode.compare_shared(self.plan, mtu, host)
 
@@ -100,6 +101,24 @@ class Wiring:
         for command in self.backend.list_undone(self.reach, host, self.links):
             said = f"peers of network {network}: wanted them in sync, found undone: {command}"
             yield Damage(kind=kind_of(command), said=said, mend=mend)
+
+    def _compare_devices(self, host: Namespace, network: str) -> Iterator[Damage]:
+        """Yield the tunnels that the network had with another number, or before it had another backend."""
+        from cni_plugin.features.damage import Damage
+        from cni_plugin.kernel.vxlan import list_devices
+
+        own = self.backend.device(self.reach)
+        for name in list_devices(host.netlink, network):
+            if name != own:
+                wanted = (
+                    f"no tunnel of network {network} but {own}" if own else f"no tunnel of network {network}"
+                )
+                yield Damage(
+                    kind="link",
+                    said=f"link {name}: wanted {wanted}, found it",
+                    mend=None,
+                    remedy=f"ip link del {name}",
+                )
 
     def ready(self, host: Namespace) -> None:
         """Raise CNIError 50 when a pod could not be attached here now."""

@@ -55,6 +55,8 @@ class Backend:
     `segmented` tells whether the network's pods share a segment that a device may be a port of."""
     problem: Callable[[Reach], str] = _no_words
     """Why what was known of the peers before stays in force; empty when the present list can be read."""
+    device: Callable[[Reach], str] = _no_words
+    """The name of the link that it makes; empty where it makes none."""
     segment: Callable[[Reach], Segment | None]
     """The link that wants to be a port of the pods' bridge; None where nodes are routed to."""
     subnets: Callable[[Reach], Iterable[IPNetwork]] = _none

@@ -219,6 +219,7 @@ def ready(tunnel: Tunnel, host: Namespace) -> None:
 BACKEND = Backend(
     plan=parse_tunnel,
     problem=lambda tunnel: tunnel.source.problem,
+    device=lambda tunnel: str(tunnel.device),
     segment=find_segment,
     subnets=list_subnets,
     mtu=lambda tunnel, nl: locate(tunnel, nl)[1],

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from ipam.allocator import Usage
 
 _NO_ADD: Final = "no pod can be added to the network now"
+_FOREIGN: Final = {
+    "route": "a route or a rule of somebody else takes the packets: those pods are not reached",
+    "link": "it is left of a setting of before: nodes that still use it reach this one, and are not answered",
+}
 _KINDS: Final = {
     "leaked": "the address is lost to other pods",
     "unallocated": "the address can be given to another pod, too",
@@ -71,7 +75,7 @@ def _damage(site: Examined, request: Request) -> Iterator[Finding]:
                 severity="error",
                 object=wrong.pod or _name(request),
                 found=wrong.damage.said,
-                meaning="a route or a rule of somebody else takes the packets: those pods are not reached"
+                meaning=_FOREIGN[wrong.damage.kind]
                 if wrong.damage.remedy
                 else "the network was changed since this pod was added: other nodes do not reach it",
                 remedy=wrong.remedy,

@@ -27,6 +27,7 @@ from cni_plugin.kernel.link import (
     delete_link,
     get_link,
     link_body,
+    list_links,
     read_link,
     set_link,
     set_mac,
@@ -84,7 +85,7 @@ def ensure_vxlan(nl: Netlink, spec: VxlanSpec) -> tuple[Link, bool]:
         delete_link(nl, spec.name)  # whoever made it came no further
         found = None
     if found is not None and found.alias != spec.alias:
-        owner = found.alias.removeprefix(ALIAS).strip() if found.alias.startswith(ALIAS) else ""
+        owner = _owner(found)
         other = f"that of network {owner}" if owner else "another link of that name"
         raise invalid_config(f"{spec.name}: wanted the VXLAN device of network {spec.network}, found {other}")
     if found is not None and _settings(nl, spec.name) != _wanted(spec):
@@ -131,6 +132,15 @@ def _require(nl: Netlink, name: str) -> Link:
     if found is None:
         raise KernelError(f"ip link show {name}", errno.ENODEV)
     return found
+
+
+def list_devices(nl: Netlink, network: str) -> list[str]:
+    """Return the names of the VXLAN devices that are a network's, whatever their number."""
+    return [link.name for link in list_links(nl, kind="vxlan") if _owner(link) == network]
+
+
+def _owner(link: Link) -> str:
+    return link.alias.removeprefix(ALIAS).strip() if link.alias.startswith(ALIAS) else ""
 
 
 def _mend(spec: VxlanSpec, found: Link) -> list[Change]:

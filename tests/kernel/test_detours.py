@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.cluster import FORMS, address_of, make_cluster
+from tests.harness.cluster import FORMS, TUNNEL, VNI, address_of, make_cluster
 from tests.harness.damage import MODES, occupy
 
 if TYPE_CHECKING:
@@ -93,3 +93,19 @@ def test_packets_that_have_no_way_at_all_are_named(pair: Cluster) -> None:
     assert f"route {SUBNETS[4]}: wanted packets for it to take vxlan42, found that they have no way" in said
     assert place.run("doctor")[0] == 1
     assert "somebody else takes the packets" in place.run("doctor")[1]
+
+
+@pytest.mark.parametrize("form", ["flat", "routed", "tunnel"])
+def test_a_tunnel_of_before_is_named(pair: Cluster, form: str) -> None:
+    """Each network has one; what had another number stays until somebody removes it."""
+    place = occupy(pair, form)
+    conflist = place.node.tmp / "net.d/10-test.conflist"
+    conflist.write_text(conflist.read_text().replace(f'"vni": {VNI}', '"vni": 43'))
+    assert place.run("sync")[0] == 0
+    status, said = place.run("status")
+    assert status == 1
+    assert (
+        f"link {TUNNEL}: wanted no tunnel of network test but vxlan43, found it: ip link del {TUNNEL}" in said
+    )
+    place.node.run("ip", "link", "del", TUNNEL)
+    assert TUNNEL not in place.run("status")[1]
