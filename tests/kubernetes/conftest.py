@@ -68,7 +68,12 @@ def cluster(installed: Installed) -> Kubernetes:
 def _as_before(cluster: Kubernetes) -> Iterator[None]:
     """Let every test find the nodes Ready and no pods but podwire's."""
     yield
-    cluster.delete("deployments,daemonsets,replicasets,services", "--selector=app")
-    # The kubelet may take a minute until it has the API forget a pod that has ended.
-    cluster.delete("pods", "--all", "--force", "--grace-period=0")
-    eventually(lambda: not cluster.get("pods")["items"], lambda: cluster.kubectl("describe", "pods").stdout)
+
+    def cleared() -> bool:
+        cluster.delete("deployments,daemonsets,replicasets,services", "--selector=app")
+        # The kubelet may take a minute until it has the API forget a pod that has ended.
+        cluster.delete("pods", "--all", "--force", "--grace-period=0")
+        # A controller that has not heard of the deletion yet makes what is missing once more.
+        return not cluster.get("deployments,replicasets,pods")["items"]
+
+    eventually(cleared, lambda: cluster.kubectl("describe", "pods").stdout)
