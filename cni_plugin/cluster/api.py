@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import socket
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 from cni_plugin.config.paths import SERVICE_ACCOUNT
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 _NODES = "/api/v1/nodes"
 _PAGE = 100  # nodes; an object is 10 to 20 KB of JSON
@@ -63,7 +62,6 @@ class API:
         self._access = access
         self._client: ApiClient | None = None
         self._server = ""
-        self._stream: socket.socket | None = None
 
     def list_pages(self) -> Iterator[tuple[list[dict[str, Any]], str]]:
         """Yield the nodes a page at a time, each with the version of the whole list."""
@@ -90,7 +88,6 @@ class API:
             ("timeoutSeconds", str(seconds)),
         ]
         with self._open("GET", _NODES, query, timeout=(_TIMEOUT[0], seconds + 30)) as response:
-            self._stream = getattr(response.connection, "sock", None)
             yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": version}}}
             for line in _lines(response):
                 event = json.loads(line)
@@ -99,17 +96,6 @@ class API:
                         "WATCH", self._url(_NODES), event["object"].get("code", 0), event["object"]
                     )
                 yield event
-
-    def leave_stranded(self, present: Collection[str]) -> None:
-        """End a watch whose connection has an address of ours that is none of these: nothing comes there.
-
-        From any thread; who reads the watch finds it ended and connects again.
-        """
-        stream = self._stream
-        with suppress(OSError):
-            if stream is not None and not _has_source(stream, present):
-                # Not the shutdown of TLS, which the reading thread would stumble over.
-                socket.socket.shutdown(stream, socket.SHUT_RDWR)
 
     def patch_node_status(self, name: str, body: dict[str, Any]) -> None:
         """Patch the status of a node."""
@@ -168,11 +154,6 @@ class API:
     def _url(self, path: str) -> str:
         """Return what an error names: that the server is another one than meant is a usual reason."""
         return f"{self._server}{path}"
-
-
-def _has_source(stream: socket.socket, present: Collection[str]) -> bool:
-    source = str(stream.getsockname()[0]).partition("%")[0]
-    return source in present or source.startswith("127.")
 
 
 def _configure(access: Access) -> Configuration:

@@ -109,7 +109,6 @@ class Follower:
 
     def step(self) -> bool:
         """Bring the node in line with what is known; tell whether it is."""
-        self._leave_stranded()
         known = self._watch.known()
         reasons = [f"nodes: {known.problem}"] if known.problem else []
         ready = False
@@ -130,12 +129,6 @@ class Follower:
         if ready and known.nodes:
             self._claim_network(known.nodes[self._order.node])
         return ready and said
-
-    def _leave_stranded(self) -> None:
-        """Have the API asked again at once when this node has lost the address that it was asked from."""
-        with open_host() as host:
-            present = {str(each.ip) for each in list_addresses(host.netlink, link_local=True)}
-        self._watch.api.leave_stranded(present)
 
     def _mend(self) -> None:
         """Mend what networks and running pods have lost, before it is asked what else they shall have."""
