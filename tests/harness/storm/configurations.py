@@ -34,6 +34,7 @@ FEATURE_KEYS: dict[str, dict[str, Any]] = {
     "bandwidth": {"capabilities": {"bandwidth": True}},
     "sysctl": {"sysctl": {"net.core.somaxconn": "555", "net.ipv4.conf.IFNAME.log_martians": "1"}},
     "spoof": {"spoofCheck": "ip"},
+    "sourceValidation": {"sourceValidation": True},
     "isolation": {"portIsolation": True},
     "portmap": {"capabilities": {"portMappings": True}},
 }
