@@ -139,6 +139,13 @@ class NodesAPI:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+            # Who came back before nobody listened any more is cut off as well.
+            self.end_watches()
+
+    @property
+    def is_away(self) -> bool:
+        """Tell whether nobody listens."""
+        return self._server is None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -238,7 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if len(memory.events) == position and memory.epoch == epoch:
                     memory.changed.wait(min(seconds, 1))
                 found, position = memory.events[position:], len(memory.events)
-            if memory.epoch > epoch:
+            if memory.epoch > epoch or memory.is_away:
                 # In the middle of a line, as a connection that breaks would.
                 self._chunk(b'{"type": "MODIF')
                 self.close_connection = True
