@@ -16,18 +16,19 @@ from cni_plugin.features.damage import Damage
 from cni_plugin.kernel.addr import list_addresses
 from cni_plugin.kernel.link import list_links
 from cni_plugin.kernel.route import (
+    KERNEL_PROTO,
     MAIN_TABLE,
     PODWIRE_PROTO,
     find_path,
+    find_route,
     list_main_routes,
     list_own_routes,
-    list_routes,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from netaddr import IPAddress, IPNetwork
+    from netaddr import IPNetwork
 
     from cni_plugin.kernel.netlink import Netlink
     from cni_plugin.kernel.route import RouteSpec
@@ -81,28 +82,22 @@ def find_detour(nl: Netlink, dst: IPNetwork, index: int) -> Iterator[Damage]:
         return
     names = {link.index: link.name for link in list_links(nl)}
     found = f"that they take {names.get(path.index, '')}" if path else "that they have no way"
+    route = find_route(nl, address)
     yield Damage(
         kind="route",
         said=f"route {dst}: wanted packets for it to take {names.get(index, '')}, found {found}",
         mend=None,
-        remedy=_removal(nl, address, path.index, names) if path else f"ip route get {address}",
+        remedy=_render_removal(route, names) if route and _is_left(route) else f"ip route get {address}",
     )
 
 
-def _removal(nl: Netlink, address: IPAddress, index: int, names: dict[int, str]) -> str:
-    """Return the command that removes the route of others which leads to the address over a link."""
-    found = [
-        route
-        for route in list_routes(nl, address.version)
-        if route.index == index and route.proto != PODWIRE_PROTO and address in route.dst
-    ]
-    if not found:
-        return f"ip route get {address}"
-    return _render_removal(max(found, key=lambda route: route.dst.prefixlen), names[index])
+def _is_left(route: RouteSpec) -> bool:
+    """Tell whether the route is for these packets alone: not a link's own network, and not the default."""
+    return route.dst.prefixlen > 0 and route.proto not in {PODWIRE_PROTO, KERNEL_PROTO}
 
 
-def _render_removal(route: RouteSpec, link: str) -> str:
-    words = ["ip", f"-{route.dst.version}", "route", "del", str(route.dst), "dev", link]
+def _render_removal(route: RouteSpec, names: dict[int, str]) -> str:
+    words = ["ip", f"-{route.dst.version}", "route", "del", str(route.dst), "dev", names[route.index]]
     words += ["metric", str(route.priority)] if route.priority else []
     words += ["table", str(route.table)] if route.table not in {None, MAIN_TABLE} else []
     return " ".join(words)

@@ -186,13 +186,8 @@ def find_default_route(nl: Netlink, version: int) -> RouteSpec | None:
     A node of a thousand pods has as many routes. So the kernel is asked which route leads to an
     address that it has no route for, and all are read only when it answers with another one.
     """
-    nowhere = _NOWHERE[version]
-    # IPv6 always tells the table and refuses to be asked for it.
-    flags = _RTM_F_FIB_MATCH | (_RTM_F_LOOKUP_TABLE if version == 4 else 0)
-    head = _Head(FAMILY[version], dst_len=width(nowhere), flags=flags)
-    body = _RTMSG.pack(*head) + ip(_RTA_DST, nowhere)
     try:
-        raw = nl.get(Query(f"ip route get fibmatch {nowhere}", netlink.RTM_GETROUTE, body))
+        raw = _match(nl, _NOWHERE[version])
     except KernelError as error:
         if error.errno == errno.ENETUNREACH:
             return None
@@ -202,6 +197,25 @@ def find_default_route(nl: Netlink, version: int) -> RouteSpec | None:
     if raw and _is_default(_head(raw)) and (route := _parse(raw)).table == MAIN_TABLE and route.index:
         return route
     return next(iter(list_default_routes(nl, version)), None)
+
+
+def find_route(nl: Netlink, address: IPAddress) -> RouteSpec | None:
+    """Return the route that packets for `address` take, of whatever table; None when there is no way."""
+    try:
+        return _parse(_match(nl, address))
+    except KernelError as error:
+        if error.errno in _DENIED | {errno.ENETUNREACH}:
+            return None
+        raise
+
+
+def _match(nl: Netlink, address: IPAddress) -> bytes:
+    """Return the route that leads to an address, as the kernel tells it."""
+    # IPv6 always tells the table and refuses to be asked for it.
+    flags = _RTM_F_FIB_MATCH | (_RTM_F_LOOKUP_TABLE if address.version == 4 else 0)
+    body = _RTMSG.pack(*_Head(FAMILY[address.version], dst_len=width(address), flags=flags))
+    query = Query(f"ip route get fibmatch {address}", netlink.RTM_GETROUTE, body + ip(_RTA_DST, address))
+    return nl.get(query)
 
 
 def is_synchronized(raw: bytes) -> bool:

@@ -68,6 +68,28 @@ def test_what_takes_the_packets_for_another_node_is_named(
     assert place.pod.ping(address_of(place.far, version), within=2)
 
 
+# What carries much more than our packets: a VPN's default, the network of somebody's link.
+CARRIERS = {
+    "a default route": "ip -{v} route add default dev {link} table 77;"
+    "ip -{v} rule add pref 100 to {subnet} lookup 77",
+    "a link's network": "ip -{v} addr add {first} dev {link}",
+}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_nobody_is_told_to_remove_what_carries_more_than_these_packets(
+    pair: Cluster, carrier: str, version: int
+) -> None:
+    place = occupy(pair, "tunnel")
+    first = {4: "10.244.2.77/24", 6: "fd00:10:244:2::77/64 nodad"}[version]
+    line = CARRIERS[carrier].format(v=version, subnet=SUBNETS[version], link=OTHER, first=first)
+    place.node.run("sh", "-ec", line)
+    said = place.run("status")[1]
+    assert f"found that they take {OTHER}: ip route get " in said
+    assert "route del" not in said
+
+
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("mode", MODES)
 def test_what_takes_the_packets_for_a_pod_here_is_named(pair: Cluster, mode: str, version: int) -> None:
