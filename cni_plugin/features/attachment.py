@@ -77,12 +77,12 @@ def delete_features(request: Request, site: Site, *, precedes_link: bool) -> Ite
     `list_pod_links`.
     """
     given = delete_input(request)
-    for feature in _load_makers():
+    for feature in load_makers():
         if feature.precedes_link is precedes_link and not feature.links(site.attachment):
             yield partial(delete_feature, feature, request, given, site)
 
 
-def _load_makers() -> Iterator[Feature]:
+def load_makers() -> Iterator[Feature]:
     """Yield the features that make something for a pod."""
     return (each.load() for each in FEATURES.values() if not each.shared_only)
 
@@ -100,7 +100,7 @@ def _recall(feature: Feature, request: Request) -> Recalled:
 
 def list_pod_links(attachment: Attachment) -> list[str]:
     """Return the names of the links that the built-in features may have made beside the pod's veth."""
-    return [name for feature in _load_makers() for name in feature.links(attachment)]
+    return [name for feature in load_makers() for name in feature.links(attachment)]
 
 
 def delete_input(request: Request) -> DeleteInput:
@@ -150,7 +150,7 @@ def collect_features(
     request: Request, host: Namespace, keep: Container[str]
 ) -> Iterator[Callable[[], object]]:
     """Yield the collection of every built-in feature."""
-    features = list(_load_makers())
+    features = list(load_makers())
     for feature in features:
         yield partial(collect_feature, feature, request, host, keep)
     yield partial(collect_elements, features, request, host, keep)

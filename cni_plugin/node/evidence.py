@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from cni_plugin.addresses import host_local
 from cni_plugin.config.network import Attachment, Label, host_ifname, parse_alias, parse_label
 from cni_plugin.features import CHAINED, FEATURES
-from cni_plugin.features.attachment import list_owned
+from cni_plugin.features.attachment import list_owned, load_makers
 from cni_plugin.features.elements import list_of
 from cni_plugin.features.hostports import label_of
 from cni_plugin.kernel.link import list_links
@@ -163,8 +163,8 @@ def _find_pieces(network: ConfiguredNetwork, host: Namespace) -> Iterator[_Piece
 
 
 def _list_owned(network: ConfiguredNetwork, host: Namespace) -> Iterator[OwnedObject]:
-    for each in FEATURES.values():
-        yield from list_owned(each.load(), network.main, host)
+    for feature in load_makers():
+        yield from list_owned(feature, network.main, host)
     for request in network.chained:
         if request.config.string("type") not in FEATURES:
             yield from list_owned(CHAINED[request.config.string("type")](), request, host)
