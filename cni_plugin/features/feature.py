@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import ExitStack
 
     from netaddr import IPAddress
@@ -97,6 +97,11 @@ def _nothing(*_: object) -> int:
     return 0
 
 
+def _unchanged(settings: Settings, site: Site, result: Result, undo: ExitStack) -> Result:
+    del settings, site, undo
+    return result
+
+
 def _undamaged(*_: object) -> tuple[Damage, ...]:
     return ()
 
@@ -115,9 +120,9 @@ class Feature:
 
     parse: Callable[[Fields, Network, Addressing], Settings | None]
     """Settings from the configuration, None when it asks for nothing; CNIError 2, 7 or 50."""
-    add: Callable[[Settings, Site, Result, ExitStack], Result]
+    add: Callable[[Settings, Site, Result, ExitStack], Result] = _unchanged
     """After `ensure`: make what is the pod's and push its undoing; the result as it is now."""
-    delete: Callable[[DeleteInput, Site], object]
+    delete: Callable[[DeleteInput, Site], object] = _nothing
     """Remove what an ADD made, and nothing of anybody else's; absence is fine."""
     recall: Callable[[Fields], Recalled] | None = None
     """What `delete` and `list_owned` use of a configuration that `parse` may refuse; CNIError."""
@@ -127,7 +132,7 @@ class Feature:
     """As a plugin of its own it takes what is in CNI_ARGS; the others do not fail for what is there."""
     links: Callable[[Attachment], tuple[str, ...]] = _no_links
     """Names of links on the node that are all `delete` removes: built in, they go with the veth."""
-    compare: Callable[[Settings, Site, Result], Iterator[Damage]]
+    compare: Callable[[Settings, Site, Result], Iterable[Damage]] = _undamaged
     """Yield what is not as ADD left it. Without the pod's namespace only what is on the node is compared."""
     compare_shared: Callable[[Settings, Namespace], Iterable[Damage]] = _undamaged
     """Yield what `ensure` would change that is the network's, with whatever settings a pod was added."""

@@ -115,6 +115,21 @@ def ensure_ruleset(nftables: Nftables, wanted: Ruleset) -> bool:
     return True
 
 
+def delete_ruleset(nftables: Nftables, unwanted: Ruleset) -> bool:
+    """Delete the chains in one transaction; tell whether there were any. Sets stay: others may have them."""
+    present = list_present(nftables, unwanted)
+    table = f"{unwanted.family} {TABLE}"
+    if present:
+        run_nft(f"{verb} chain {table} {name}" for verb in ("flush", "delete") for name in present)
+    return bool(present)
+
+
+def list_present(nftables: Nftables, ruleset: Ruleset) -> list[str]:
+    """Return the names of those of the chains that there are, whatever is in them."""
+    names = (chain.name for chain in ruleset.chains)
+    return [name for name in names if nftables.get_chain(ruleset.family, TABLE, name)]
+
+
 def find_difference(nftables: Nftables, wanted: Ruleset) -> str | None:
     """Return the name of the first chain that is not as `wanted`; None when all are."""
     comment = wanted.comment

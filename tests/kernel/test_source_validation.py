@@ -101,6 +101,30 @@ def chains(node: Node) -> list[str]:
     return [line.strip() for line in node.run("nft", "list", "table", "inet", "podwire").stdout.splitlines()]
 
 
+def test_said_to_be_off_it_is_gone_and_nobody_is_stopped(cluster: Cluster) -> None:
+    pods, node = start_pods(cluster, "tunnel", **VALIDATED), cluster.nodes[1]
+    off = config_of(cluster, "tunnel", 1) | {"sourceValidation": False}
+    assert "source_" in str(chains(node))
+    named = sync(node, off, "status")
+    assert (named.returncode, "wanted none without sourceValidation" in named.stdout) == (1, True)
+    assert sync(node, off).returncode == 0
+    assert "source_" not in str(chains(node))
+    assert sync(node, off, "status").returncode == 0
+    attacks = attacks_of(cluster, pods, 6)
+    assert set(outcomes(attacks, dict.fromkeys(attacks, OUTCOME[True])).values()) == {OUTCOME[True]}
+    assert sync(node, off).stdout == "network test: 0 changes\n"
+
+
+def test_check_asks_for_the_rules(plain_node: Node) -> None:
+    node, pod = plain_node, plain_node.pod()
+    config = dual_stack(node, mode="routed", **VALIDATED)
+    result = node.add(config, pod)
+    assert node.check(config, result, pod).status == 0
+    [chain] = [line.split()[1] for line in chains(node) if line.startswith("chain source_")]
+    node.run("nft", "flush", "chain", "inet", "podwire", chain)
+    assert (node.check(config, result, pod).status, node.check(config, result, pod).json["code"]) == (1, 100)
+
+
 def test_on_bridges_nobody_elsewhere_speaks_as_a_pod_of_this_node(cluster: Cluster) -> None:
     for form in ("routed", "bridgegw"):
         pods = start_pods(cluster, form, **VALIDATED)
