@@ -254,10 +254,12 @@ def _compare_gateway(plan: BridgePlan, bridge: Link, host: Namespace, result: Re
         if not is_among(wanted, present):
             said = f"link {holder.name}: wanted gateway address {wanted}, found {sorted(map(str, present))}"
             yield Damage(kind="address", said=said, mend=ensure)
-        elif not has_route(host.netlink, ip.address.ip, holder.index):
+            continue
+        detours = list(find_detour(host.netlink, IPNetwork(ip.address.ip), holder.index))
+        if detours and not has_route(host.netlink, ip.address.ip, holder.index):
             said = f"route to {ip.address.ip}: wanted one over {holder.name}, found none"
             way = set_route(connected_route(holder, ip))
             yield Damage(kind="route", said=said, mend=partial(host.netlink.change, way))
         else:
-            yield from find_detour(host.netlink, IPNetwork(ip.address.ip), holder.index)
+            yield from detours
     yield from compare_forwarding(own, host)

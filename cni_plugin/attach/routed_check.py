@@ -99,12 +99,13 @@ def _compare_outside(host: Namespace, outside: Link, mac: str, ips: list[IPConfi
         neighbours = list_neighbours(nl, outside.index, version)
         for ip in (ip for ip in ips if ip.address.version == version):
             wanted = neighbour(ip, mac)
-            if not has_route(nl, ip.address.ip, outside.index):
+            detours = list(find_detour(nl, ip.address, outside.index))
+            if detours and not has_route(nl, ip.address.ip, outside.index):
                 said = f"route {ip.address}: wanted it over {outside.name}, found none"
                 way = set_route(host_route(ip, outside))
                 yield Damage(kind="route", said=said, mend=partial(nl.change, way))
             else:
-                yield from find_detour(nl, ip.address, outside.index)
+                yield from detours
             if wanted not in neighbours:
                 said = f"neighbour {ip.address.ip}: wanted {mac} on {outside.name}, found none"
                 told = set_neighbour(outside.index, wanted)
