@@ -137,9 +137,8 @@ both_filterings = pytest.mark.usefixtures("filtering")
 @pytest.fixture(autouse=True)
 def _own_process() -> Iterator[None]:
     """Let a test remember nothing of another, whether it calls the program's functions or starts an agent."""
-    before = Process.current
-    Process().begin()
-    mine = Process.current
+    before, mine = Process.current, Process()
+    mine.begin()
     yield
     _close_idle_sockets()
     mine.begin()  # where the test began one itself, as an agent does
