@@ -14,7 +14,9 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tests.harness.cluster import VNI
 from tests.harness.frames import ARP, IP4, IP6, NA, RA, arp, checksum, ether, link_layer, packed_mac
@@ -23,11 +25,14 @@ from tests.harness.networks import inside
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.harness.cluster import Cluster
     from tests.harness.node import Node, Pod, Space
 
 _ALL_PACKETS = 0x0003  # ETH_P_ALL
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 PORT, VXLAN_PORT = 4000, 4789
+PAGE = Path(__file__).parents[2] / "docs/reliability.md"
+OUTCOME = {True: "succeeds", False: "stopped"}
 _SOLICITED_OVERRIDE = 0x60000000
 FLOOD = 2000
 OTHER = {4: "10.22.0.200", 6: "fd00:22::c8"}
@@ -261,3 +266,37 @@ def ip_header(source: str, to: str, protocol: int, length: int) -> bytes:
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 1, 0, 64, protocol, 0)
     head += ip_address(source).packed + ip_address(to).packed
     return head[:10] + checksum(head) + head[12:]
+
+
+def documented(setting: str) -> dict[str, str]:
+    """Return the column of a setting, by attack, of the table that has it."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines()]
+    start = next(n for n, row in enumerate(rows) if row[:1] == ["attack"] and setting in row)
+    table = takewhile(bool, rows[start + 2 :])
+    return {row[0]: row[rows[start].index(setting)] for row in table}
+
+
+def outcomes(
+    attacks: dict[str, Callable[[], bool]],
+    expected: dict[str, str],
+    before: Callable[[], None] = lambda: None,
+) -> dict[str, str]:
+    """Try every attack; one that is said to succeed has three tries, as a busy machine loses packets."""
+    found = {}
+    for name, attack in attacks.items():
+        won = False
+        tries = 3 if expected.get(name) == OUTCOME[True] else 1
+        while not won and tries:
+            before()
+            won, tries = attack(), tries - 1
+        found[name] = OUTCOME[won]
+    return found
+
+
+def start_three(cluster: Cluster, config_of: Callable[[int], dict[str, Any]]) -> dict[int, Pod]:
+    """Make pods 0 and 1 on node 1 and pod 2 on node 2, with the configuration of each node."""
+    pods = {}
+    for number, i in ((0, 1), (1, 1), (2, 2)):
+        pods[number] = cluster.nodes[i].pod()
+        cluster.nodes[i].add(config_of(i), pods[number])
+    return pods

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,15 +11,26 @@ from tests.conftest import both_filterings
 from tests.harness.cluster import ROUTER, TUNNEL, Cluster, make_cluster
 from tests.harness.cluster import address_of as address_in
 from tests.harness.frames import IP4, packed_mac
-from tests.harness.hostile import ATTACKS, Scene, datagram, inject, is_heard, lies_about, sends_as
+from tests.harness.hostile import (
+    ATTACKS,
+    Scene,
+    datagram,
+    documented,
+    inject,
+    is_heard,
+    lies_about,
+    outcomes,
+    sends_as,
+    start_three,
+)
 from tests.harness.networks import GATEWAYS, V4, V6, address_of, dual_stack, network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.harness.node import Node, Pod
 
-PAGE = Path(__file__).parents[2] / "docs/reliability.md"
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "`macspoofchk`": {"macspoofchk": True},
@@ -30,7 +39,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mode `routed`": {"mode": "routed"},
     "routed, `sourceValidation`": {"mode": "routed", "sourceValidation": True},
 }
-OUTCOME = {True: "succeeds", False: "stopped"}
 OTHER_MAC = "02:00:5e:00:00:99"
 NEXT_HOPS = {4: "169.254.1.1", 6: "fe80::1"}
 FORMS = {
@@ -39,31 +47,6 @@ FORMS = {
     "routed": ("routed", {}),
     'routed, `spoofCheck: "ip"`': ("routed", {"spoofCheck": "ip"}),
 }
-
-
-def documented(setting: str) -> dict[str, str]:
-    """Return the column of a setting, by attack, of the table that has it."""
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines()]
-    start = next(n for n, row in enumerate(rows) if row[:1] == ["attack"] and setting in row)
-    table = takewhile(bool, rows[start + 2 :])
-    return {row[0]: row[rows[start].index(setting)] for row in table}
-
-
-def outcomes(
-    attacks: dict[str, Callable[[], bool]],
-    expected: dict[str, str],
-    before: Callable[[], None] = lambda: None,
-) -> dict[str, str]:
-    """Try every attack; one that is said to succeed has three tries, as a busy machine loses packets."""
-    found = {}
-    for name, attack in attacks.items():
-        won = False
-        tries = 3 if expected.get(name) == OUTCOME[True] else 1
-        while not won and tries:
-            before()
-            won, tries = attack(), tries - 1
-        found[name] = OUTCOME[won]
-    return found
 
 
 @both_filterings
@@ -125,11 +108,7 @@ def cluster(tmp_path: Path, bin_dir: Path) -> Iterator[Cluster]:
 
 def start_pods(cluster: Cluster, form: str, **keys: Any) -> dict[int, Pod]:
     """Make a pod on every node, and on the first one another, 0, that is hostile."""
-    pods = {}
-    for n, i in ((0, 1), (1, 1), (2, 2)):
-        pods[n] = cluster.nodes[i].pod()
-        cluster.nodes[i].add(cluster.config(form, i) | {"ipMasq": True, **keys}, pods[n])
-    return pods
+    return start_three(cluster, lambda i: cluster.config(form, i) | {"ipMasq": True, **keys})
 
 
 def enters_the_tunnel(cluster: Cluster, form: str, pods: dict[int, Pod], i: int) -> bool:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.harness.cluster import ROUTED_RANGES, TUNNEL, Cluster, address_of, make_cluster, sync
-from tests.harness.hostile import sends_as
+from tests.harness.hostile import OUTCOME, documented, outcomes, sends_as, start_three
 from tests.harness.networks import dual_stack
-from tests.kernel.test_hostile_pod import OUTCOME, documented, outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,10 +40,7 @@ def cluster(tmp_path: Path, bin_dir: Path) -> Iterator[Cluster]:
 
 def start_pods(cluster: Cluster, form: str, **keys: Any) -> dict[int, Pod]:
     """Make two pods on node 1, which has the keys, and one on node 2; the first one's number is 0."""
-    pods = {}
-    for n, i in ((0, 1), (1, 1), (2, 2)):
-        pods[n] = cluster.nodes[i].pod()
-        cluster.nodes[i].add(config_of(cluster, form, i) | (keys if i == 1 else {}), pods[n])
+    pods = start_three(cluster, lambda i: config_of(cluster, form, i) | (keys if i == 1 else {}))
     for subnet, version in zip(ROUTED_RANGES, (4, 6), strict=True):
         via = cluster.address(1, version)
         cluster.underlay.run("ip", "route", "replace", subnet.format(i=1), "via", via)
