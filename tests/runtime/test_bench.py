@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -47,6 +48,23 @@ def test_go_plugins_that_can_translate_with_nftables_are_measured_with_it_too(tm
     bridge, portmap, *_ = Chain()(found[0], tmp_path, 0)
     assert "ipMasqBackend" not in bridge
     assert "backend" not in portmap
+
+
+def test_each_path_has_a_throughput_and_nothing_is_left() -> None:
+    command = [NOTHING_LEFT, str(ROOT / "scripts/bench-throughput"), "1", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in {0, 1}, done.stderr  # 1: slower than by hand, which a busy machine may say
+    rates = {
+        path: float(rate) for path, rate in re.findall(r"^(\S.*?) {2,}(\d+\.\d)", done.stdout, re.MULTILINE)
+    }
+    assert {"veth by hand", "bridge", "routed", "vxlan flat", "vxlan routed", "host gateway"} <= rates.keys()
+    assert all(rate > 0 for rate in rates.values())
+
+
+def test_the_throughput_is_of_whole_seconds() -> None:
+    words = [str(ROOT / "scripts/bench-throughput"), "0"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, "SECONDS" in done.stderr) == (2, True)
 
 
 def test_figures_of_an_earlier_run_are_shown_without_measuring(tmp_path: Path) -> None:
