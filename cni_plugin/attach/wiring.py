@@ -110,15 +110,9 @@ class Wiring:
         own = self.backend.device(self.reach)
         for name in list_devices(host.netlink, network):
             if name != own:
-                wanted = (
-                    f"no tunnel of network {network} but {own}" if own else f"no tunnel of network {network}"
-                )
-                yield Damage(
-                    kind="link",
-                    said=f"link {name}: wanted {wanted}, found it",
-                    mend=None,
-                    remedy=f"ip link del {name}",
-                )
+                wanted = f"no tunnel of network {network}{own and f' but {own}'}"
+                said = f"link {name}: wanted {wanted}, found it"
+                yield Damage(kind="link", said=said, mend=None, remedy=f"ip link del {name}")
 
     def ready(self, host: Namespace) -> None:
         """Raise CNIError 50 when a pod could not be attached here now."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.cluster import FORMS, TUNNEL, VNI, address_of, make_cluster
-from tests.harness.damage import MODES, occupy
+from tests.harness.damage import MODES, occupy, plugins_of, write_conflist
+from tests.harness.networks import dual_stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from tests.harness.cluster import Cluster
     from tests.harness.damage import Place
+    from tests.harness.node import Node
 
 OTHER = "flannel.1"
 SUBNETS = {4: "10.244.2.0/24", 6: "fd00:10:244:2::/64"}
@@ -88,6 +90,27 @@ def test_nobody_is_told_to_remove_what_carries_more_than_these_packets(
     said = place.run("status")[1]
     assert f"found that they take {OTHER}: ip route get " in said
     assert "route del" not in said
+
+
+def test_check_refuses_an_attachment_whose_packets_go_elsewhere(plain_node: Node) -> None:
+    node, pod = plain_node, plain_node.pod()
+    config = dual_stack(node, mode="routed")
+    result = node.add(config, pod)
+    node.run("ip", "link", "add", OTHER, "type", "bridge")
+    node.run("ip", "link", "set", OTHER, "up")
+    assert node.check(config, result, pod).status == 0
+    node.run("ip", "route", "prepend", address_of(pod, 4), "dev", OTHER)
+    refused = node.check(config, result, pod)
+    assert (refused.status, refused.json["code"]) == (1, 100)
+    assert f"found that they take {OTHER}" in refused.json["msg"]
+
+
+def test_a_tunnel_is_left_when_the_backend_is_another(pair: Cluster) -> None:
+    place = occupy(pair, "tunnel")
+    write_conflist(place.node, plugins_of(pair, "hostgw", 1))
+    assert place.run("sync")[0] == 0
+    said = place.run("status")[1]
+    assert f"link {TUNNEL}: wanted no tunnel of network test, found it: ip link del {TUNNEL}" in said
 
 
 @pytest.mark.parametrize("version", [4, 6])
