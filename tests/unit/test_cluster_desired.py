@@ -226,6 +226,15 @@ def test_attach_and_backend_are_two_settings_and_mode_a_word_for_both(
     assert ("bridge" in plugin) == (attach == "bridge")
 
 
+@pytest.mark.parametrize(("keys", "wanted"), [({}, True), ({"sourceValidation": False}, False)])
+def test_sources_are_validated_unless_the_settings_say_otherwise(
+    keys: dict[str, bool], *, wanted: bool
+) -> None:
+    (plugin,) = render_network(settings(**keys), ME, "eth0", PLACES)["plugins"]
+    # Said also when it is off, so that a node that has the rules gives them up.
+    assert plugin["sourceValidation"] is wanted
+
+
 def test_routed_pods_are_told_of_a_bridge_that_pods_of_before_may_be_on() -> None:
     (plugin,) = render_network(
         settings(attach="routed", bridge="br7"), ME, "eth0", PLACES, former_bridge=True
