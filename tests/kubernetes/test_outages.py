@@ -76,7 +76,7 @@ def test_without_the_api_pods_stay_connected_and_new_ones_get_networks(cluster: 
                     seen = ask(space, address_of(pod, 4), pods.PORT)
                     assert seen == f"{pod.name} {addresses[0]}"
     finally:
-        cluster.control.start_apiserver()
+        cluster.control.return_apiserver()
     podwire.await_agents(cluster)
 
 

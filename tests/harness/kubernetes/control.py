@@ -94,6 +94,16 @@ class ControlPlane:
         )
         eventually(self.healthy, self.host.daemons["apiserver"].tail)
 
+    def return_apiserver(self) -> None:
+        """Start the API server again, and those anew that would have lost their lease without it.
+
+        Here nobody else waits for the lease. With what they knew they would make again what is deleted since.
+        """
+        self.start_apiserver()
+        for name in ("controllers", "scheduler"):
+            self.host.daemons[name].kill()
+            self.host.daemons[name].start()
+
     def healthy(self) -> bool:
         """Tell whether the API answers."""
         return self.kubectl("get", "--raw", "/healthz", check=False).stdout == "ok"
