@@ -16,6 +16,7 @@ from cni_plugin.contract.errors import CNIError, Code
 if TYPE_CHECKING:
     import argparse
 
+    from cni_plugin.cluster.objects import Node
     from cni_plugin.dataplane.follow import Order
 
 _STDIN = 0
@@ -82,6 +83,8 @@ def _run(arguments: argparse.Namespace) -> int:
     """Follow until SIGTERM, SIGINT, or the end of stdin."""
     require_client()
     from cni_plugin.cluster.api import API, Access
+    from cni_plugin.cluster.resources import NODES
+    from cni_plugin.cluster.snapshot import Snapshot
     from cni_plugin.cluster.watch import Watch
     from cni_plugin.dataplane.follow import Follower
     from cni_plugin.kernel.monitor import Monitor
@@ -95,9 +98,9 @@ def _run(arguments: argparse.Namespace) -> int:
     with termination() as terminated:
         endings = (terminated, _STDIN) if arguments.until_eof else (terminated,)
         loop = Loop(order.resync, Monitor(), endings)
-        watch = Watch(API(access), loop.wake)
-        watch.start()
-        loop.run(Follower(order, watch, API(access)))
+        nodes: Snapshot[Node] = Snapshot(loop.wake)
+        Watch(API(access), NODES, nodes).start()
+        loop.run(Follower(order, nodes, API(access)))
     return 0
 
 

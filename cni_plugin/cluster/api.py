@@ -1,4 +1,4 @@
-"""The client of the Kubernetes API: list, watch and one patch, of Nodes.
+"""The client of the Kubernetes API: list, watch, get, and one patch.
 
 Answers are read as JSON, never as the client's models: these know the newest API only, and are most
 of the client's memory. Connections are not retried here; whoever calls says when.
@@ -20,19 +20,20 @@ from kubernetes.client.exceptions import OpenApiException
 from kubernetes.config import ConfigException
 from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
+from cni_plugin.cluster.resources import NODES
 from cni_plugin.config.paths import SERVICE_ACCOUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_NODES = "/api/v1/nodes"
-_PAGE = 100  # nodes; an object is 10 to 20 KB of JSON
+    from cni_plugin.cluster.resources import Resource
+
 _TIMEOUT = (5.0, 30.0)  # seconds, to connect and to read
 _WATCH = (240, 480)  # seconds until the server ends a watch, so that not all agents begin again at once
 # Seconds until a silent connection is asked whether it lives, between questions, and how many: a server that
 # lost power, or an address of our own that went away, says nothing.
 _KEEPALIVE = (10, 5, 3)
-_GONE, _UNAUTHORIZED = 410, 401
+_NOT_FOUND, _GONE, _UNAUTHORIZED = 404, 410, 401
 _STRATEGIC_MERGE = "application/strategic-merge-patch+json"
 
 
@@ -42,6 +43,10 @@ class APIError(Exception):
 
 class GoneError(APIError):
     """The version that was asked for is too old: list again."""
+
+
+class NotFoundError(APIError):
+    """There is no such object, or the API does not know its kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,19 +68,19 @@ class API:
         self._client: ApiClient | None = None
         self._server = ""
 
-    def list_pages(self) -> Iterator[tuple[list[dict[str, Any]], str]]:
-        """Yield the nodes a page at a time, each with the version of the whole list."""
+    def list_pages(self, resource: Resource[Any]) -> Iterator[tuple[list[dict[str, Any]], str]]:
+        """Yield the objects of a kind a page at a time, each with the version of the whole list."""
         token = ""
         while True:
-            query = [("limit", str(_PAGE)), *([("continue", token)] if token else [])]
-            page = self._read("GET", _NODES, query)
+            place = [("limit", str(resource.page)), *([("continue", token)] if token else [])]
+            page = self._read("GET", resource.path, [*place, *resource.selection])
             metadata = page.get("metadata") or {}
             yield page.get("items") or [], metadata.get("resourceVersion", "")
             token = metadata.get("continue") or ""
             if not token:
                 return
 
-    def watch(self, version: str) -> Iterator[dict[str, Any]]:
+    def watch(self, resource: Resource[Any], version: str) -> Iterator[dict[str, Any]]:
         """Yield the events after a version until the server ends the watch; GoneError when it is too old.
 
         The first one is ours and says that the server answers.
@@ -86,20 +91,24 @@ class API:
             ("resourceVersion", version),
             ("allowWatchBookmarks", "true"),
             ("timeoutSeconds", str(seconds)),
+            *resource.selection,
         ]
-        with self._open("GET", _NODES, query, timeout=(_TIMEOUT[0], seconds + 30)) as response:
+        with self._open("GET", resource.path, query, timeout=(_TIMEOUT[0], seconds + 30)) as response:
             yield {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": version}}}
             for line in _lines(response):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
-                    raise _refusal(
-                        "WATCH", self._url(_NODES), event["object"].get("code", 0), event["object"]
-                    )
+                    url, found = self._url(resource.path), event["object"]
+                    raise _refusal("WATCH", url, found.get("code", 0), found)
                 yield event
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Return one object; NotFoundError when there is none."""
+        return self._read("GET", path, [])
 
     def patch_node_status(self, name: str, body: dict[str, Any]) -> None:
         """Patch the status of a node."""
-        self._read("PATCH", f"{_NODES}/{name}/status", [], body)
+        self._read("PATCH", f"{NODES.path}/{name}/status", [], body)
 
     def _read(
         self, method: str, path: str, query: list[tuple[str, str]], body: dict[str, Any] | None = None
@@ -206,5 +215,5 @@ def _refusal(method: str, url: str, status: int, found: object) -> APIError:
         except ValueError:
             found = {}
     said = found.get("message", "") if isinstance(found, dict) else ""
-    kind = GoneError if status == _GONE else APIError
+    kind = {_GONE: GoneError, _NOT_FOUND: NotFoundError}.get(status, APIError)
     return kind(f"{method} {url}: {status} {said}".rstrip())

@@ -1,113 +1,91 @@
-"""Watches the cluster's nodes in a thread: list, then watch, then list again.
-
-What is known stays known while the API is away. Whoever waits is woken when something changed that
-a network can see: heartbeats change nothing.
-"""
+"""Watches one kind of the cluster's objects in a thread: list, then watch, then list again."""
 
 from __future__ import annotations
 
 import random
 import threading
-import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic
 
 from cni_plugin.agent.journal import own, render_pairs
-from cni_plugin.cluster.api import APIError, GoneError
-from cni_plugin.cluster.objects import Node, parse_node
+from cni_plugin.cluster.api import APIError, GoneError, NotFoundError
+from cni_plugin.cluster.resources import ObjectT, key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cni_plugin.cluster.api import API
+    from cni_plugin.cluster.resources import Resource
+    from cni_plugin.cluster.snapshot import Snapshot
 
 PAUSES = (1.0, 30.0)  # seconds between attempts, from the first to the longest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What is known of the cluster; `nodes` is None until all of them have been listed once."""
-
-    nodes: dict[str, Node] | None = None
-    problem: str = ""
-    """Why it may be out of date."""
-
-
 @dataclass
-class Watch:
-    """Follows the API; `wake` is called, from its thread, when `known` has become another."""
+class Watch(Generic[ObjectT]):
+    """Follows the API's objects of a kind and keeps a snapshot of them."""
 
     api: API
-    wake: Callable[[], None]
-    _nodes: dict[str, Node] | None = None
-    _problem: str = "the API has not answered yet"
-    _guard: threading.Lock = field(default_factory=threading.Lock)
+    resource: Resource[ObjectT]
+    snapshot: Snapshot[ObjectT]
+    _ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Begin; the thread ends with the process."""
-        threading.Thread(target=self._run, name="watch", daemon=True).start()
+        """Begin; the thread ends with the process, or some time after `stop`."""
+        threading.Thread(target=self._run, name=f"watch {self.resource.name}", daemon=True).start()
 
-    def known(self) -> Known:
-        """Return what is known now; the caller may keep it."""
-        with self._guard:
-            nodes = None if self._nodes is None else dict(self._nodes)
-            return Known(nodes=nodes, problem=self._problem)
+    def stop(self) -> None:
+        """Take over nothing any more; the thread ends when the API next says something."""
+        self._ended.set()
 
     def _run(self) -> None:
         version, pause = "", PAUSES[0]
-        while True:
+        while not self._ended.is_set():
             try:
                 version = version or self._list()
                 for seen in self._follow(version):
                     version, pause = seen, PAUSES[0]
+                    if self._ended.is_set():
+                        return
             except GoneError:
                 version = ""
             except APIError as error:
-                self._say(str(error))
                 pause = min(pause * 2, PAUSES[1])
+                self._say(self._forgive(error))
             except Exception as error:  # noqa: BLE001  it is said, and tried again
                 # A thread that ends would leave the node with what it knew, and nobody would know.
                 own.exception("unexpected")
                 self._say(f"{type(error).__name__}: {error}")
                 version, pause = "", PAUSES[1]
             # A server that ends every watch at once is not asked in a loop either.
-            time.sleep(pause * random.uniform(0.3, 1))  # noqa: S311  no secret
+            self._ended.wait(pause * random.uniform(0.3, 1))  # noqa: S311  no secret
+
+    def _forgive(self, error: APIError) -> str:
+        """Return what is wrong: nothing when the API does not know a kind that it need not know."""
+        if not (self.resource.optional and isinstance(error, NotFoundError)):
+            return str(error)
+        self.snapshot.replace({})
+        return ""
 
     def _list(self) -> str:
-        """Take over all nodes as they are; return the version to watch from."""
-        nodes: dict[str, Node] = {}
+        """Take over all objects as they are; return the version to watch from."""
+        objects: dict[str, ObjectT] = {}
         version = ""
-        for items, version in self.api.list_pages():  # noqa: B007  the last one's
-            nodes.update((node.name, node) for node in map(parse_node, items))
-        with self._guard:
-            changed, self._nodes = self._nodes != nodes, nodes
-        if changed:
-            self.wake()
+        for items, version in self.api.list_pages(self.resource):  # noqa: B007  the last one's
+            objects.update((key_of(raw), self.resource.parse(raw)) for raw in items)
+        self.snapshot.replace(objects)
         return version
 
     def _follow(self, version: str) -> Iterator[str]:
         """Take over each event and yield the version it leaves the cluster at."""
-        for event in self.api.watch(version):
+        for event in self.api.watch(self.resource, version):
             found = event["object"]
-            if event["type"] != "BOOKMARK":
-                self._take(parse_node(found), gone=event["type"] == "DELETED")
+            if event["type"] != "BOOKMARK" and not self._ended.is_set():
+                gone = event["type"] == "DELETED"
+                self.snapshot.put(key_of(found), None if gone else self.resource.parse(found))
             self._say("")
             yield found["metadata"]["resourceVersion"]
 
-    def _take(self, node: Node, *, gone: bool) -> None:
-        with self._guard:
-            nodes = self._nodes if self._nodes is not None else {}
-            if nodes.get(node.name) == (None if gone else node):
-                return
-            if gone:
-                del nodes[node.name]
-            else:
-                nodes[node.name] = node
-        self.wake()
-
     def _say(self, problem: str) -> None:
-        with self._guard:
-            changed, self._problem = self._problem != problem, problem
-        if changed:
-            own.warning(render_pairs(nodes=problem or "followed"))
-            self.wake()
+        if self.snapshot.say(problem):
+            own.warning(render_pairs(**{self.resource.name: problem or "followed"}))

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from cni_plugin.cluster.api import API
     from cni_plugin.cluster.objects import Node
     from cni_plugin.cluster.settings import ClusterSettings
-    from cni_plugin.cluster.watch import Known, Watch
+    from cni_plugin.cluster.snapshot import Known, Snapshot
     from cni_plugin.contract.request import Request
     from cni_plugin.kernel.netlink import Netlink
 
@@ -94,10 +94,10 @@ class Wanted:
 class Follower:
     """Takes the steps; the state file says how the last one ended."""
 
-    def __init__(self, order: Order, watch: Watch, api: API) -> None:
+    def __init__(self, order: Order, nodes: Snapshot[Node], api: API) -> None:
         """Begin with what an earlier run left on disk."""
         self._order = order
-        self._watch = watch
+        self._nodes = nodes
         self._api = api
         self._wanted = _read_wanted(order)
         self._synced: Wanted | None = None
@@ -109,7 +109,7 @@ class Follower:
 
     def step(self) -> bool:
         """Bring the node in line with what is known; tell whether it is."""
-        known = self._watch.known()
+        known = self._nodes.known()
         reasons = [f"nodes: {known.problem}"] if known.problem else []
         ready = False
         try:
@@ -126,8 +126,8 @@ class Follower:
             reasons.append(f"{type(error).__name__}: {error}")
             self._state = replace(self._state, errors=self._state.errors + 1)
         said = self._say(ready, (*reasons, *(self._wanted.peers.problems if self._wanted else ())))
-        if ready and known.nodes:
-            self._claim_network(known.nodes[self._order.node])
+        if ready and known.objects:
+            self._claim_network(known.objects[self._order.node])
         return ready and said
 
     def _mend(self) -> None:
@@ -136,14 +136,14 @@ class Follower:
         kinds.update(wrong.damage.kind for wrong in self._keeper.mend())
         self._state = replace(self._state, repairs=kinds.total(), repairs_by_kind=dict(kinds))
 
-    def _learn(self, known: Known) -> str:
+    def _learn(self, known: Known[Node]) -> str:
         """Take over what is known of the cluster; return what this node still lacks."""
-        if known.nodes is None:
+        if known.objects is None:
             return self._find_unknown()
-        me = known.nodes.get(self._order.node)
+        me = known.objects.get(self._order.node)
         if me is None:
             return (
-                f"node {self._order.node}: wanted it among the API's nodes, found {len(known.nodes)} others"
+                f"node {self._order.node}: wanted it among the API's nodes, found {len(known.objects)} others"
             )
         lacking = ""
         network, settings = (self._wanted.network, self._wanted.settings) if self._wanted else ("", "")
@@ -154,7 +154,7 @@ class Follower:
         if network:
             # A subnet that this node has lost stays its own until it gets another.
             mine = me if me.pod_cidrs else replace(me, pod_cidrs=_cidrs_of(network))
-            peers = _plan_peers(self._order.settings, mine, known.nodes)
+            peers = _plan_peers(self._order.settings, mine, known.objects)
             self._wanted = Wanted(network=network, peers=peers, settings=settings)
         return lacking
 

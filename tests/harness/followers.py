@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tests.harness.api_server import APIServer, render_node, serving_api
 from tests.harness.cluster import ROUTED_RANGES, ROUTER, Cluster, make_cluster
-from tests.harness.nodes_api import NodesAPI, render_node, serving_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,7 +126,7 @@ class Followers:
     """A cluster whose nodes follow one API."""
 
     cluster: Cluster
-    api: NodesAPI
+    api: APIServer
     nodes: dict[int, Follower]
     families: tuple[int, ...]
 
@@ -158,7 +158,7 @@ def following(
     cluster = make_cluster(tmp, bin_dir, count, behind_router=behind)
     nodes: dict[int, Follower] = {}
     try:
-        with serving_nodes(cluster.underlay, ROUTER[4]) as api:
+        with serving_api(cluster.underlay, ROUTER[4]) as api:
             for i, node in cluster.nodes.items():
                 directory = node.tmp / "kube"
                 (directory / "account").mkdir(parents=True)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness.agents import start_agent
+from tests.harness.api_server import render_node
 from tests.harness.cluster import ROUTER, TUNNEL, address_of, overlay_state
 from tests.harness.followers import following
 from tests.harness.networks import eventually
-from tests.harness.nodes_api import render_node
 from tests.harness.services import REFUSED, SILENCE, ask, ask_all, offering
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from cni_plugin.dataplane.nodes.desired import (
     require_pod_cidrs,
 )
 from cni_plugin.dataplane.nodes.published_files import replace_file
-from tests.harness.nodes_api import render_node
+from tests.harness.api_server import render_node
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,7 @@ from netaddr import IPAddress, IPNetwork
 from cni_plugin.cli import main
 from cni_plugin.cluster.objects import Node
 from cni_plugin.cluster.settings import ClusterSettings
-from cni_plugin.cluster.watch import Known
+from cni_plugin.cluster.snapshot import Snapshot
 from cni_plugin.dataplane.follow import Follower, Order
 from ipam import seam
 from tests.harness.storm.configurations import BRIDGE, IPAM, MARKER, MODE_KEYS, all_features
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cni_plugin.cluster.api import API
-    from cni_plugin.cluster.watch import Watch
     from tests.harness.storm.configurations import Network
     from tests.harness.storm.lab import Lab
 
@@ -153,9 +152,10 @@ class Follow(Job):
             results_dir=str(self.lab.directory / "results"),
             resync=60,
         )
-        nodes = {node.name: node for node in map(self.node, (1, *numbers))}
-        watch = cast("Watch", Cluster(Known(nodes=nodes)))
-        return 0 if Follower(order, watch, cast("API", None)).step() else 1
+        nodes: Snapshot[Node] = Snapshot(lambda: None)
+        nodes.replace({node.name: node for node in map(self.node, (1, *numbers))})
+        nodes.say("")
+        return 0 if Follower(order, nodes, cast("API", None)).step() else 1
 
     @staticmethod
     def node(number: int) -> Node:
@@ -165,16 +165,6 @@ class Follow(Job):
             addresses=(IPAddress(f"192.0.2.{number}"), IPAddress(f"2001:db8::{number}")),
             pod_cidrs=(IPNetwork(f"10.244.{subnet}.0/24"), IPNetwork(f"fd00:10:244:{subnet}::/64")),
         )
-
-
-@dataclass
-class Cluster:
-    """What a watch would know."""
-
-    nodes: Known
-
-    def known(self) -> Known:
-        return self.nodes
 
 
 class Vanished(Job):

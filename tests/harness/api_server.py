@@ -1,4 +1,4 @@
-"""A stand-in for the Kubernetes API that knows list, watch and status patch of Nodes, and nothing else.
+"""A stand-in for the Kubernetes API that knows list, watch, get and one patch of some kinds of objects.
 
 What it is asked beside that it answers with an error and remembers, and a test that caused it fails.
 Objects have a version, lists have pages, watches begin at a version and are told that it is gone when
@@ -25,8 +25,17 @@ if TYPE_CHECKING:
     from tests.harness.node import Space
 
 NODES = "/api/v1/nodes"
-# Of a list, of a page after the first, of a watch.
-KNOWN = {"limit", "continue", "watch", "resourceVersion", "allowWatchBookmarks", "timeoutSeconds"}
+NAMESPACES = "/api/v1/namespaces"
+PODS = "/api/v1/pods"
+SERVICES = "/api/v1/services"
+SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
+POLICIES = "/apis/networking.k8s.io/v1/networkpolicies"
+PATHS = (NODES, NAMESPACES, PODS, SERVICES, SLICES, POLICIES)
+# Of a list, of a page after the first, of a watch, of some of the objects.
+KNOWN = {
+    *("limit", "continue", "watch", "resourceVersion", "allowWatchBookmarks", "timeoutSeconds"),
+    *("labelSelector", "fieldSelector"),
+}
 
 
 def render_node(
@@ -51,18 +60,47 @@ def render_node(
     }
 
 
+def key_of(found: dict[str, Any]) -> str:
+    """Return what an object is known by: its name, with its namespace if it has one."""
+    metadata = found["metadata"]
+    return f"{metadata['namespace']}/{metadata['name']}" if "namespace" in metadata else metadata["name"]
+
+
+def is_selected(found: dict[str, Any], query: dict[str, str]) -> bool:
+    """Tell whether a query asks for an object: by labels that are not there, by a pod's node."""
+    labels = found["metadata"].get("labels", {})
+    unwanted = query.get("labelSelector", "")
+    assert all(each.startswith("!") for each in filter(None, unwanted.split(","))), unwanted
+    field, _, value = query.get("fieldSelector", "").partition("=")
+    assert field in {"", "spec.nodeName"}, field
+    absent = all(each[1:] not in labels for each in filter(None, unwanted.split(",")))
+    return absent and (not field or found["spec"].get("nodeName") == value)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a watch tells."""
+
+    version: int
+    path: str
+    kind: str
+    found: dict[str, Any]
+
+
 @dataclass
-class NodesAPI:
+class APIServer:
     """The server's memory; every method may be called while it serves."""
 
-    nodes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    objects: dict[str, dict[str, dict[str, Any]]] = field(default_factory=lambda: {p: {} for p in PATHS})
     version: int = 1000
     oldest: int = 0
-    events: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     tokens: set[str] = field(default_factory=lambda: {"first"})
     requests: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     patches: list[dict[str, Any]] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
+    """Paths of kinds that this API does not know."""
     address: tuple[str, int] = ("", 0)
     epoch: int = 0
     """Watches of an older one end."""
@@ -75,31 +113,39 @@ class NodesAPI:
         host, port = self.address
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def put(self, *nodes: dict[str, Any]) -> None:
-        """Add the nodes, or replace those of the same name."""
+    @property
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """Return the nodes by their names."""
+        return self.objects[NODES]
+
+    def put(self, *found: dict[str, Any], path: str = NODES) -> None:
+        """Add objects of a kind, or replace those of the same name."""
         with self.changed:
-            for node in nodes:
-                name = node["metadata"]["name"]
-                self._record("MODIFIED" if name in self.nodes else "ADDED", node)
-                self.nodes[name] = node
+            known = self.objects[path]
+            for each in found:
+                key = key_of(each)
+                self._record(path, "MODIFIED" if key in known else "ADDED", each)
+                known[key] = each
             self.changed.notify_all()
 
-    def remove(self, name: str) -> None:
+    def remove(self, *keys: str, path: str = NODES) -> None:
         with self.changed:
-            self._record("DELETED", self.nodes.pop(name))
+            for key in keys:
+                self._record(path, "DELETED", self.objects[path].pop(key))
             self.changed.notify_all()
 
-    def _record(self, kind: str, node: dict[str, Any]) -> None:
+    def _record(self, path: str, kind: str, found: dict[str, Any]) -> None:
         self.version += 1
-        node["metadata"]["resourceVersion"] = str(self.version)
-        self.events.append((self.version, kind, json.loads(json.dumps(node))))
+        found["metadata"]["resourceVersion"] = str(self.version)
+        event = Event(self.version, path, kind, json.loads(json.dumps(found)))
+        self.events.append(event)
 
     def bookmark(self) -> None:
         """Tell all watches how far they are; others' objects have moved the version on."""
         with self.changed:
             self.version += 50
-            found = {"kind": "Node", "metadata": {"resourceVersion": str(self.version)}}
-            self.events.append((self.version, "BOOKMARK", found))
+            found = {"metadata": {"resourceVersion": str(self.version)}}
+            self.events += [Event(self.version, path, "BOOKMARK", found) for path in PATHS]
             self.changed.notify_all()
 
     def compact(self) -> None:
@@ -149,7 +195,7 @@ class NodesAPI:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    memory: NodesAPI
+    memory: APIServer
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
@@ -161,13 +207,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.memory.requests.append(f"GET {self.path}")
         if not self._is_allowed():
             return
-        if url.path != NODES or set(query) - KNOWN:
+        if url.path in self.memory.missing:
+            self._status(404, "the server could not find the requested resource")
+        elif url.path not in PATHS:
+            self._get(url.path)
+        elif set(query) - KNOWN:
             self._refuse()
         elif query.get("watch") == "1":
             with suppress(OSError):  # the client may leave at any point
-                self._watch(int(query["resourceVersion"]), float(query["timeoutSeconds"]))
+                self._watch(url.path, query)
         else:
-            self._list(int(query["limit"]), query.get("continue", ""))
+            self._list(url.path, query)
 
     def do_PATCH(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -215,26 +265,47 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _list(self, limit: int, token: str) -> None:
+    def _get(self, path: str) -> None:
+        """Answer with one object: of a kind without namespaces, or with one."""
+        place, _, name = path.rpartition("/")
+        head, _, namespace_and_kind = place.partition("/namespaces/")
+        namespace, _, kind = namespace_and_kind.partition("/")
+        known = self.memory.objects.get(f"{head}/{kind}" if kind else place)
+        if known is None:
+            self._refuse()
+            return
+        found = known.get(f"{namespace}/{name}" if kind else name)
+        if found is None:
+            self._status(404, f'"{name}" not found')
+        else:
+            self._answer(200, found)
+
+    def _list(self, path: str, query: dict[str, str]) -> None:
+        limit, token = int(query["limit"]), query.get("continue", "")
         with self.memory.changed:
             version, start = (int(word) for word in token.split("-")) if token else (self.memory.version, 0)
             if token and version < self.memory.oldest:
                 self._status(410, "The provided continue parameter is too old")
                 return
-            names = sorted(self.memory.nodes)
-            items = [self.memory.nodes[name] for name in names[start : start + limit]]
+            known = self.memory.objects[path]
+            names = sorted(name for name, found in known.items() if is_selected(found, query))
+            items = [known[name] for name in names[start : start + limit]]
             metadata = {"resourceVersion": str(version)}
             if start + limit < len(names):
                 metadata["continue"] = f"{version}-{start + limit}"
-            self._answer(200, {"kind": "NodeList", "metadata": metadata, "items": items})
+            self._answer(200, {"kind": "List", "metadata": metadata, "items": items})
 
-    def _watch(self, version: int, seconds: float) -> None:
+    def _watch(self, path: str, query: dict[str, str]) -> None:
+        version, seconds = int(query["resourceVersion"]), float(query["timeoutSeconds"])
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         memory, deadline = self.memory, time.monotonic() + seconds
-        epoch, seen = memory.epoch, next((i for i, e in enumerate(memory.events) if e[0] > version), None)
+        epoch, seen = (
+            memory.epoch,
+            next((i for i, e in enumerate(memory.events) if e.version > version), None),
+        )
         position = len(memory.events) if seen is None else seen
         if version < memory.oldest:
             gone = {"kind": "Status", "code": 410, "message": f"too old resource version: {version}"}
@@ -251,8 +322,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
-            for _, kind, node in found:
-                self._chunk(json.dumps({"type": kind, "object": node}).encode() + b"\n")
+            for event in found:
+                bookmark = event.kind == "BOOKMARK"
+                if event.path == path and (bookmark or is_selected(event.found, query)):
+                    line = {"type": event.kind, "object": event.found}
+                    self._chunk(json.dumps(line).encode() + b"\n")
         self._chunk(b"")
 
     def _chunk(self, piece: bytes) -> None:
@@ -261,9 +335,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving_nodes(space: Space | None = None, host: str = "127.0.0.1") -> Iterator[NodesAPI]:
-    """Serve nodes in a namespace; at the end nothing may have been asked that is not modelled."""
-    api = NodesAPI()
+def serving_api(space: Space | None = None, host: str = "127.0.0.1") -> Iterator[APIServer]:
+    """Serve an API in a namespace; at the end nothing may have been asked that is not modelled."""
+    api = APIServer()
     api.start(space, host)
     try:
         yield api
