@@ -40,6 +40,7 @@ _KEYS = frozenset(
         "mtuOverhead",
         "ipMasq",
         "sourceValidation",
+        "services",
         "clusterCIDRs",
         "nonMasqueradeCIDRs",
         "capabilities",
@@ -51,6 +52,35 @@ _KEYS = frozenset(
 _CAPABILITIES = {"portMappings": True, "bandwidth": True, "mac": True, "ips": True, "dns": True}
 
 
+PRIMARY = "primary"
+_SERVICE_KEYS = frozenset({"nodePortAddresses", "masqueradeAll", "healthPort", "serviceCIDRs"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSettings:
+    """What a node does about Services: nothing unless it is `on`."""
+
+    on: bool = False
+    node_port_cidrs: tuple[IPNetwork, ...] = ()
+    """Node ports are at the node's addresses in these; without any at its InternalIPs."""
+    masquerade_all: bool = False
+    """Endpoints see every client of a cluster address as this node."""
+    health_port: int = 10256
+    """Where load balancers ask whether this node takes connections; 0 for nowhere."""
+    cidrs: tuple[IPNetwork, ...] = ()
+    """Where the cluster addresses are: they get a route, and those that no Service has are refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelSettings:
+    """The tunnels between nodes."""
+
+    vni: int = 1
+    port: int = 4789
+    family: int = 0
+    """The family (4, 6) of the underlay that they use, 0 for IPv4 where this node has it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSettings:
     """The network that every node has a part of. `mtu` (0: automatic) and `mtu_overhead` in bytes."""
@@ -60,8 +90,7 @@ class ClusterSettings:
     """How pods are joined to their node."""
     backend: str = VXLAN
     """How nodes are joined."""
-    vni: int = 1
-    port: int = 4789
+    tunnel: TunnelSettings = field(default_factory=TunnelSettings)
     mtu: int = 0
     mtu_overhead: int = 0
     masquerade: bool = True
@@ -69,8 +98,7 @@ class ClusterSettings:
     cluster_cidrs: tuple[IPNetwork, ...] = ()
     non_masquerade_cidrs: tuple[IPNetwork, ...] = ()
     capabilities: dict[str, object] = field(default_factory=lambda: dict(_CAPABILITIES))
-    underlay: int = 0
-    """The family (4, 6) that tunnels use, 0 for IPv4 where this node has it."""
+    services: ServiceSettings = field(default_factory=ServiceSettings)
     bridge: str = "cni0"
     data_dir: str = DATA_DIR
 
@@ -101,8 +129,7 @@ def parse_settings(fields: Fields) -> ClusterSettings:
         network=fields.string("network") or default.network,
         backend=_parse_choice(fields, "backend", BACKENDS) or default.backend,
         attach=_parse_choice(fields, "attach", ATTACHES) or default.attach,
-        vni=fields.integer("vni", 1, 2**24 - 1) or default.vni,
-        port=fields.integer("port", 1, 65535) or default.port,
+        tunnel=_parse_tunnel(fields),
         mtu=fields.integer("mtu", 0, 65535) or 0,
         mtu_overhead=fields.integer("mtuOverhead", 0, 1000) or 0,
         masquerade=fields.boolean("ipMasq", default=True),
@@ -110,7 +137,7 @@ def parse_settings(fields: Fields) -> ClusterSettings:
         cluster_cidrs=_parse_cidrs(fields, "clusterCIDRs"),
         non_masquerade_cidrs=_parse_cidrs(fields, "nonMasqueradeCIDRs"),
         capabilities=dict(capabilities.raw) if capabilities else default.capabilities,
-        underlay=_parse_family(fields),
+        services=_parse_services(fields),
         bridge=fields.string("bridge") or default.bridge,
         data_dir=fields.string("dataDir") or default.data_dir,
     )
@@ -127,6 +154,41 @@ def _parse_choice(fields: Fields, key: str, choices: tuple[str, ...]) -> str:
     if asked and meant and asked != meant:
         raise invalid_config(f'"mode" "{mode}" means "{key}" "{meant}", found "{key}" "{asked}" beside it')
     return asked or meant
+
+
+def _parse_tunnel(fields: Fields) -> TunnelSettings:
+    default = TunnelSettings()
+    return TunnelSettings(
+        vni=fields.integer("vni", 1, 2**24 - 1) or default.vni,
+        port=fields.integer("port", 1, 65535) or default.port,
+        family=_parse_family(fields),
+    )
+
+
+def _parse_services(fields: Fields) -> ServiceSettings:
+    """Return what `services` says: a boolean, or an object, which switches them on and says how."""
+    if not isinstance(fields.value("services"), dict):
+        return ServiceSettings(on=fields.boolean("services"))
+    section = fields.section("services") or Fields({})
+    unknown = sorted(set(section.raw) - _SERVICE_KEYS)
+    if unknown:
+        raise invalid_config(f'"services": wanted keys of {sorted(_SERVICE_KEYS)}, found {unknown}')
+    default = ServiceSettings()
+    port = section.integer("healthPort", 0, 65535)
+    return ServiceSettings(
+        on=True,
+        node_port_cidrs=_parse_node_ports(section),
+        masquerade_all=section.boolean("masqueradeAll"),
+        health_port=default.health_port if port is None else port,
+        cidrs=_parse_cidrs(section, "serviceCIDRs"),
+    )
+
+
+def _parse_node_ports(section: Fields) -> tuple[IPNetwork, ...]:
+    """Return the networks; none for the word that means the node's InternalIPs, kube-proxy's own."""
+    if section.strings("nodePortAddresses") == [PRIMARY]:
+        return ()
+    return _parse_cidrs(section, "nodePortAddresses")
 
 
 def _parse_family(fields: Fields) -> int:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from netaddr import IPAddress
+from netaddr import IPAddress, IPNetwork
 
 from cni_plugin.cluster.objects import parse_node
-from cni_plugin.cluster.settings import ClusterSettings, parse_settings, read_settings
+from cni_plugin.cluster.settings import ClusterSettings, ServiceSettings, parse_settings, read_settings
 from cni_plugin.config.state_file import ClusterState, read_state, require_ready
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.contract.fields import Fields
@@ -273,6 +273,10 @@ WRONG_SETTINGS = (
     ({"clusterCIDRs": ["10.0.0.1/8"]}, '"clusterCIDRs" must have no host bits set'),
     ({"clusterCIDRs": "10.0.0.0/8"}, '"clusterCIDRs" must be a list'),
     ({"vni": 0}, '"vni" must be in'),
+    ({"services": "yes"}, '"services" must be true or false, found "yes"'),
+    ({"services": {"healthport": 1, "port": 2}}, "found ['healthport', 'port']"),
+    ({"services": {"healthPort": 70000}}, '"services.healthPort" must be in'),
+    ({"services": {"serviceCIDRs": ["10.96.0.1/12"]}}, '"serviceCIDRs" must have no host bits set'),
     ({"clusterCIDR": []}, "found ['clusterCIDR']"),
 )
 
@@ -282,6 +286,20 @@ def test_settings_that_cannot_be_name_the_key(keys: dict[str, Any], said: str) -
     with pytest.raises(CNIError) as raised:
         settings(**keys)
     assert said in raised.value.msg
+
+
+def test_services_are_off_unless_they_are_asked_for() -> None:
+    assert settings().services == settings(services=False).services == ServiceSettings()
+    assert settings(services=True).services == settings(services={}).services == ServiceSettings(on=True)
+    keys = {"nodePortAddresses": ["192.0.2.0/24"], "masqueradeAll": True, "healthPort": 0}
+    assert settings(services={**keys, "serviceCIDRs": ["fd00::/108"]}).services == ServiceSettings(
+        on=True,
+        node_port_cidrs=(IPNetwork("192.0.2.0/24"),),
+        masquerade_all=True,
+        health_port=0,
+        cidrs=(IPNetwork("fd00::/108"),),
+    )
+    assert settings(services={"nodePortAddresses": ["primary"]}).services.node_port_cidrs == ()
 
 
 def test_settings_may_be_missing_and_a_wrong_file_is_named(tmp_path: Path) -> None:

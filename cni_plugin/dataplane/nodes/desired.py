@@ -42,7 +42,7 @@ class Places:
 
 def underlay_family(settings: ClusterSettings, me: Node) -> int:
     """Return the family (4, 6) in which nodes reach each other's tunnels."""
-    return settings.underlay or (4 if me.address(4) is not None else 6)
+    return settings.tunnel.family or (4 if me.address(4) is not None else 6)
 
 
 def require_address(settings: ClusterSettings, me: Node) -> IPAddress:
@@ -112,8 +112,8 @@ def _render_backend(settings: ClusterSettings, me: Node, device: str, places: Pl
     if settings.backend == HOST_GATEWAY:
         return {"hostGateway": common}
     tunnel = {
-        "vni": settings.vni,
-        "port": settings.port,
+        "vni": settings.tunnel.vni,
+        "port": settings.tunnel.port,
         "local": str(require_address(settings, me)),
         "addresses": [str(address) for address in me.addresses],
         **common,

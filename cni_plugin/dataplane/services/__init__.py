@@ -1,0 +1,1 @@
+"""Services: what a node does instead of kube-proxy."""
