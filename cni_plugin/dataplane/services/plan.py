@@ -1,0 +1,85 @@
+"""What a node shall do with packets to Services: a plan for each frontend. Values only.
+
+A frontend is an address, a protocol and a port that clients send to: a cluster address, a node port at
+each eligible address of the node, an external address, a load balancer's. Addresses are packed, 4 or
+16 bytes: there are ten thousands of them, and the kernel wants them so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from netaddr import IPNetwork
+
+PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+
+
+class Frontend(NamedTuple):
+    """Where clients send to."""
+
+    address: bytes
+    protocol: int
+    port: int
+
+    @property
+    def version(self) -> int:
+        """Return the family: 4 or 6."""
+        return 4 if len(self.address) == 4 else 6
+
+
+class Endpoint(NamedTuple):
+    """Where a connection goes."""
+
+    address: bytes
+    port: int
+
+
+class Refusal(Enum):
+    """What a client is told when there is no endpoint for it."""
+
+    REFUSE = "refuse"
+    """At once: TCP by a reset, others by ICMP. Nobody anywhere offers the Service."""
+    DROP = "drop"
+    """Nothing: another node has endpoints, and this one is not the one to ask (policy Local)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is done with new connections to a frontend. `keep` in seconds, 0 without session affinity."""
+
+    name: str
+    """The Service and its port, as people know them: NAMESPACE/NAME:PORT."""
+    endpoints: tuple[Endpoint, ...] = ()
+    refusal: Refusal = Refusal.REFUSE
+    """What happens without endpoints."""
+    inside: tuple[Endpoint, ...] | None = None
+    """The endpoints for this node and its pods, where these are others (policy Local)."""
+    keep: int = 0
+    is_cluster: bool = False
+    """It is a cluster address: whatever else is sent to that address is refused."""
+    masquerade: bool = False
+    """Endpoints see this node as the client."""
+    masquerade_node: bool = False
+    """They do so when the node itself asks."""
+    sources: tuple[IPNetwork, ...] | None = None
+    """Who may ask; None for everybody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What a node's rules say beside the frontends."""
+
+    node_addresses: frozenset[bytes] = frozenset()
+    """This node's own."""
+    own_subnets: tuple[IPNetwork, ...] = ()
+    """Where this node's pods are."""
+    pod_networks: tuple[IPNetwork, ...] = ()
+    """Where all nodes' pods are."""
+    peer_addresses: frozenset[bytes] = field(default_factory=frozenset)
+    """All nodes' addresses: they are no clients from outside."""
+    cluster_cidrs: tuple[IPNetwork, ...] = ()
+    """Where cluster addresses are; empty where nobody has said."""
