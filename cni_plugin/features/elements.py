@@ -13,7 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from cni_plugin.kernel.link import get_link
-from cni_plugin.kernel.nfnetlink import Element, ElementChange
+from cni_plugin.kernel.nft_message import Element, ElementChange
 from ipam.seam.undo import Undo
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cni_plugin.contract.result import Interface, Result
     from cni_plugin.features.damage import Damage
     from cni_plugin.kernel.netns import Namespace
-    from cni_plugin.kernel.nfnetlink import Element
+    from cni_plugin.kernel.nft_message import Element
 
 Settings = Any  # a feature's own frozen dataclass; nothing outside the feature looks inside
 Recalled = Any  # what its `recall` returns, likewise

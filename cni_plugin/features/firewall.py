@@ -21,7 +21,6 @@ from cni_plugin.features.forward_warning import warn_of_drops
 from cni_plugin.features.nft_backend import require_nftables
 from cni_plugin.features.published import IS_PUBLISHED, plan_marks
 from cni_plugin.kernel.link import get_link
-from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.nft import (
     FAMILY,
     Ruleset,
@@ -31,6 +30,7 @@ from cni_plugin.kernel.nft import (
     scope_of,
 )
 from cni_plugin.kernel.nft_layout import BRIDGE_FIREWALL, FIREWALL
+from cni_plugin.kernel.nft_message import Element
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

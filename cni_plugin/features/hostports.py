@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.inet import parse_ip
 from cni_plugin.kernel.message import parse_address
-from cni_plugin.kernel.nfnetlink import MAX_COMMENT
+from cni_plugin.kernel.nft_message import MAX_COMMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

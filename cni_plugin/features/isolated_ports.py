@@ -19,14 +19,15 @@ from cni_plugin.features.isolation import FAMILY, SET, plan_element
 from cni_plugin.features.published import IS_PUBLISHED, plan_marks
 from cni_plugin.kernel.bridge import set_isolated
 from cni_plugin.kernel.link import get_link, get_link_by_index, list_links
-from cni_plugin.kernel.nfnetlink import ElementChange
 from cni_plugin.kernel.nft import Ruleset, ensure_ruleset, hooked, run_nft
 from cni_plugin.kernel.nft_layout import BRIDGE_ISOLATION, ISOLATION, ISOLATION_MARK
+from cni_plugin.kernel.nft_message import ElementChange
 
 if TYPE_CHECKING:
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
-    from cni_plugin.kernel.nfnetlink import Element, Nftables
+    from cni_plugin.kernel.nfnetlink import Nftables
+    from cni_plugin.kernel.nft_message import Element
 
 log = logging.getLogger("podwire")
 

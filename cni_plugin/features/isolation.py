@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from cni_plugin.features.elements import claim, compare_elements, is_of, pack_ifname, release_exactly
 from cni_plugin.features.feature import Feature
 from cni_plugin.kernel.link import get_link
-from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.nft import ensure_ruleset
+from cni_plugin.kernel.nft_message import Element
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,6 @@ from cni_plugin.contract.errors import invalid_config
 from cni_plugin.contract.inet import parse_cidr, width
 from cni_plugin.features.elements import claim, compare_elements, release
 from cni_plugin.features.feature import Feature
-from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.nft import (
     FAMILY,
     Ruleset,
@@ -29,6 +28,7 @@ from cni_plugin.kernel.nft import (
     scope_of,
 )
 from cni_plugin.kernel.nft_layout import MASQUERADE
+from cni_plugin.kernel.nft_message import Element
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

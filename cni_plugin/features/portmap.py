@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cni_plugin.features.portmap_rules import Treatment
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netns import Namespace
-    from cni_plugin.kernel.nfnetlink import Element
+    from cni_plugin.kernel.nft_message import Element
 
 log = logging.getLogger("podwire")
 

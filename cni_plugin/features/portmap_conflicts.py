@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from cni_plugin.features.feature import Site
     from cni_plugin.features.hostports import Holder, HostPort
     from cni_plugin.features.portmap_plan import PortmapPlan
-    from cni_plugin.kernel.nfnetlink import Element, Nftables
+    from cni_plugin.kernel.nfnetlink import Nftables
+    from cni_plugin.kernel.nft_message import Element
 
 
 def settle(site: Site, plan: PortmapPlan) -> Settlement:

@@ -15,7 +15,7 @@ from cni_plugin.features.hostports import pack_target, render_holder
 from cni_plugin.features.portmap_rules import GUARD, Treatment, plan_ruleset
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.link import get_link, get_link_by_index, get_other_end
-from cni_plugin.kernel.nfnetlink import Element
+from cni_plugin.kernel.nft_message import Element
 from cni_plugin.kernel.route import find_path
 from cni_plugin.kernel.sysctl import get_sysctl
 

@@ -18,8 +18,8 @@ from cni_plugin.contract.errors import broken, invalid_config
 from cni_plugin.contract.inet import link_local
 from cni_plugin.features.elements import claim, compare_elements, pack_ifname, release, release_exactly
 from cni_plugin.features.feature import Feature
-from cni_plugin.kernel.nfnetlink import Element
 from cni_plugin.kernel.nft import ensure_ruleset, require_nft
+from cni_plugin.kernel.nft_message import Element
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.kernel.message import FAMILY, attribute, parse_address
 from cni_plugin.kernel.message import parse_attributes as parse
 from cni_plugin.kernel.netlink import NLM_F_DUMP
-from cni_plugin.kernel.nfnetlink import general, nested
+from cni_plugin.kernel.nft_message import general, nested
 from ipam.seam import step
 
 if TYPE_CHECKING:

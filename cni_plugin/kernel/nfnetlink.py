@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,78 +19,46 @@ from typing import TYPE_CHECKING
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel import netlink
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.message import attribute, list_attributes, parse_text, text
+from cni_plugin.kernel.message import attribute, parse_text, text
 from cni_plugin.kernel.message import parse_attributes as parse
 from cni_plugin.kernel.netlink import HEADER, NETFILTER, NLMSG_ERROR, NetlinkSocket, answered, log, pack
 from cni_plugin.kernel.nft_layout import TABLE
+from cni_plugin.kernel.nft_message import (
+    BODY,
+    DATA_VALUE,
+    ELEM_KEY,
+    FAMILIES,
+    SUBSYSTEM,
+    Element,
+    ElementChange,
+    PackedChange,
+    element_list,
+    gather,
+    general,
+    nested,
+    pack_message,
+    parse_comment,
+    parse_elements,
+)
 from ipam.seam import step, waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-_FAMILIES = {"": 0, "inet": 1, "ip": 2, "bridge": 7, "ip6": 10}  # NFPROTO_*, "" for all
 # linux/netfilter/nfnetlink.h, nf_tables.h
-_BATCH_BEGIN, _BATCH_END, _SUBSYSTEM = 0x10, 0x11, 10
-_GETCHAIN, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = 4, 7, 10, 12, 13, 14, 16
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_GETCHAIN, _GETRULE, _GETSET, _GETSETELEM, _GETGEN = 4, 7, 10, 13, 16
 _NFNL_BATCH_GENID = _NFTA_GEN_ID = 1
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _HOOK_NUMBER = 1, 3, 4, 5, 1
 _RULE_TABLE, _RULE_CHAIN, _RULE_USERDATA, _SET_TABLE, _SET_NAME = 1, 2, 7, 1, 2
 _ANY_TABLE = 1  # what each object calls its table
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
-_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA, _ELEM_KEY_END, _DATA_VALUE = 1, 2, 6, 10, 1
-_DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 1, 2
-# linux/netfilter.h and enum nft_verdicts
-_VERDICTS = {"drop": 0, "accept": 1, "continue": -1, "jump": -3, "goto": -4, "return": -5}
-_COMMENT = 0  # libnftnl's NFTNL_UDATA_*_COMMENT
-MAX_COMMENT = 127  # bytes, NFTNL_UDATA_COMMENT_MAXLEN less the terminating zero
-_NESTED = 0x8000
 # EINVAL is what a kernel without nf_tables says to everything.
 _ABSENT = frozenset({0, errno.ENOENT, errno.EINVAL})
-_BODY = 20  # bytes of struct nlmsghdr and struct nfgenmsg
 _SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 # Bytes; a batch is one datagram, and a range of ports some thousand elements.
 _LARGEST_BATCH = 4 * 1024 * 1024
-# Of one message: the list of its elements is an attribute, whose length has 16 bits.
-_MOST_IN_ONE = 200
 _LOOKS = 5
 _PATIENCE = 10.0  # seconds that others may keep changing the ruleset under us
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Element:
-    """An element of a set, or of a map when it has `data`; key and data as the kernel holds them."""
-
-    family: str
-    table: str = TABLE
-    set_name: str
-    key: bytes
-    data: bytes = b""
-    end: bytes = b""
-    """The last of its keys when it has several; it is found by each."""
-    verdict: str = ""
-    """Of a verdict map, in the words of `nft`: `drop`, `accept`, `goto CHAIN`."""
-    comment: str = ""
-
-    @property
-    def command(self) -> str:
-        """Return what it is in the words of `nft`, its key in hexadecimal."""
-        keys = "-".join(key.hex() for key in (self.key, self.end) if key)
-        comment = f' comment "{self.comment}"' if self.comment else ""
-        verdict = f" : {self.verdict}" if self.verdict else ""
-        return f"element {self.family} {self.table} {self.set_name} {{ {keys}{comment}{verdict} }}"
-
-
-@dataclass(frozen=True, slots=True)
-class ElementChange:
-    """An element to be added, or deleted when it is not `present`."""
-
-    element: Element
-    present: bool
-
-    @property
-    def command(self) -> str:
-        """Return the command that does the same by hand."""
-        return f"nft {'add' if self.present else 'delete'} {self.element.command}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +75,7 @@ class ChainHead:
 
 def find_table(raw: bytes) -> str:
     """Return the name of the table that a message of `nft monitor` is about."""
-    return parse_text(parse(raw, _BODY).get(_ANY_TABLE, b""))
+    return parse_text(parse(raw, BODY).get(_ANY_TABLE, b""))
 
 
 class Nftables:
@@ -126,9 +93,9 @@ class Nftables:
     def get(self, family: str, set_name: str, key: bytes, *, table: str = TABLE) -> Element | None:
         """Return the element with this key; None when there is none, or no such set."""
         place = Element(family=family, table=table, set_name=set_name, key=key)
-        body = _element_list(place, [nested(_ELEM_KEY, attribute(_DATA_VALUE, key))])
+        body = element_list(place, [nested(ELEM_KEY, attribute(DATA_VALUE, key))])
         found = self._ask(f"nft get element {family} {table} {set_name}", _GETSETELEM, family, body)
-        return next((e for raw in found for e in _parse_elements(place, raw)), None)
+        return next((e for raw in found for e in parse_elements(place, raw)), None)
 
     def list_elements(
         self, family: str, set_name: str, naming: str = "", *, table: str = TABLE
@@ -140,8 +107,8 @@ class Nftables:
         word = naming.encode()
         place = Element(family=family, table=table, set_name=set_name, key=b"")
         command = f"nft list set {family} {table} {set_name}"
-        answers = self._ask(command, _GETSETELEM, family, _element_list(place), netlink.NLM_F_DUMP)
-        found = (e for raw in answers if word in raw for e in _parse_elements(place, raw, word))
+        answers = self._ask(command, _GETSETELEM, family, element_list(place), netlink.NLM_F_DUMP)
+        found = (e for raw in answers if word in raw for e in parse_elements(place, raw, word))
         return [element for element in found if naming in element.comment]
 
     def search(self, look: Callable[[], Iterable[Element]]) -> list[Element]:
@@ -162,7 +129,7 @@ class Nftables:
         """Return the names of a table's sets and maps that begin with `prefix`."""
         body = text(_SET_TABLE, table)
         answers = self._ask(f"nft list sets {family}", _GETSET, family, body, netlink.NLM_F_DUMP)
-        names = (parse_text(parse(raw, _BODY).get(_SET_NAME, b"")) for raw in answers)
+        names = (parse_text(parse(raw, BODY).get(_SET_NAME, b"")) for raw in answers)
         return [name for name in names if name.startswith(prefix)]
 
     def list_chains(self) -> list[ChainHead]:
@@ -180,7 +147,7 @@ class Nftables:
         """Return the comment of each rule of a chain; none when there is no such chain."""
         body = text(_RULE_TABLE, table) + text(_RULE_CHAIN, chain)
         answers = self._ask(f"nft list chain {family} {chain}", _GETRULE, family, body, netlink.NLM_F_DUMP)
-        return [_parse_comment(parse(raw, _BODY).get(_RULE_USERDATA, b"")) for raw in answers]
+        return [parse_comment(parse(raw, BODY).get(_RULE_USERDATA, b"")) for raw in answers]
 
     def update(self, decide: Callable[[], list[ElementChange]]) -> list[ElementChange]:
         """Make the changes that `decide` returns after reading, in a ruleset as it has read it.
@@ -201,9 +168,9 @@ class Nftables:
 
     def _generation(self) -> int:
         (answer,) = self._ask("nft monitor", _GETGEN, "inet", b"")
-        return int.from_bytes(parse(answer, _BODY)[_NFTA_GEN_ID], "big")
+        return int.from_bytes(parse(answer, BODY)[_NFTA_GEN_ID], "big")
 
-    def apply(self, changes: Sequence[ElementChange]) -> None:
+    def apply(self, changes: Sequence[ElementChange | PackedChange]) -> None:
         """Make the changes in whatever ruleset there is, all or none, many elements in one message.
 
         For who alone fills its sets: an element that is there already, as it shall be, is no error. One
@@ -212,7 +179,7 @@ class Nftables:
         """
         self._commit(changes, None)
 
-    def _commit(self, changes: Sequence[ElementChange], generation: int | None) -> None:
+    def _commit(self, changes: Sequence[ElementChange | PackedChange], generation: int | None) -> None:
         if not changes:
             return
         for change in changes:
@@ -220,11 +187,11 @@ class Nftables:
         with answered(changes[0].command):
             step("nftables", partial(self._send, generation), *changes)
 
-    def _send(self, generation: int | None, *changes: ElementChange) -> None:
+    def _send(self, generation: int | None, *changes: ElementChange | PackedChange) -> None:
         """Make all of the changes, or none and raise; of a generation each in a message of its own."""
-        messages = _gather(changes) if generation is None else [[change] for change in changes]
+        messages = gather(changes) if generation is None else [[change] for change in changes]
         first = self._socket.number()
-        subsystem = general(0, _SUBSYSTEM)
+        subsystem = general(0, SUBSYSTEM)
         named = b"" if generation is None else attribute(_NFNL_BATCH_GENID, generation.to_bytes(4, "big"))
         batch = [pack(_BATCH_BEGIN, 0, subsystem + named, first)]
         flags = 0 if generation is None else netlink.NLM_F_EXCL
@@ -232,12 +199,12 @@ class Nftables:
         last = max(sent)
         for number, message in sent.items():
             ack = netlink.NLM_F_ACK if number == last else 0
-            batch.append(_pack_changes(message, number, ack, flags))
+            batch.append(pack_message(message, number, ack, flags))
         batch.append(pack(_BATCH_END, 0, subsystem, self._socket.number()))
         self._socket.send(*batch)
         self._await(first, {number: message[0] for number, message in sent.items()})
 
-    def _await(self, first: int, sent: dict[int, ElementChange]) -> None:
+    def _await(self, first: int, sent: dict[int, ElementChange | PackedChange]) -> None:
         """Read the answers: to each change that is refused, to the last, or to the batch's own header."""
         failures = []
         answered, last = 0, max(sent)
@@ -256,8 +223,8 @@ class Nftables:
 
     def _ask(self, command: str, kind: int, family: str, body: bytes, flags: int = 0) -> list[bytes]:
         """Return the answers to a question; none when what it is about does not exist."""
-        message = general(_FAMILIES[family]) + body
-        return self.ask(command, _SUBSYSTEM << 8 | kind, message, flags, absent=_ABSENT)
+        message = general(FAMILIES[family]) + body
+        return self.ask(command, SUBSYSTEM << 8 | kind, message, flags, absent=_ABSENT)
 
     def ask(
         self, command: str, kind: int, body: bytes, flags: int = 0, *, absent: Collection[int] = (0,)
@@ -278,82 +245,10 @@ class _MovedError(Exception):
     """The ruleset is of another generation than the batch was made for."""
 
 
-def _gather(changes: Iterable[ElementChange]) -> list[list[ElementChange]]:
-    """Return the changes in order, those of one set and one kind that follow each other together."""
-    messages: list[list[ElementChange]] = []
-    place: tuple[object, ...] = ()
-    for change in changes:
-        element = change.element
-        here = (element.family, element.table, element.set_name, change.present)
-        if here != place or len(messages[-1]) == _MOST_IN_ONE:
-            messages.append([])
-        messages[-1].append(change)
-        place = here
-    return messages
-
-
-def _pack_changes(changes: list[ElementChange], number: int, ack: int, exclusive: int) -> bytes:
-    """Return one message that adds elements to a set, or deletes them from it."""
-    first = changes[0]
-    members = [_pack_element(change) for change in changes]
-    kind = _NEWSETELEM if first.present else _DELSETELEM
-    flags = ack | (netlink.NLM_F_CREATE | exclusive if first.present else 0)
-    body = general(_FAMILIES[first.element.family]) + _element_list(first.element, members)
-    return pack(_SUBSYSTEM << 8 | kind, flags, body, number)
-
-
-def _pack_element(change: ElementChange) -> bytes:
-    element = change.element
-    members = nested(_ELEM_KEY, attribute(_DATA_VALUE, element.key))
-    if element.end:
-        members += nested(_ELEM_KEY_END, attribute(_DATA_VALUE, element.end))
-    if change.present and element.data:
-        members += nested(_ELEM_DATA, attribute(_DATA_VALUE, element.data))
-    if change.present and element.verdict:
-        members += nested(_ELEM_DATA, nested(_DATA_VERDICT, _pack_verdict(element.verdict)))
-    if change.present and element.comment:
-        members += attribute(_ELEM_USERDATA, _render_comment(element.comment))
-    return members
-
-
-def _pack_verdict(verdict: str) -> bytes:
-    word, _, chain = verdict.partition(" ")
-    code = attribute(_VERDICT_CODE, _VERDICTS[word].to_bytes(4, "big", signed=True))
-    return code + (text(_VERDICT_CHAIN, chain) if chain else b"")
-
-
-def _parse_verdict(raw: bytes) -> str:
-    found = parse(raw)
-    code = int.from_bytes(found.get(_VERDICT_CODE, b""), "big", signed=True)
-    word = next((word for word, number in _VERDICTS.items() if number == code), str(code))
-    return f"{word} {parse_text(found.get(_VERDICT_CHAIN))}".rstrip()
-
-
-def _element_list(place: Element, elements: list[bytes] | None = None) -> bytes:
-    body = text(_LIST_TABLE, place.table) + text(_LIST_SET, place.set_name)
-    members = b"".join(nested(_LIST_ELEM, element) for element in elements or ())
-    return body + (nested(_LIST_ELEMENTS, members) if members else b"")
-
-
-def general(family: int, resource: int = 0) -> bytes:
-    """Return the struct nfgenmsg that every message begins with."""
-    return struct.pack("!BBH", family, 0, resource)
-
-
-def nested(kind: int, members: bytes) -> bytes:
-    """Return an attribute that holds attributes, which here must say so."""
-    return attribute(kind | _NESTED, members)
-
-
-def _render_comment(comment: str) -> bytes:
-    value = comment.encode() + b"\0"
-    return bytes([_COMMENT, len(value)]) + value
-
-
 def _parse_chain(raw: bytes) -> Iterator[ChainHead]:
-    found = parse(raw, _BODY)
+    found = parse(raw, BODY)
     hook = parse(found.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER)
-    for family, number in _FAMILIES.items():
+    for family, number in FAMILIES.items():
         if number == raw[HEADER.size]:
             yield ChainHead(
                 family=family,
@@ -362,34 +257,3 @@ def _parse_chain(raw: bytes) -> Iterator[ChainHead]:
                 hook=None if hook is None else int.from_bytes(hook, "big"),
                 drops=hook is not None and not any(found.get(_CHAIN_POLICY, b"\1")),
             )
-
-
-def _parse_comment(userdata: bytes) -> str:
-    """Return the comment among the type, length, value triples that `nft` keeps with an object."""
-    while len(userdata) > 2:
-        kind, length = userdata[:2]
-        if kind == _COMMENT:
-            return parse_text(userdata[2 : 2 + length])
-        userdata = userdata[2 + length :]
-    return ""
-
-
-def _parse_elements(place: Element, raw: bytes, word: bytes = b"") -> Iterator[Element]:
-    """Yield the elements of a set in a message whose bytes hold `word`."""
-    members = list_attributes(parse(raw, _BODY).get(_LIST_ELEMENTS, b""))
-    for found in (parse(member) for _, member in members if word in member):
-        data = parse(found.get(_ELEM_DATA, b""))
-        yield Element(
-            family=place.family,
-            table=place.table,
-            set_name=place.set_name,
-            key=_parse_value(found.get(_ELEM_KEY, b"")),
-            data=data.get(_DATA_VALUE, b""),
-            end=_parse_value(found.get(_ELEM_KEY_END, b"")),
-            verdict=_parse_verdict(data[_DATA_VERDICT]) if _DATA_VERDICT in data else "",
-            comment=_parse_comment(found.get(_ELEM_USERDATA, b"")),
-        )
-
-
-def _parse_value(raw: bytes) -> bytes:
-    return parse(raw).get(_DATA_VALUE, b"")

@@ -15,8 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.contract.errors import CNIError, Code
-from cni_plugin.kernel.nfnetlink import MAX_COMMENT
 from cni_plugin.kernel.nft_layout import TABLE
+from cni_plugin.kernel.nft_message import MAX_COMMENT
 from ipam.seam import step
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from cni_plugin.contract.inet import parse_cidr, parse_ip
 from cni_plugin.contract.request import parse_document
 from cni_plugin.contract.result import parse_result
 from cni_plugin.features import tuning_values
-from cni_plugin.kernel import conntrack, link, message, neigh, netlink, nfnetlink, route
+from cni_plugin.kernel import conntrack, link, message, neigh, netlink, nfnetlink, nft_message, route
 from cni_plugin.plugins import PLUGINS
 from ipam import fsck, sticky
 from ipam.allocator import Terms, allocate, release, usage
@@ -239,15 +239,15 @@ def fuzz_kernel(data: bytes) -> None:
     for kind, value in attributes[:20]:
         if message.find_attribute(data, kind) != next(v for k, v in attributes if k == kind):
             raise UnexpectedError(kind, value)
-    nfnetlink._parse_comment(data)
+    nft_message.parse_comment(data)
     _drain(data)
 
 
-_SET = nfnetlink.Element(family="inet", set_name="set", key=b"")
+_SET = nft_message.Element(family="inet", set_name="set", key=b"")
 
 
-def _elements(data: bytes) -> list[nfnetlink.Element]:
-    return list(nfnetlink._parse_elements(_SET, data))
+def _elements(data: bytes) -> list[nft_message.Element]:
+    return list(nft_message.parse_elements(_SET, data))
 
 
 def _chains(data: bytes) -> list[nfnetlink.ChainHead]:

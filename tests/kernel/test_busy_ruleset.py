@@ -22,7 +22,8 @@ pytestmark = in_process
 # Another attachment comes and goes a hundred times a second.
 _BUSY = """
 import sys, time
-from cni_plugin.kernel.nfnetlink import ElementChange, Element, Nftables
+from cni_plugin.kernel.nft_message import ElementChange, Element
+from cni_plugin.kernel.nfnetlink import Nftables
 nft = Nftables()
 element = Element(family="inet", set_name=sys.argv[1], key=bytes([10, 99, 0, 1]), comment="f other pod eth0")
 print("busy", flush=True)

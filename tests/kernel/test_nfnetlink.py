@@ -9,7 +9,7 @@ import pytest
 
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.netns import Namespace, open_host, open_pod
-from cni_plugin.kernel.nfnetlink import Element, ElementChange
+from cni_plugin.kernel.nft_message import Element, ElementChange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

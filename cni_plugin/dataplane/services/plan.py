@@ -48,7 +48,7 @@ class Refusal(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class FrontendPlan:
     """What is done with new connections to a frontend. `keep` in seconds, 0 without session affinity."""
 
     name: str
