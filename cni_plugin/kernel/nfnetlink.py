@@ -32,6 +32,7 @@ from cni_plugin.kernel.nft_message import (
     Element,
     ElementChange,
     PackedChange,
+    Value,
     element_list,
     gather,
     general,
@@ -39,6 +40,7 @@ from cni_plugin.kernel.nft_message import (
     pack_message,
     parse_comment,
     parse_elements,
+    parse_pairs,
 )
 from ipam.seam import step, waits
 
@@ -110,6 +112,13 @@ class Nftables:
         answers = self._ask(command, _GETSETELEM, family, element_list(place), netlink.NLM_F_DUMP)
         found = (e for raw in answers if word in raw for e in parse_elements(place, raw, word))
         return [element for element in found if naming in element.comment]
+
+    def list_pairs(self, family: str, set_name: str, *, table: str = TABLE) -> dict[bytes, Value]:
+        """Return all elements of a set by their keys; none when there is no such set."""
+        place = Element(family=family, table=table, set_name=set_name, key=b"")
+        command = f"nft list set {family} {table} {set_name}"
+        answers = self._ask(command, _GETSETELEM, family, element_list(place), netlink.NLM_F_DUMP)
+        return {key: value for raw in answers for key, value in parse_pairs(raw)}
 
     def search(self, look: Callable[[], Iterable[Element]]) -> list[Element]:
         """Return what `look` finds in a ruleset at rest, else all that several looks have found.

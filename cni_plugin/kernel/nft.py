@@ -66,6 +66,7 @@ class Ruleset:
     family: str
     title: str
     chains: tuple[Chain, ...]
+    table: str = TABLE
     sets: tuple[tuple[str, str], ...] = ()
     filled: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
@@ -85,7 +86,7 @@ class Ruleset:
 
     def render(self) -> list[str]:
         """Return the transaction that makes it so, whatever was there."""
-        table = f"{self.family} {TABLE}"
+        table = f"{self.family} {self.table}"
         lines = [f"add table {table}"]
         for declaration, kind in self.sets:
             what, _, name = declaration.partition(" ")
@@ -118,7 +119,7 @@ def ensure_ruleset(nftables: Nftables, wanted: Ruleset) -> bool:
 def delete_ruleset(nftables: Nftables, unwanted: Ruleset) -> bool:
     """Delete the chains in one transaction; tell whether there were any. Sets stay: others may have them."""
     present = list_present(nftables, unwanted)
-    table = f"{unwanted.family} {TABLE}"
+    table = f"{unwanted.family} {unwanted.table}"
     if present:
         run_nft(f"{verb} chain {table} {name}" for verb in ("flush", "delete") for name in present)
     return bool(present)
@@ -127,14 +128,15 @@ def delete_ruleset(nftables: Nftables, unwanted: Ruleset) -> bool:
 def list_present(nftables: Nftables, ruleset: Ruleset) -> list[str]:
     """Return the names of those of the chains that there are, whatever is in them."""
     names = (chain.name for chain in ruleset.chains)
-    return [name for name in names if nftables.get_chain(ruleset.family, TABLE, name)]
+    return [name for name in names if nftables.get_chain(ruleset.family, ruleset.table, name)]
 
 
 def find_difference(nftables: Nftables, wanted: Ruleset) -> str | None:
     """Return the name of the first chain that is not as `wanted`; None when all are."""
     comment = wanted.comment
     for chain in wanted.chains:
-        if nftables.list_comments(wanted.family, chain.name) != [comment] * len(chain.rules):
+        found = nftables.list_comments(wanted.family, chain.name, table=wanted.table)
+        if found != [comment] * len(chain.rules):
             return chain.name
     return None
 

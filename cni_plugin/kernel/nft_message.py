@@ -34,7 +34,7 @@ MAX_COMMENT = 127  # bytes, NFTNL_UDATA_COMMENT_MAXLEN less the terminating zero
 _NESTED = 0x8000
 BODY = 20  # bytes of struct nlmsghdr and struct nfgenmsg
 # Of one message: the list of its elements is an attribute, whose length has 16 bits.
-_MOST_IN_ONE = 200
+_MOST_IN_ONE, _MOST_PAIRS = 200, 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +121,54 @@ def pack_message(
     return pack(SUBSYSTEM << 8 | kind, flags, body, number)
 
 
+# What an element of a map holds: data, or a verdict in the words of `nft` and a comment; None in a set.
+Value = bytes | tuple[str, str] | None
+
+
+def pack_pairs(
+    place: Element, pairs: Sequence[tuple[bytes, Value]], *, present: bool
+) -> Iterator[PackedChange]:
+    """Yield the changes that add many elements to the set of `place`, or delete them, 2 us each.
+
+    For who alone fills its sets. A deletion needs the key alone.
+    """
+    kind, flags = (NEWSETELEM, netlink.NLM_F_CREATE) if present else (DELSETELEM, 0)
+    head = general(FAMILIES[place.family]) + text(_LIST_TABLE, place.table) + text(_LIST_SET, place.set_name)
+    verb = "add" if present else "delete"
+    for start in range(0, len(pairs), _MOST_PAIRS):
+        some = pairs[start : start + _MOST_PAIRS]
+        members = b"".join(_pack_pair(key, value if present else None) for key, value in some)
+        yield PackedChange(
+            command=f"nft {verb} element {place.family} {place.table} {place.set_name} # {len(some)} of them",
+            kind=kind,
+            flags=flags,
+            body=head + nested(_LIST_ELEMENTS, members),
+        )
+
+
+def _pack_pair(key: bytes, value: Value) -> bytes:
+    """Return an element of a list."""
+    members = nested(ELEM_KEY, attribute(DATA_VALUE, key))
+    if isinstance(value, bytes):
+        members += nested(_ELEM_DATA, attribute(DATA_VALUE, value))
+    elif value is not None:
+        verdict, comment = value
+        members += nested(_ELEM_DATA, nested(_DATA_VERDICT, pack_verdict(verdict)))
+        members += attribute(_ELEM_USERDATA, render_comment(comment)) if comment else b""
+    return nested(_LIST_ELEM, members)
+
+
+def parse_pairs(raw: bytes) -> Iterator[tuple[bytes, Value]]:
+    """Yield the elements of a set in a message, as `pack_pairs` takes them."""
+    for _, member in list_attributes(parse(raw, BODY).get(_LIST_ELEMENTS, b"")):
+        found = parse(member)
+        data = parse(found.get(_ELEM_DATA, b""))
+        value: Value = data.get(DATA_VALUE)
+        if _DATA_VERDICT in data:
+            value = (_parse_verdict(data[_DATA_VERDICT]), parse_comment(found.get(_ELEM_USERDATA, b"")))
+        yield _parse_value(found.get(ELEM_KEY, b"")), value
+
+
 def _pack_element(change: ElementChange) -> bytes:
     element = change.element
     members = nested(ELEM_KEY, attribute(DATA_VALUE, element.key))
@@ -129,13 +177,14 @@ def _pack_element(change: ElementChange) -> bytes:
     if change.present and element.data:
         members += nested(_ELEM_DATA, attribute(DATA_VALUE, element.data))
     if change.present and element.verdict:
-        members += nested(_ELEM_DATA, nested(_DATA_VERDICT, _pack_verdict(element.verdict)))
+        members += nested(_ELEM_DATA, nested(_DATA_VERDICT, pack_verdict(element.verdict)))
     if change.present and element.comment:
         members += attribute(_ELEM_USERDATA, render_comment(element.comment))
     return members
 
 
-def _pack_verdict(verdict: str) -> bytes:
+def pack_verdict(verdict: str) -> bytes:
+    """Return the members of a verdict, which is in the words of `nft`."""
     word, _, chain = verdict.partition(" ")
     code = attribute(_VERDICT_CODE, _VERDICTS[word].to_bytes(4, "big", signed=True))
     return code + (text(_VERDICT_CHAIN, chain) if chain else b"")
