@@ -42,7 +42,7 @@ _SOURCE, _DESTINATION = {4: 12, 6: 8}, {4: 16, 6: 24}  # offsets in the header
 
 
 @dataclass(slots=True)
-class Rule:
+class PackedRule:
     """Expressions of one rule; each load takes the registers behind the last one's."""
 
     version: int
@@ -50,7 +50,7 @@ class Rule:
     register: int = _FIRST
 
     @classmethod
-    def of(cls, version: int) -> Rule:
+    def of(cls, version: int) -> PackedRule:
         """Return a rule for packets of one family: `meta nfproto ipv4`."""
         rule = cls(version)
         rule._add("meta", _u32(1, _FIRST) + _u32(2, _META_NFPROTO))
@@ -138,7 +138,9 @@ class Rule:
         self.packed += nested(_LIST_ELEM, text(_EXPR_NAME, name) + nested(_EXPR_DATA, members))
 
 
-def pack_chain(family: str, table: str, name: str, rules: list[Rule], comment: str) -> list[PackedChange]:
+def pack_chain(
+    family: str, table: str, name: str, rules: list[PackedRule], comment: str
+) -> list[PackedChange]:
     """Return the changes that make a chain that was not there, with its rules."""
     place = f"{family} {table} {name}"
     head = general(FAMILIES[family])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cni_plugin.kernel.nft_message import Element, pack_pairs
-from cni_plugin.kernel.nft_rules import Rule, pack_chain
+from cni_plugin.kernel.nft_rules import PackedRule, pack_chain
 from cni_plugin.kernel.nft_sets import TypedSet, declare_table
 from tests.conftest import in_process
 from tests.harness.networks import open_pod
@@ -47,29 +47,29 @@ def packed_address(version: int) -> bytes:
     return socket.inet_pton(socket.AF_INET if version == 4 else socket.AF_INET6, TEXT[version])
 
 
-def make_rules(version: int) -> list[Rule]:
-    pick = Rule.of(version)
+def make_rules(version: int) -> list[PackedRule]:
+    pick = PackedRule.of(version)
     pick.load_destination()
     pick.load_protocol()
     pick.load_port()
     pick.load_random(3)
     pick.look_up("targets")
     pick.translate()
-    sticky = Rule.of(version)
+    sticky = PackedRule.of(version)
     sticky.load_source()
     sticky.load_destination()
     sticky.load_protocol()
     sticky.load_port()
     sticky.look_up("kept")
     sticky.translate()
-    onward = Rule.of(version)
+    onward = PackedRule.of(version)
     onward.go_to("other")
     return [sticky, pick, *make_original_rules(version), onward]
 
 
-def make_original_rules(version: int) -> list[Rule]:
+def make_original_rules(version: int) -> list[PackedRule]:
     """Return rules about where a connection was sent to before it was translated."""
-    verdict, keep = Rule.of(version), Rule.of(version)
+    verdict, keep = PackedRule.of(version), PackedRule.of(version)
     for rule in (verdict, keep):
         if rule is keep:
             rule.load_source()
