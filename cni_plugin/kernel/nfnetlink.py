@@ -146,6 +146,10 @@ class Nftables:
         answers = self._ask("nft list chains", _GETCHAIN, "", b"", netlink.NLM_F_DUMP)
         return [head for raw in answers for head in _parse_chain(raw)]
 
+    def list_chain_names(self, family: str, *, table: str) -> list[str]:
+        """Return the names of a table's chains; none when there is no such table."""
+        return [head.name for head in self.list_chains() if (head.family, head.table) == (family, table)]
+
     def get_chain(self, family: str, table: str, name: str) -> ChainHead | None:
         """Return a chain of anybody's; None when there is none of this name."""
         body = text(_CHAIN_TABLE, table) + text(_CHAIN_NAME, name)

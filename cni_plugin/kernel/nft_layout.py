@@ -71,6 +71,67 @@ TUNNEL_MARKS = Place(
 PUBLISHED = Place(
     prefix="published_", hook="prerouting", priority=-90, purpose="marks what goes to published ports"
 )
+# Services: who may ask, then the translation, then what is left of it. A nat chain's priority orders it among
+# nat chains only: translation acts at -100, and 100 behind the routes.
+SERVICE_RANGES_PREROUTING = Place(
+    table=SERVICES_TABLE,
+    prefix="ranges_prerouting",
+    hook="prerouting",
+    priority=-120,
+    purpose="Services, source ranges",
+)
+SERVICE_PREROUTING = Place(
+    table=SERVICES_TABLE,
+    prefix="services_prerouting",
+    kind="nat",
+    hook="prerouting",
+    priority=-110,
+    purpose="Services",
+)
+SERVICE_REFUSALS_PREROUTING = Place(
+    table=SERVICES_TABLE,
+    prefix="refusals_prerouting",
+    hook="prerouting",
+    priority=-95,
+    purpose="Services without endpoints",
+)
+SERVICE_RANGES_OUTPUT = Place(
+    table=SERVICES_TABLE,
+    prefix="ranges_output",
+    hook="output",
+    priority=-120,
+    purpose="Services, source ranges, from the node",
+)
+SERVICE_OUTPUT = Place(
+    table=SERVICES_TABLE,
+    prefix="services_output",
+    kind="nat",
+    hook="output",
+    priority=-110,
+    purpose="Services, from the node",
+)
+SERVICE_REFUSALS_OUTPUT = Place(
+    table=SERVICES_TABLE,
+    prefix="refusals_output",
+    hook="output",
+    priority=-95,
+    purpose="Services without endpoints, from the node",
+)
+SERVICE_AFFINITY = Place(
+    table=SERVICES_TABLE,
+    prefix="affinity",
+    hook="postrouting",
+    priority=0,
+    purpose="Services, session affinity",
+)
+SERVICE_MASQUERADE = Place(
+    table=SERVICES_TABLE,
+    prefix="masquerade",
+    kind="nat",
+    hook="postrouting",
+    priority=99,
+    purpose="Services, masquerade",
+)
 FIREWALL = Place(prefix="firewall_", hook="forward", priority=0, purpose="firewall")
 BRIDGE_FIREWALL = Place(
     family="bridge", prefix="firewall_", hook="forward", priority=0, purpose="firewall between bridged pods"
@@ -98,12 +159,20 @@ PLACES = (
     SPOOF,
     HOSTPORT_GUARD,
     TUNNEL_GUARD,
+    SERVICE_RANGES_PREROUTING,
+    SERVICE_PREROUTING,
     HOSTPORT_PREROUTING,
+    SERVICE_REFUSALS_PREROUTING,
     TUNNEL_MARKS,
     PUBLISHED,
     TUNNEL_UNTRACKED,
+    SERVICE_RANGES_OUTPUT,
+    SERVICE_OUTPUT,
     HOSTPORT_OUTPUT,
+    SERVICE_REFUSALS_OUTPUT,
     FIREWALL,
+    SERVICE_AFFINITY,
+    SERVICE_MASQUERADE,
     MASQUERADE,
     HOSTPORT_POSTROUTING,
     ISOLATION,
@@ -116,24 +185,9 @@ PLACES = (
 
 # Kept free for what will stand there; whoever comes takes its line into PLACES.
 RESERVED = (
-    Place(prefix="", hook="prerouting", priority=-120, table=SERVICES_TABLE, purpose="source ranges"),
-    Place(prefix="", kind="nat", hook="prerouting", priority=-110, table=SERVICES_TABLE, purpose="Services"),
-    Place(prefix="", hook="prerouting", priority=-95, table=SERVICES_TABLE, purpose="refusals"),
     Place(prefix="", hook="input", priority=-10, table=POLICY_TABLE, purpose="egress to the own node"),
     Place(prefix="", hook="forward", priority=-10, table=POLICY_TABLE, purpose="policy, egress"),
     Place(prefix="", hook="forward", priority=-9, table=POLICY_TABLE, purpose="policy, ingress"),
-    Place(prefix="", hook="output", priority=-120, table=SERVICES_TABLE, purpose="source ranges"),
-    Place(prefix="", kind="nat", hook="output", priority=-110, table=SERVICES_TABLE, purpose="Services"),
-    Place(prefix="", hook="output", priority=-95, table=SERVICES_TABLE, purpose="refusals"),
-    Place(prefix="", hook="postrouting", priority=0, table=SERVICES_TABLE, purpose="affinity"),
-    Place(
-        prefix="",
-        kind="nat",
-        hook="postrouting",
-        priority=99,
-        table=SERVICES_TABLE,
-        purpose="Services, masquerade",
-    ),
     Place(family="bridge", prefix="", hook="prerouting", priority=-290, purpose="redirection to the node"),
 )
 

@@ -45,7 +45,7 @@ _SOURCE, _DESTINATION = {4: 12, 6: 8}, {4: 16, 6: 24}  # offsets in the header
 class PackedRule:
     """Expressions of one rule; each load takes the registers behind the last one's."""
 
-    version: int
+    version: int = 0
     packed: bytes = b""
     register: int = _FIRST
 
@@ -57,6 +57,10 @@ class PackedRule:
         wanted = nested(3, attribute(_DATA_VALUE, bytes([_NFPROTO[version]])))
         rule._add("cmp", _u32(1, _FIRST) + _u32(2, 0) + wanted)
         return rule
+
+    def begin_again(self) -> None:
+        """Load into the first registers again: what was loaded has been looked up."""
+        self.register = _FIRST
 
     def load_source(self) -> None:
         """`ip saddr`."""

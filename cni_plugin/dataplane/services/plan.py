@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from netaddr import IPNetwork
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
+LENGTHS = {4: 4, 6: 16}  # bytes of an address
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
@@ -67,14 +68,21 @@ class FrontendPlan:
     """They do so when the node itself asks."""
     sources: tuple[IPNetwork, ...] | None = None
     """Who may ask; None for everybody."""
+    draining: tuple[Endpoint, ...] = ()
+    """Endpoints that end: they get nothing new, and keep the flows that they have."""
+
+    @property
+    def refuses(self) -> bool:
+        """Tell whether a client that gets no endpoint is told so."""
+        return self.refusal is Refusal.REFUSE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What a node's rules say beside the frontends."""
 
-    node_addresses: frozenset[bytes] = frozenset()
-    """This node's own."""
+    addresses: tuple[bytes, ...] = ()
+    """This node's own, the preferred one of each family first."""
     own_subnets: tuple[IPNetwork, ...] = ()
     """Where this node's pods are."""
     pod_networks: tuple[IPNetwork, ...] = ()
@@ -83,3 +91,12 @@ class Surroundings:
     """All nodes' addresses: they are no clients from outside."""
     cluster_cidrs: tuple[IPNetwork, ...] = ()
     """Where cluster addresses are; empty where nobody has said."""
+
+    def first_address(self, version: int) -> bytes:
+        """Return the node's address of a family; empty when it has none."""
+        return next((each for each in self.addresses if len(each) == LENGTHS[version]), b"")
+
+    def is_own_pod(self, address: bytes) -> bool:
+        """Tell whether an address is one of this node's pods."""
+        number, version = int.from_bytes(address, "big"), 4 if len(address) == 4 else 6
+        return any(cidr.version == version and cidr.first <= number <= cidr.last for cidr in self.own_subnets)

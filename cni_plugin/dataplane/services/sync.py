@@ -1,0 +1,369 @@
+"""Makes the kernel's table of Services hold what the plans say, by the smallest change.
+
+Who syncs is the only writer of the table. It remembers what the kernel holds, so that a change costs what
+it changes; at its start, and when it has reason to doubt, it reads the table and changes only what differs:
+nothing is ever flushed. A batch is taken by the kernel whole or not at all. One that is refused is split
+until the frontend is found that the kernel refuses, which is left as it was, and named.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from cni_plugin.dataplane.services.table import (
+    VERSIONS,
+    needed_chains,
+    parse_endpoint,
+    plan_chain,
+    plan_ranges,
+    plan_ruleset,
+    plan_sets,
+    plan_shared_chains,
+    render_frontend,
+    render_globals,
+    render_shared,
+    split_key,
+)
+from cni_plugin.kernel.errors import KernelError
+from cni_plugin.kernel.nft import ensure_ruleset, run_nft
+from cni_plugin.kernel.nft_layout import SERVICES_TABLE
+from cni_plugin.kernel.nft_message import Element, pack_pairs
+from cni_plugin.kernel.nft_rules import pack_chain
+from cni_plugin.kernel.nft_sets import declare_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from netaddr import IPNetwork
+
+    from cni_plugin.dataplane.services.plan import Endpoint, Frontend, FrontendPlan, Surroundings
+    from cni_plugin.dataplane.services.table import Elements
+    from cni_plugin.kernel.nfnetlink import Nftables
+    from cni_plugin.kernel.nft_message import PackedChange, Value
+
+log = logging.getLogger("podwire")
+
+_LARGEST = 2000  # elements of a batch: a call that reads and decides meanwhile waits for no more
+# Sets whose elements are one frontend's, and those that frontends share.
+_OWN = ("svc", "svcin", "stop", "keep", "guard", "snat", "out")
+_NUMBERED = ("ep", "epin")
+_SHARED = ("vip", "loop", "self", "nodes")
+_READY = tuple(range(1, 17))  # how many endpoints the chains are there for from the start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sync:
+    """What one sync has done: how many elements it changed, of which frontends."""
+
+    elements: int = 0
+    frontends: tuple[Frontend, ...] = ()
+
+
+@dataclass(slots=True)
+class _Step:
+    """A frontend on its way from the elements it has to those of its plan."""
+
+    frontend: Frontend
+    before: Elements
+    plan: FrontendPlan | None
+    after: Elements
+    former: FrontendPlan | None = None
+
+    @property
+    def gone(self) -> list[tuple[str, bytes]]:
+        """Return what is to be deleted: an element of a map whose value differs goes first."""
+        return [place for place, value in self.before.items() if self.after.get(place, _NOTHING) != value]
+
+    @property
+    def new(self) -> Elements:
+        """Return what is to be added."""
+        before = self.before
+        return {place: value for place, value in self.after.items() if before.get(place, _NOTHING) != value}
+
+
+_NOTHING = ("", "nothing")  # no value of a set or map
+
+
+@dataclass
+class ServicesTable:
+    """The table, and what is known of it."""
+
+    problems: dict[Frontend, str] = field(default_factory=dict)
+    """Frontends that the kernel refused, and its words."""
+    held: dict[Frontend, FrontendPlan] = field(default_factory=dict)
+    """What the kernel holds; endpoints in the order that they have there."""
+    is_doubtful: bool = True
+    """What is known of the table may be wrong: it has to be read."""
+    _around: Surroundings | None = None
+    _globals: Elements = field(default_factory=dict)
+    _shared: Counter[tuple[str, bytes]] = field(default_factory=Counter)
+    _chains: set[str] = field(default_factory=set)
+
+    def sync(self, nftables: Nftables, plans: Mapping[Frontend, FrontendPlan], around: Surroundings) -> Sync:
+        """Read the table and make it hold all these plans and nothing else."""
+        self._ensure_static(nftables, around)
+        found = _read(nftables)
+        self.held, self._shared, self.problems = {}, Counter(), {}
+        steps = []
+        for frontend in plans.keys() | found.own.keys():
+            before = found.own.get(frontend, {})
+            plan = plans.get(frontend)
+            arranged = plan and _arrange(plan, *found.list_endpoints(frontend))
+            after = render_frontend(frontend, arranged) if arranged else {}
+            if before == after and arranged is not None:
+                self._take(frontend, arranged)
+            else:
+                steps.append(_Step(frontend, before, arranged, after))
+        done = self._run(nftables, steps)
+        self._globals = {place: None for place in found.shared if place[0][:-1] in {"self", "nodes"}}
+        self._sync_globals(nftables, around)
+        stale = [place for place in found.shared if place not in self._shared and place not in self._globals]
+        _apply(nftables, stale, {})
+        self.is_doubtful = False
+        return Sync(elements=done.elements + len(stale), frontends=done.frontends)
+
+    def update(
+        self, nftables: Nftables, changed: Mapping[Frontend, FrontendPlan | None], around: Surroundings
+    ) -> Sync:
+        """Make the table hold the plans of these frontends; None for one that is gone."""
+        if around != self._around:
+            self._ensure_static(nftables, around)
+            self._sync_globals(nftables, around)
+        steps = [self._plan_step(frontend, plan) for frontend, plan in changed.items()]
+        return self._run(nftables, [step for step in steps if step.plan != step.former])
+
+    def _plan_step(self, frontend: Frontend, plan: FrontendPlan | None) -> _Step:
+        former = self.held.get(frontend)
+        arranged = plan
+        if plan and former:
+            arranged = _arrange(plan, former.endpoints, former.inside or ())
+        before = render_frontend(frontend, former) if former else {}
+        after = render_frontend(frontend, arranged) if arranged else {}
+        self.problems.pop(frontend, None)
+        return _Step(frontend, before, arranged, after, former)
+
+    def _ensure_static(self, nftables: Nftables, around: Surroundings) -> None:
+        """Make table, sets, and the chains that all Services share."""
+        self._around = around
+        sources = [f"source{version}" for version in VERSIONS]
+        shared = plan_shared_chains()
+        present = set(nftables.list_chain_names("inet", table=SERVICES_TABLE))
+        changes = [declare_table("inet", SERVICES_TABLE), *(each.declare() for each in plan_sets())]
+        for name in sources:
+            changes += pack_chain("inet", SERVICES_TABLE, name, [], "")
+        for chain in shared:
+            changes += [] if chain.name in present else chain.declare()
+        nftables.apply(changes)
+        ensure_ruleset(nftables, plan_ruleset(around))
+        self._chains = present | {"refuse"}
+        self._ensure_chains(nftables, [f"pick_{number}" for number in _READY])
+        self._rewrite_ranges()
+
+    def _rewrite_ranges(self) -> None:
+        """Write the chains of source ranges again: they depend on the node's own addresses."""
+        known = {plan.sources for plan in self.held.values() if plan.sources is not None}
+        self._write_ranges(known)
+
+    def _write_ranges(self, ranges: Iterable[tuple[IPNetwork, ...]]) -> None:
+        lines: list[str] = []
+        for sources in ranges:
+            chain = plan_ranges(sources, self._around_now)
+            place = f"inet {SERVICES_TABLE} {chain.name}"
+            lines += [f"add chain {place}", f"flush chain {place}"]
+            lines += [f"add rule {place} {rule}" for rule in chain.rules]
+            self._chains.add(chain.name)
+        if lines:
+            run_nft(lines)
+
+    def _ensure_chains(self, nftables: Nftables, names: Iterable[str]) -> None:
+        """Make the chains that elements will lead to."""
+        missing = dict.fromkeys(
+            needed for name in names for needed in needed_chains(name) if needed not in self._chains
+        )
+        nftables.apply([change for name in missing for change in plan_chain(name).declare()])
+        self._chains.update(missing)
+
+    def _sync_globals(self, nftables: Nftables, around: Surroundings) -> None:
+        wanted = render_globals(around)
+        gone = [place for place in self._globals if place not in wanted]
+        new: Elements = {place: None for place in wanted if place not in self._globals}
+        _apply(nftables, gone, new)
+        self._globals = wanted
+
+    def _run(self, nftables: Nftables, steps: list[_Step]) -> Sync:
+        """Take the steps, some thousand elements at a time."""
+        elements = 0
+        done: list[Frontend] = []
+        for batch in _batches(steps):
+            for step, count in self._commit(nftables, batch):
+                elements += count
+                done.append(step.frontend)
+        return Sync(elements=elements, frontends=tuple(done))
+
+    def _commit(self, nftables: Nftables, batch: list[_Step]) -> list[tuple[_Step, int]]:
+        """Take the steps in one batch, or find out which of them the kernel refuses."""
+        shared = self._shared.copy()
+        gone: list[tuple[str, bytes]] = []
+        new: Elements = {}
+        taken = []
+        for step in batch:
+            leaving, coming = step.gone, step.new
+            gone += leaving
+            new |= coming
+            taken.append((step, len(leaving) + len(coming)))
+            self._count(shared, step)
+        touched = {place for step in batch for place in self._touched(step)}
+        gone += [place for place in touched if self._shared[place] > 0 and shared[place] <= 0]
+        new |= {place: None for place in touched if self._shared[place] <= 0 and shared[place] > 0}
+        try:
+            self._prepare(nftables, batch, new)
+            _apply(nftables, gone, new)
+        except KernelError as error:
+            return self._split(nftables, batch, error)
+        self._shared = +shared
+        for step in batch:
+            if step.plan is None:
+                self.held.pop(step.frontend, None)
+            else:
+                self.held[step.frontend] = step.plan
+        return taken
+
+    def _prepare(self, nftables: Nftables, batch: list[_Step], new: Elements) -> None:
+        verdicts = {value[0] for value in new.values() if isinstance(value, tuple)}
+        names = {verdict.removeprefix("goto ") for verdict in verdicts if verdict.startswith("goto ")}
+        ranges = {step.plan.sources for step in batch if step.plan and step.plan.sources is not None}
+        missing = [
+            sources for sources in ranges if plan_ranges(sources, self._around_now).name not in self._chains
+        ]
+        self._write_ranges(missing)
+        self._ensure_chains(nftables, sorted(name for name in names - self._chains if "ranges" not in name))
+
+    @property
+    def _around_now(self) -> Surroundings:
+        assert self._around is not None, "static chains come first"  # noqa: S101
+        return self._around
+
+    def _split(self, nftables: Nftables, batch: list[_Step], error: KernelError) -> list[tuple[_Step, int]]:
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            return self._commit(nftables, batch[:middle]) + self._commit(nftables, batch[middle:])
+        (step,) = batch
+        self.problems[step.frontend] = str(error)
+        self.is_doubtful = True
+        return []
+
+    def _take(self, frontend: Frontend, plan: FrontendPlan) -> None:
+        """Take note of a frontend whose elements the kernel has already."""
+        self.held[frontend] = plan
+        self._shared.update(render_shared(frontend, plan, self._around_now))
+
+    def _count(self, shared: Counter[tuple[str, bytes]], step: _Step) -> None:
+        around = self._around_now
+        if step.former:
+            shared.subtract(render_shared(step.frontend, step.former, around))
+        if step.plan:
+            shared.update(render_shared(step.frontend, step.plan, around))
+
+    def _touched(self, step: _Step) -> Iterator[tuple[str, bytes]]:
+        for plan in (step.former, step.plan):
+            if plan:
+                yield from render_shared(step.frontend, plan, self._around_now)
+
+
+def switch_off(nftables: Nftables) -> bool:
+    """Remove the table with everything in it; tell whether there was one."""
+    present = bool(nftables.list_chain_names("inet", table=SERVICES_TABLE))
+    if present:
+        run_nft([f"delete table inet {SERVICES_TABLE}"])
+    return present
+
+
+def _batches(steps: list[_Step]) -> Iterator[list[_Step]]:
+    batch: list[_Step] = []
+    size = 0
+    for step in steps:
+        batch.append(step)
+        size += len(step.before) + len(step.after)
+        if size >= _LARGEST:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _apply(nftables: Nftables, gone: Iterable[tuple[str, bytes]], new: Elements) -> None:
+    """Delete and add elements in one batch."""
+    changes: list[PackedChange] = []
+    leaving: dict[str, list[tuple[bytes, None]]] = {}
+    for name, key in gone:
+        leaving.setdefault(name, []).append((key, None))
+    for name, pairs in leaving.items():
+        changes += pack_pairs(_place(name), pairs, present=False)
+    coming: dict[str, list[tuple[bytes, Value]]] = {}
+    for (name, key), value in new.items():
+        coming.setdefault(name, []).append((key, value))
+    for name, added in coming.items():
+        changes += pack_pairs(_place(name), added, present=True)
+    nftables.apply(changes)
+
+
+def _place(name: str) -> Element:
+    return Element(family="inet", table=SERVICES_TABLE, set_name=name, key=b"")
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the kernel's table holds."""
+
+    own: dict[Frontend, Elements] = field(default_factory=dict)
+    shared: Elements = field(default_factory=dict)
+
+    def list_endpoints(self, frontend: Frontend) -> list[tuple[Endpoint, ...]]:
+        """Return the endpoints of a frontend in their order: everybody's, and those for the inside."""
+        elements = self.own.get(frontend, {})
+        lists = []
+        for which in _NUMBERED:
+            name = f"{which}{frontend.version}"
+            numbered = sorted((key, value) for (where, key), value in elements.items() if where == name)
+            lists.append(tuple(parse_endpoint(value) for _, value in numbered if isinstance(value, bytes)))
+        return lists
+
+
+def _read(nftables: Nftables) -> _Found:
+    found = _Found()
+    for version in VERSIONS:
+        for name in (*_OWN, *_NUMBERED):
+            pairs = nftables.list_pairs("inet", f"{name}{version}", table=SERVICES_TABLE)
+            for key, value in pairs.items():
+                frontend = split_key(key, version)
+                found.own.setdefault(frontend, {})[f"{name}{version}", key] = value
+        for name in _SHARED:
+            pairs = nftables.list_pairs("inet", f"{name}{version}", table=SERVICES_TABLE)
+            found.shared |= {(f"{name}{version}", key): None for key in pairs}
+    return found
+
+
+def _arrange(
+    plan: FrontendPlan, endpoints: tuple[Endpoint, ...], inside: tuple[Endpoint, ...]
+) -> FrontendPlan:
+    """Return the plan with its endpoints where they are in the kernel already."""
+    ordered = _order(endpoints, plan.endpoints)
+    within = plan.inside and _order(inside, plan.inside)
+    return replace(plan, endpoints=ordered, inside=within if plan.inside else plan.inside)
+
+
+def _order(before: tuple[Endpoint, ...], wanted: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    """Return what is wanted, each where it was: who is new, or was behind the end, fills the holes."""
+    if before == wanted:
+        return wanted
+    remaining = dict.fromkeys(wanted)
+    places: list[Endpoint | None] = [None] * len(wanted)
+    for index, endpoint in enumerate(before[: len(wanted)]):
+        if endpoint in remaining:
+            places[index] = endpoint
+            del remaining[endpoint]
+    rest = iter(remaining)
+    return tuple(each if each is not None else next(rest) for each in places)
