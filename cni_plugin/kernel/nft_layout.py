@@ -119,14 +119,14 @@ SERVICE_REFUSALS_OUTPUT = Place(
 )
 SERVICE_AFFINITY = Place(
     table=SERVICES_TABLE,
-    prefix="affinity",
+    prefix="services_affinity",
     hook="postrouting",
     priority=0,
     purpose="Services, session affinity",
 )
 SERVICE_MASQUERADE = Place(
     table=SERVICES_TABLE,
-    prefix="masquerade",
+    prefix="services_masquerade",
     kind="nat",
     hook="postrouting",
     priority=99,
