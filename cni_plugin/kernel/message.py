@@ -63,7 +63,7 @@ def lladdr(kind: int, value: str) -> bytes:
 
 def ip(kind: int, value: IPAddress) -> bytes:
     """Return an attribute that is an address of either family."""
-    return attribute(kind, int(value).to_bytes(_BYTES[value.version], "big"))
+    return attribute(kind, pack_address(value))
 
 
 def parse_attributes(raw: bytes, offset: int = 0) -> dict[int, bytes]:
@@ -106,6 +106,11 @@ def parse_text(value: bytes | None) -> str:
 def parse_mac(value: bytes | None) -> str:
     """Return a MAC as the kernel writes it; empty for an attribute that is absent."""
     return (value or b"").hex(":")
+
+
+def pack_address(value: IPAddress) -> bytes:
+    """Return an address as the kernel has it: its length says its family."""
+    return int(value).to_bytes(_BYTES[value.version], "big")
 
 
 def parse_address(value: bytes) -> IPAddress:

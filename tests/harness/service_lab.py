@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from netaddr import IPNetwork
 
+from cni_plugin.dataplane.services.flows import end_affinity, end_flows
 from cni_plugin.dataplane.services.plan import PROTOCOLS, Endpoint, Frontend, FrontendPlan, Surroundings
 from cni_plugin.dataplane.services.sync import ServicesTable, Sync
 from cni_plugin.kernel.netns import open_pod
@@ -102,6 +103,18 @@ class ServiceLab:
         self.table = table or self.table
         with open_pod(self.node.path) as host, host.entered():
             return self.table.sync(host.nftables, self.plans, self.around)
+
+    def end_flows(self, address: str) -> None:
+        """End the UDP flows to a frontend whose endpoints are gone."""
+        frontend = Frontend(packed(address), PROTOCOLS["UDP"], PORT)
+        with open_pod(self.node.path) as host:
+            end_flows(host.nftables, [frontend], self.table.held)
+
+    def end_affinity(self, address: str) -> int:
+        """Let clients of a frontend whose endpoint is gone choose again; return how many."""
+        frontends = [Frontend(packed(address), PROTOCOLS[name], PORT) for name in ("TCP", "UDP")]
+        with open_pod(self.node.path) as host:
+            return end_affinity(host.nftables, frontends, self.table.held)
 
     def ask(self, who: str, address: str, port: int = PORT, *, times: int = 1) -> set[tuple[str, str]]:
         """Return who answers over TCP and UDP, and as whom it sees the client."""

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cni_plugin.dataplane.services.plan import Surroundings
+from cni_plugin.dataplane.services.sync import ServicesTable
+from cni_plugin.kernel.netns import open_pod
 from cni_plugin.kernel.nft_layout import OWN_TABLES, PLACES, Place
 from tests.harness.chain import Chain, install_as
 from tests.harness.cluster import Cluster, make_cluster
@@ -73,7 +76,10 @@ def place_of(chain: dict[str, Any]) -> Place:
 
 
 def test_a_node_with_everything_on_has_the_layouts_chains(cluster: Cluster) -> None:
-    chains = hooked(switch_everything_on(cluster))
+    node = switch_everything_on(cluster)
+    with open_pod(node.path) as host, host.entered():
+        ServicesTable().sync(host.nftables, {}, Surroundings())
+    chains = hooked(node)
     for chain in chains:
         place = place_of(chain)
         assert (chain["type"], chain["prio"], chain["policy"]) == (place.kind, place.priority, "accept"), (

@@ -13,7 +13,7 @@ from cni_plugin.dataplane.services.plan import Endpoint, Frontend, FrontendPlan,
 from cni_plugin.dataplane.services.sync import ServicesTable, switch_off
 from cni_plugin.kernel.netns import open_pod
 from tests.harness.service_lab import CLIENTS, CLUSTER, EXTERNAL, PORT, ServiceLab, packed, service_lab
-from tests.harness.services import REFUSED, SILENCE, ask
+from tests.harness.services import REFUSED, SILENCE, Flow, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -191,3 +191,35 @@ def test_one_frontend_that_the_kernel_refuses_holds_no_other_up(lab: ServiceLab)
     assert set(table.problems) == {wrong}
     assert table.is_doubtful
     assert lab.ask("pod", CLUSTER[lab.version], 1007) >= seen(lab, "pod", ("remote",))
+
+
+def test_a_udp_flow_ends_with_its_endpoint_and_not_with_the_table(lab: ServiceLab) -> None:
+    address = CLUSTER[lab.version]
+    lab.put(address, plan=cluster_plan(lab, "local"))
+    with Flow(lab.client, address, PORT) as flow:
+        assert flow.ask() == f"local {lab.source('pod')}"
+        lab.put(address, plan=cluster_plan(lab, *BOTH))
+        lab.sync(ServicesTable())
+        lab.end_flows(address)
+        assert flow.ask() == f"local {lab.source('pod')}"
+        lab.put(address, plan=cluster_plan(lab, "remote", draining=lab.endpoints("local")))
+        lab.end_flows(address)
+        assert flow.ask() == f"local {lab.source('pod')}"
+        lab.put(address, plan=cluster_plan(lab, "remote"))
+        lab.end_flows(address)
+        assert flow.ask() == f"remote {lab.source('pod')}"
+        lab.put(address)
+        lab.end_flows(address)
+        lab.put(address, plan=cluster_plan(lab))
+        assert flow.ask() == REFUSED
+        lab.put(address, plan=cluster_plan(lab, "remote"))
+        assert flow.ask() == f"remote {lab.source('pod')}"
+
+
+def test_a_client_whose_endpoint_is_gone_gets_another(lab: ServiceLab) -> None:
+    address = CLUSTER[lab.version]
+    lab.put(address, plan=cluster_plan(lab, "local", keep=600))
+    assert lab.ask("pod", address) == seen(lab, "pod", ("local",))
+    lab.put(address, plan=cluster_plan(lab, "remote", keep=600))
+    assert lab.end_affinity(address) == 2
+    assert lab.ask("pod", address, times=3) == seen(lab, "pod", ("remote",))

@@ -175,7 +175,7 @@ def types_of(module: str) -> set[str]:
 FIXED = {
     *("frozenset", "struct.Struct", "struct.pack", "logging.getLogger", "re.compile", "TypeVar", "partial"),
     *("ctypes.CDLL", "codecs.getencoder", "os.environ.get", "u32", "int.from_bytes", "bytes.fromhex"),
-    *("str.maketrans", "create_string_buffer"),
+    *("str.maketrans", "create_string_buffer", "tuple"),
 }
 MUTATING = {"add", "append", "clear", "extend", "insert", "pop", "popleft", "remove", "setdefault", "update"}
 # State of modules: the object of the process, what is the same until the next boot, and logging's own.
