@@ -1,0 +1,262 @@
+"""What a node shall do for the cluster's Services, computed as they change. Pure.
+
+The model is given the objects that changed, and computes the Services that these touch; nothing else is
+looked at. Of two Services that claim one address and port the older has it: the other is named, and takes
+over when the older goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from cni_plugin.dataplane.services.endpoints import Here, choose
+from cni_plugin.dataplane.services.health import HealthCheck
+from cni_plugin.dataplane.services.plan import LENGTHS, PROTOCOL_NAMES, Frontend, FrontendPlan, Refusal
+from cni_plugin.kernel.message import parse_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from cni_plugin.cluster.service_objects import Service, ServicePort, Slice
+    from cni_plugin.dataplane.services.endpoints import Choice
+    from cni_plugin.dataplane.services.plan import Endpoint
+
+_VERSIONS = tuple(LENGTHS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePlace:
+    """What of this node Services depend on."""
+
+    here: Here
+    node_ports: tuple[bytes, ...] = ()
+    """Its addresses that node ports are at."""
+    masquerade_all: bool = False
+
+
+@dataclass(slots=True)
+class _Computed:
+    """What one Service has."""
+
+    plans: dict[Frontend, FrontendPlan] = field(default_factory=dict)
+    check: HealthCheck | None = None
+
+
+@dataclass
+class ServicesModel:
+    """The cluster's Services as this node sees them."""
+
+    place: NodePlace
+    services: dict[str, Service] = field(default_factory=dict)
+    _slices: dict[str, Slice] = field(default_factory=dict)
+    _by_service: dict[str, dict[str, Slice]] = field(default_factory=dict)
+    _computed: dict[str, _Computed] = field(default_factory=dict)
+    _claims: dict[Frontend, list[str]] = field(default_factory=dict)
+    """Who claims a frontend, the oldest first, where it is more than one."""
+    _owners: dict[Frontend, str] = field(default_factory=dict)
+    _dirty: set[str] = field(default_factory=set)
+
+    def move(self, place: NodePlace) -> None:
+        """Take over where this node is; everything is computed again when that is news."""
+        if place != self.place:
+            self.place = place
+            self._dirty |= self.services.keys()
+
+    def put_services(self, changed: Mapping[str, Service | None]) -> None:
+        """Take over Services by their keys; None for one that is gone."""
+        for key, service in changed.items():
+            if service is None:
+                self.services.pop(key, None)
+            else:
+                self.services[key] = service
+            self._dirty.add(key)
+
+    def put_slices(self, changed: Mapping[str, Slice | None]) -> None:
+        """Take over slices by their keys; None for one that is gone."""
+        for key, found in changed.items():
+            former = self._slices.pop(key, None)
+            if former is not None:
+                self._forget_slice(former.service, key)
+            if found is not None and found.service:
+                self._slices[key] = found
+                self._by_service.setdefault(found.service, {})[key] = found
+                self._dirty.add(found.service)
+
+    def _forget_slice(self, service: str, key: str) -> None:
+        members = self._by_service[service]
+        del members[key]
+        if not members:
+            del self._by_service[service]
+        self._dirty.add(service)
+
+    def compute(self) -> dict[Frontend, FrontendPlan | None]:
+        """Return the plans that have changed since the last call; None for a frontend that is gone."""
+        dirty, self._dirty = self._dirty, set()
+        touched: set[Frontend] = set()
+        for key in dirty:
+            before = self._computed.pop(key, None)
+            after = self._compute_service(key)
+            if after is not None:
+                self._computed[key] = after
+            touched |= self._claim(key, before.plans if before else {}, after.plans if after else {})
+        return {frontend: self._find_plan(frontend) for frontend in touched}
+
+    def plans(self) -> dict[Frontend, FrontendPlan]:
+        """Return all plans, as they were last computed."""
+        return {frontend: self._computed[owner].plans[frontend] for frontend, owner in self._owners.items()}
+
+    def plans_of(self, key: str) -> dict[Frontend, FrontendPlan]:
+        """Return the plans of one Service, those that another has taken included."""
+        computed = self._computed.get(key)
+        return dict(computed.plans) if computed else {}
+
+    def owner(self, frontend: Frontend) -> str:
+        """Return the key of the Service that has a frontend; empty when none has."""
+        return self._owners.get(frontend, "")
+
+    def slices_of(self, key: str) -> tuple[Slice, ...]:
+        """Return the slices of a Service."""
+        return tuple(self._by_service.get(key, {}).values())
+
+    def checks(self) -> dict[int, HealthCheck]:
+        """Return what health check ports answer."""
+        return {
+            self.services[key].health_port: computed.check
+            for key, computed in self._computed.items()
+            if computed.check is not None
+        }
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with Services: addresses that an older one has."""
+        return sorted(
+            f"service {late}: wanted {describe(frontend)}, found it is service {claimants[0]}'s"
+            for frontend, claimants in self._claims.items()
+            for late in claimants[1:]
+        )
+
+    def _find_plan(self, frontend: Frontend) -> FrontendPlan | None:
+        owner = self._owners.get(frontend)
+        return self._computed[owner].plans[frontend] if owner is not None else None
+
+    def _claim(
+        self, key: str, before: Mapping[Frontend, FrontendPlan], after: Mapping[Frontend, FrontendPlan]
+    ) -> set[Frontend]:
+        """Take note of who claims the frontends of a Service; return those whose plan may be another now."""
+        touched = set()
+        for frontend in before.keys() | after.keys():
+            if before.get(frontend) == after.get(frontend):
+                continue
+            touched.add(frontend)
+            owner = self._owners.get(frontend)
+            if frontend in after and owner in {None, key} and frontend not in self._claims:
+                self._owners[frontend] = key
+            else:
+                self._settle(frontend, key, claims=frontend in after)
+        return touched
+
+    def _settle(self, frontend: Frontend, key: str, *, claims: bool) -> None:
+        """Find the owner of a frontend that several claim, or that its only claimant leaves."""
+        owner = self._owners.get(frontend)
+        claimants = set(self._claims.pop(frontend, [owner] if owner is not None else [])) - {key}
+        claimants |= {key} if claims else set()
+        ordered = sorted(claimants, key=lambda each: (self.services[each].created, each))
+        if len(ordered) > 1:
+            self._claims[frontend] = ordered
+        if ordered:
+            self._owners[frontend] = ordered[0]
+        else:
+            self._owners.pop(frontend, None)
+
+    def _compute_service(self, key: str) -> _Computed | None:
+        service = self.services.get(key)
+        if service is None or not service.cluster_addresses:
+            return None
+        found = _Computed()
+        slices = self.slices_of(key)
+        local_ready = set()
+        for port in service.ports:
+            for version in _VERSIONS:
+                choice = choose(slices, port, version, self.place.here)
+                local_ready.add(choice.local_ready)
+                for frontend, plan in _plan_port(service, port, version, choice, self.place):
+                    found.plans.setdefault(frontend, plan)
+        if service.health_port:
+            found.check = HealthCheck(
+                namespace=service.namespace, name=service.name, local_endpoints=max(local_ready, default=0)
+            )
+        return found
+
+
+def describe(frontend: Frontend) -> str:
+    """Return a frontend as people write it: 10.96.0.10:53/UDP."""
+    address = parse_address(frontend.address)
+    host = f"[{address}]" if frontend.version == 6 else str(address)
+    return f"{host}:{frontend.port}/{PROTOCOL_NAMES.get(frontend.protocol, frontend.protocol)}"
+
+
+def _plan_port(
+    service: Service, port: ServicePort, version: int, choice: Choice, place: NodePlace
+) -> Iterator[tuple[Frontend, FrontendPlan]]:
+    """Yield the frontends of a port in one family, each with its plan."""
+    length = LENGTHS[version]
+    inner = _plan_inner(service, port, choice, place)
+    outer = _plan_outer(service, port, choice)
+    guarded = _guard(service, version, outer)
+    for plan, addresses, number in (
+        (inner, service.cluster_addresses, port.port),
+        (outer, service.external_addresses, port.port),
+        (guarded, service.balancer_addresses, port.port),
+        (outer, place.node_ports if port.node_port else (), port.node_port),
+    ):
+        for address in addresses:
+            if len(address) == length:
+                yield Frontend(address, port.protocol, number), plan
+
+
+def _name(service: Service, port: ServicePort) -> str:
+    return f"{service.key}:{port.name or port.port}"
+
+
+def _plan_inner(service: Service, port: ServicePort, choice: Choice, place: NodePlace) -> FrontendPlan:
+    """Return the plan of a cluster address."""
+    local = service.internal_local
+    endpoints = choice.local if local else choice.near
+    return FrontendPlan(
+        name=_name(service, port),
+        endpoints=endpoints,
+        refusal=Refusal.DROP if local and choice.everywhere else Refusal.REFUSE,
+        keep=service.affinity,
+        is_cluster=True,
+        masquerade=place.masquerade_all,
+        draining=_without(choice.draining, endpoints),
+    )
+
+
+def _plan_outer(service: Service, port: ServicePort, choice: Choice) -> FrontendPlan:
+    """Return the plan of an address that is asked from outside."""
+    local = service.external_local
+    endpoints = choice.local if local else choice.near
+    others = local and choice.everywhere != endpoints
+    return FrontendPlan(
+        name=_name(service, port),
+        endpoints=endpoints,
+        inside=choice.everywhere if others else None,
+        refusal=Refusal.DROP if others else Refusal.REFUSE,
+        keep=service.affinity,
+        masquerade=not local,
+        masquerade_node=True,
+        draining=_without(choice.draining, choice.everywhere if others else endpoints),
+    )
+
+
+def _guard(service: Service, version: int, plan: FrontendPlan) -> FrontendPlan:
+    """Return the plan of a balancer's address: only the sources of the family may ask it."""
+    if not service.sources:
+        return plan
+    return replace(plan, sources=tuple(cidr for cidr in service.sources if cidr.version == version))
+
+
+def _without(draining: Iterable[Endpoint], used: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
+    taken = set(used)
+    return tuple(each for each in draining if each not in taken)
