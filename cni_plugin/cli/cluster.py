@@ -87,6 +87,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from cni_plugin.cluster.snapshot import Snapshot
     from cni_plugin.cluster.watch import Watch
     from cni_plugin.dataplane.follow import Follower
+    from cni_plugin.dataplane.services.follow import ServicesFollower
     from cni_plugin.kernel.monitor import Monitor
     from cni_plugin.node.loop import Loop
 
@@ -97,10 +98,17 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     with termination() as terminated:
         endings = (terminated, _STDIN) if arguments.until_eof else (terminated,)
-        loop = Loop(order.resync, Monitor(), endings)
-        nodes: Snapshot[Node] = Snapshot(loop.wake)
+        services = ServicesFollower(order, access)
+        loop = Loop(order.resync, Monitor(services.bereft), endings)
+
+        def wake() -> None:
+            loop.wake()
+            services.wake()
+
+        nodes: Snapshot[Node] = Snapshot(wake)
         Watch(API(access), NODES, nodes).start()
-        loop.run(Follower(order, nodes, API(access)))
+        with services.following(nodes):
+            loop.run(Follower(order, nodes, API(access)))
     return 0
 
 

@@ -27,6 +27,7 @@ class Node:
     """When, as RFC 3339 writes it in UTC: text that sorts by time."""
     addresses: tuple[IPAddress, ...] = ()
     pod_cidrs: tuple[IPNetwork, ...] = ()
+    zone: str = ""
     network_unavailable: bool = False
     """A cloud's controller waits for somebody to say that the network is there."""
 
@@ -51,6 +52,7 @@ def parse_node(raw: dict[str, Any]) -> Node:
         created=metadata.get("creationTimestamp") or "",
         addresses=tuple(dict.fromkeys(_parse_addresses(addresses))),
         pod_cidrs=tuple(_parse_networks(cidrs)),
+        zone=(metadata.get("labels") or {}).get("topology.kubernetes.io/zone") or "",
         network_unavailable=any(_says_unavailable(c) for c in status.get("conditions") or ()),
     )
 

@@ -125,7 +125,7 @@ def parse_settings(fields: Fields) -> ClusterSettings:
         raise invalid_config(f"wanted keys of {sorted(_KEYS)}, found {unknown}")
     default = ClusterSettings()
     capabilities = fields.section("capabilities")
-    return ClusterSettings(
+    found = ClusterSettings(
         network=fields.string("network") or default.network,
         backend=_parse_choice(fields, "backend", BACKENDS) or default.backend,
         attach=_parse_choice(fields, "attach", ATTACHES) or default.attach,
@@ -141,6 +141,10 @@ def parse_settings(fields: Fields) -> ClusterSettings:
         bridge=fields.string("bridge") or default.bridge,
         data_dir=fields.string("dataDir") or default.data_dir,
     )
+    if found.services.on and found.attach == BRIDGE:
+        # Two pods on one bridge answer each other past the node, which has translated the question.
+        raise invalid_config('"services": wanted "attach" "routed" beside it, found "bridge"')
+    return found
 
 
 def _parse_choice(fields: Fields, key: str, choices: tuple[str, ...]) -> str:

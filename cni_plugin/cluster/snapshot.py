@@ -7,6 +7,7 @@ woken when something changed that is kept of the objects: heartbeats change noth
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic
 
@@ -32,6 +33,7 @@ class Snapshot(Generic[ObjectT]):
     wake: Callable[[], None]
     _objects: dict[str, ObjectT] | None = None
     _changed: set[str] = field(default_factory=set)
+    _since: float = 0.0
     _problem: str = "the API has not answered yet"
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -56,10 +58,16 @@ class Snapshot(Generic[ObjectT]):
         with self._guard:
             return (self._objects or {}).get(key)
 
+    @property
+    def changed_since(self) -> float:
+        """Return when the first change came that nobody has taken yet (time.monotonic), 0 for none."""
+        return self._since
+
     def take_changes(self) -> dict[str, ObjectT | None]:
         """Return the objects that changed since the last call, None for one that is gone."""
         with self._guard:
             changed, self._changed = self._changed, set()
+            self._since = 0.0
             objects = self._objects or {}
             return {key: objects.get(key) for key in changed}
 
@@ -71,7 +79,7 @@ class Snapshot(Generic[ObjectT]):
             self._objects = objects
             changed = {key for key, found in objects.items() if known.get(key) != found}
             changed |= known.keys() - objects.keys()
-            self._changed |= changed
+            self._note(changed)
         if changed or before is None:
             self.wake()
 
@@ -85,8 +93,13 @@ class Snapshot(Generic[ObjectT]):
                 del objects[key]
             else:
                 objects[key] = found
-            self._changed.add(key)
+            self._note({key})
         self.wake()
+
+    def _note(self, changed: set[str]) -> None:
+        self._changed |= changed
+        if changed and not self._since:
+            self._since = time.monotonic()
 
     def say(self, problem: str) -> bool:
         """Take over why it may be out of date; tell whether that is news."""

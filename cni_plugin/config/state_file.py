@@ -1,14 +1,15 @@
-"""The state file of the cluster's child process: small JSON, replaced by rename.
+"""The state files of the cluster's child process: small JSON, replaced by rename.
 
-It is written by `podwire cluster` (dataplane/follow.py) and read by whoever wants to know whether
+They are written by `podwire cluster` (dataplane) and read by whoever wants to know whether
 pods can be added: STATUS of a network with the key `stateFile`, the agent's probes, `podwire doctor`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from cni_plugin.contract.errors import CNIError, Code
 
@@ -38,7 +39,51 @@ class ClusterState:
 
     def render(self) -> str:
         """Return the file's text."""
-        return json.dumps({_KEYS[name]: value for name, value in asdict(self).items()}, indent=4) + "\n"
+        return _render(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServicesState:
+    """What a node does for the cluster's Services: in a file of its own, as it changes oftener.
+
+    Times in seconds, `last_sync` and `updated` since 1970. `last_change_seconds` is how long a change took
+    from the API's word until it was in the kernel.
+    """
+
+    node: str
+    ready: bool = False
+    reasons: tuple[str, ...] = ()
+    services: int = 0
+    frontends: int = 0
+    endpoints: int = 0
+    refused: int = 0
+    """Frontends that the kernel refused."""
+    syncs: int = 0
+    elements: int = 0
+    """Elements that syncs have changed."""
+    errors: int = 0
+    last_sync_seconds: float = 0.0
+    last_change_seconds: float = 0.0
+    last_sync: float = 0.0
+    rivals: tuple[str, ...] = ()
+    """What else here translates packets to Services."""
+    updated: float = 0.0
+
+    def render(self) -> str:
+        """Return the file's text."""
+        return _render(self)
+
+
+StateT = TypeVar("StateT", ClusterState, ServicesState)
+
+
+def services_file(state_file: str) -> str:
+    """Return where the state of Services is, beside the cluster's."""
+    return os.path.join(os.path.dirname(state_file), "services.json")
+
+
+def _render(state: ClusterState | ServicesState) -> str:
+    return json.dumps({_camel(name): value for name, value in asdict(state).items()}, indent=4) + "\n"
 
 
 def _camel(name: str) -> str:
@@ -46,27 +91,34 @@ def _camel(name: str) -> str:
     return first + "".join("CIDRs" if word == "cidrs" else word.capitalize() for word in rest)
 
 
-_KEYS = {each.name: _camel(each.name) for each in fields(ClusterState)}
-
-
 def read_state(path: str) -> ClusterState | None:
-    """Return what the file says, None when there is none that can be read."""
+    """Return what the file says of the cluster, None when there is none that can be read."""
+    return _read(path, ClusterState)
+
+
+def read_services_state(path: str) -> ServicesState | None:
+    """Return what the file says of Services, None when there is none that can be read."""
+    return _read(path, ServicesState)
+
+
+def _read(path: str, kind: type[StateT]) -> StateT | None:
+    keys = {each.name: _camel(each.name) for each in fields(kind)}
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
         known: dict[str, Any] = {
             name: tuple(found[key]) if isinstance(found[key], list) else found[key]
-            for name, key in _KEYS.items()
+            for name, key in keys.items()
             if key in found
         }
-        return ClusterState(**known) if all(_fits(name, value) for name, value in known.items()) else None
+        fitting = all(_fits(getattr(kind(node=""), name), value) for name, value in known.items())
+        return kind(**known) if fitting else None
     except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
-def _fits(name: str, value: object) -> bool:
-    """Tell whether a value is of its key's type."""
-    wanted = getattr(ClusterState(node=""), name)
+def _fits(wanted: object, value: object) -> bool:
+    """Tell whether a value is of the type of its key's default."""
     if isinstance(wanted, tuple):
         return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
     if isinstance(wanted, dict):

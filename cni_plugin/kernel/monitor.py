@@ -32,7 +32,7 @@ from cni_plugin.kernel.route import find_lost_link, is_synchronized
 from cni_plugin.kernel.rule import is_own_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from cni_plugin.kernel.link import Link
     from cni_plugin.kernel.netlink import Message, Netlink
@@ -43,6 +43,7 @@ _NFT_GROUPS = 1 << (7 - 1)  # NFNLGRP_NFTABLES
 _NFT_DELTABLE, _NFT_DELCHAIN, _NFT_DELRULE, _NFT_DELSET, _NFT_DELSETELEM = (
     10 << 8 | n for n in (2, 5, 8, 11, 14)
 )
+_NFT_LOSSES = frozenset({_NFT_DELTABLE, _NFT_DELCHAIN, _NFT_DELRULE, _NFT_DELSET})
 _RTM_NEWNETCONF, _RTM_DELNEIGH, _RTM_NEWRULE, _RTM_DELRULE = 80, 29, 32, 33
 _AF_BRIDGE = 7
 _PODS = ("veth", "bwp")  # how the names of a pod's links on the node begin
@@ -81,8 +82,9 @@ class _Burst:
 class Monitor:
     """Two sockets in the network namespace of the thread that makes it."""
 
-    def __init__(self) -> None:
-        """Listen from now on."""
+    def __init__(self, bereft: Mapping[str, Callable[[], None]] | None = None) -> None:
+        """Listen from now on; `bereft` is called, by a table's name, when it lost more than elements."""
+        self._bereft = dict(bereft or {})
         self._route = NetlinkSocket(groups=_GROUPS)
         self._route.set_option(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _FILTER)
         self._nft = NetlinkSocket(NETFILTER, groups=_NFT_GROUPS)
@@ -99,7 +101,7 @@ class Monitor:
 
     def drain(self) -> bool:
         """Take all news; tell whether there may be a reason to look when the burst is over."""
-        for each, note in ((self._route, _note_route), (self._nft, _note_nft)):
+        for each, note in ((self._route, _note_route), (self._nft, self._note_nft)):
             self._drain(each, note)
         return self._burst.is_suspicious
 
@@ -114,6 +116,18 @@ class Monitor:
                 if error.errno != errno.ENOBUFS:
                     raise
                 self._burst.certain = True
+
+    def _note_nft(self, burst: _Burst, message: Message) -> None:
+        """Note what a table lost. What somebody's own dataplane fills alone is its business."""
+        table = find_table(message.raw) if message.kind in _NFT_LOSSES | {_NFT_DELSETELEM} else ""
+        if message.kind in _NFT_LOSSES and table in self._bereft:
+            self._bereft[table]()
+        elif message.kind in _NFT_LOSSES:
+            burst.certain |= table == TABLE
+        elif table == TABLE:
+            owners = _IDENTITY.findall(message.raw)
+            burst.certain |= not owners
+            burst.losers.update(host_ifname(each.decode()) for each in owners)
 
     def confirm(self, nl: Netlink) -> bool:
         """Tell whether there is a reason to look, and begin anew; `nl` is of the same namespace."""
@@ -173,12 +187,3 @@ def _note_link(burst: _Burst, kind: int, raw: bytes) -> None:
         burst.down.discard(index)
     else:
         burst.down.add(index)
-
-
-def _note_nft(burst: _Burst, message: Message) -> None:
-    if message.kind in {_NFT_DELTABLE, _NFT_DELCHAIN, _NFT_DELRULE, _NFT_DELSET}:
-        burst.certain |= find_table(message.raw) == TABLE
-    elif message.kind == _NFT_DELSETELEM and find_table(message.raw) == TABLE:
-        owners = _IDENTITY.findall(message.raw)
-        burst.certain |= not owners
-        burst.losers.update(host_ifname(each.decode()) for each in owners)

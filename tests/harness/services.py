@@ -5,6 +5,7 @@ Sockets stay in the namespace that they are made in, so that both ends are threa
 
 from __future__ import annotations
 
+import errno
 import selectors
 import socket
 import threading
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.harness.node import Space
 
-REFUSED, SILENCE = "refused", "silence"
+REFUSED, SILENCE, UNREACHABLE = "refused", "silence", "unreachable"
 
 
 @contextmanager
@@ -66,7 +67,7 @@ def _seen(name: str, client: tuple[str, int]) -> bytes:
 
 
 def ask(space: Space, address: str, port: int, protocol: str = "tcp", *, within: float = 2.0) -> str:
-    """Return what the service answers; REFUSED or SILENCE when nobody does."""
+    """Return what the service answers; REFUSED, SILENCE or UNREACHABLE when nobody does."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     with inside(space):
@@ -82,6 +83,10 @@ def ask(space: Space, address: str, port: int, protocol: str = "tcp", *, within:
             return REFUSED
         except TimeoutError:
             return SILENCE
+        except OSError as error:
+            if error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH}:
+                return UNREACHABLE
+            raise
 
 
 class Flow:

@@ -273,6 +273,10 @@ WRONG_SETTINGS = (
     ({"clusterCIDRs": ["10.0.0.1/8"]}, '"clusterCIDRs" must have no host bits set'),
     ({"clusterCIDRs": "10.0.0.0/8"}, '"clusterCIDRs" must be a list'),
     ({"vni": 0}, '"vni" must be in'),
+    (
+        {"services": True, "attach": "bridge"},
+        '"services": wanted "attach" "routed" beside it, found "bridge"',
+    ),
     ({"services": "yes"}, '"services" must be true or false, found "yes"'),
     ({"services": {"healthport": 1, "port": 2}}, "found ['healthport', 'port']"),
     ({"services": {"healthPort": 70000}}, '"services.healthPort" must be in'),
