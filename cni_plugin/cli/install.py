@@ -18,7 +18,7 @@ from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.kernel.link import delete_link, list_links
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.kernel.nft import run_nft
-from cni_plugin.kernel.nft_layout import TABLE
+from cni_plugin.kernel.nft_layout import OWN_TABLES, TABLE
 from cni_plugin.kernel.route import PODWIRE_PROTO, list_routes, remove_route
 from cni_plugin.kernel.rule import list_own_rules, remove_rule
 from cni_plugin.node import report
@@ -96,7 +96,8 @@ def _remove_all(arguments: argparse.Namespace) -> None:
         _remove_executable(path)
     with open_host() as host:
         _remove_objects(host.netlink)
-    run_nft([line for family in ("inet", "bridge") for line in _drop_table(f"{family} {TABLE}")])
+    tables = [f"bridge {TABLE}", *(f"inet {name}" for name in OWN_TABLES)]
+    run_nft([line for table in tables for line in _drop_table(table)])
 
 
 def _list_executables(bin_dir: str, record: str) -> list[str]:

@@ -9,7 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from cni_plugin.contract.errors import CNIError
-from cni_plugin.doctor import agent, configuration, executables, networks, node, peers, pods, runtime
+from cni_plugin.doctor import (
+    agent,
+    configuration,
+    executables,
+    networks,
+    node,
+    peers,
+    pods,
+    runtime,
+    services,
+)
 from cni_plugin.doctor.finding import Finding
 
 if TYPE_CHECKING:
@@ -26,6 +36,7 @@ CHECKS: Final[tuple[Callable[[Examined], Iterator[Finding]], ...]] = (
     networks.check,
     node.check,
     peers.check,
+    services.check,
     pods.check,
 )
 NOTES: Final = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.kubernetes import images, podwire
+from tests.harness.kubernetes import dns, images, podwire
 from tests.harness.kubernetes.host import eventually
 from tests.harness.kubernetes.kubernetes import Kubernetes
 
@@ -62,6 +62,23 @@ def installing(made: Kubernetes, image: Path) -> Iterator[Installed]:
 def cluster(installed: Installed) -> Kubernetes:
     """Return the cluster."""
     return installed.kubernetes
+
+
+@pytest.fixture(scope="module")
+def named(cluster: Kubernetes) -> Iterator[Kubernetes]:
+    """Let the cluster have a name server."""
+    written = (
+        images.write_agnhost(cluster.directory / "agnhost.tar"),
+        images.write_coredns(cluster.directory / "coredns.tar"),
+    )
+    for worker in cluster.workers.values():
+        for archive in written:
+            worker.import_image(archive)
+    cluster.apply(*dns.objects())
+    words = ("rollout", "status", "-n", dns.NAMESPACE, "deployment/coredns", "--timeout=20s")
+    eventually(lambda: cluster.kubectl(*words, check=False).returncode == 0, lambda: podwire.explain(cluster))
+    yield cluster
+    cluster.delete("-n", dns.NAMESPACE, "deployment/coredns", "service/kube-dns")
 
 
 @pytest.fixture(autouse=True)

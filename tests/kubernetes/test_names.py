@@ -2,70 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import closing
-from http.client import HTTPConnection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.kubernetes import dns, images, pods, podwire
-from tests.harness.kubernetes.host import eventually
+from tests.harness.kubernetes import dns, pods, podwire
+from tests.harness.kubernetes.dialling import NETEXEC, ask_until_answered
 from tests.harness.kubernetes.reach import address_of, spaces
-from tests.harness.networks import inside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.harness.kubernetes.kubernetes import Kubernetes
-    from tests.harness.node import Space
-
-# The way in for the test, and what the Service leads to.
-_NETEXEC = {
-    "image": images.AGNHOST,
-    "args": ["netexec", f"--http-port={pods.PORT}", f"--udp-port={pods.PORT}"],
-}
-
-
-@pytest.fixture(scope="module")
-def named(cluster: Kubernetes) -> Iterator[Kubernetes]:
-    """Let the cluster have a name server."""
-    written = (
-        images.write_agnhost(cluster.directory / "agnhost.tar"),
-        images.write_coredns(cluster.directory / "coredns.tar"),
-    )
-    for worker in cluster.workers.values():
-        for archive in written:
-            worker.import_image(archive)
-    cluster.apply(*dns.objects())
-    words = ("rollout", "status", "-n", dns.NAMESPACE, "deployment/coredns", "--timeout=20s")
-    eventually(lambda: cluster.kubectl(*words, check=False).returncode == 0, lambda: podwire.explain(cluster))
-    yield cluster
-    cluster.delete("-n", dns.NAMESPACE, "deployment/coredns", "service/kube-dns")
-
-
-def dial(client: Space, name: str, protocol: str) -> dict[str, Any]:
-    """Have the pod ask `name` as whom it is seen; return agnhost's account, nothing before it listens."""
-    way = f"/dial?request=clientip&protocol={protocol}&host={name}&port={pods.PORT}&tries=1"
-    with inside(client), closing(HTTPConnection("127.0.0.1", pods.PORT, timeout=20)) as connection:
-        try:
-            connection.request("GET", way)
-        except ConnectionRefusedError:
-            return {}
-        return dict(json.loads(connection.getresponse().read()))
-
-
-def ask_until_answered(client: Space, name: str, protocol: str) -> dict[str, Any]:
-    """Return the first account with an answer: kube-proxy takes a moment to write its rules."""
-    seen: dict[str, Any] = {}
-
-    def answered() -> bool:
-        seen.clear()
-        seen.update(dial(client, name, protocol))
-        return bool(seen.get("responses"))
-
-    eventually(answered, lambda: f"{name}: {seen}", within=30)
-    return seen
 
 
 @pytest.mark.parametrize("protocol", ["http", "udp"])
@@ -73,10 +19,10 @@ def test_a_pod_reaches_a_service_by_its_name_and_is_seen_with_its_own_address(
     named: Kubernetes, protocol: str
 ) -> None:
     named.apply(
-        pods.pod("web", "node-1", **_NETEXEC),
+        pods.pod("web", "node-1", **NETEXEC),
         pods.service("web"),
-        pods.pod("near", "node-1", **_NETEXEC),
-        pods.pod("far", "node-2", **_NETEXEC),
+        pods.pod("near", "node-1", **NETEXEC),
+        pods.pod("far", "node-2", **NETEXEC),
     )
     found = [named.await_pods(name, 1)[0] for name in ("web", "near", "far")]
     places = spaces(named, found)
@@ -96,7 +42,7 @@ def named_of_before(named: Kubernetes) -> Kubernetes:
     named.kubectl(*restart)
     status = ("rollout", "status", "-n", dns.NAMESPACE, "deployment/coredns", "--timeout=60s")
     named.kubectl(*status)
-    named.apply(pods.pod("old", "node-1", **_NETEXEC), pods.service("old"))
+    named.apply(pods.pod("old", "node-1", **NETEXEC), pods.service("old"))
     named.await_pods("old", 1)
     podwire.configure(named, attach="routed")
     return named
@@ -105,7 +51,7 @@ def named_of_before(named: Kubernetes) -> Kubernetes:
 def test_pods_on_a_bridge_from_before_serve_routed_ones_and_are_served(named_of_before: Kubernetes) -> None:
     cluster = named_of_before
     cluster.apply(
-        *(pods.pod(name, f"node-{i}", **_NETEXEC) for name, i in (("near", 1), ("far", 2))),
+        *(pods.pod(name, f"node-{i}", **NETEXEC) for name, i in (("near", 1), ("far", 2))),
         pods.service("near"),
     )
     found = {name: cluster.await_pods(name, 1)[0] for name in ("old", "near", "far")}

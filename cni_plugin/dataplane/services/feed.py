@@ -24,6 +24,7 @@ from cni_plugin.dataplane.services.sync import ServicesTable, Sync
 from cni_plugin.kernel.addr import list_addresses
 from cni_plugin.kernel.message import pack_address
 from cni_plugin.kernel.netns import open_host
+from cni_plugin.kernel.rival_proxy import find_rivals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -129,6 +130,7 @@ class ServicesFeed:
             started = time.monotonic()
             done = self._sync(host, around)
             self._count(done, time.monotonic() - started, time.monotonic() - since if since else 0.0)
+            self._look_for_rivals(host)
         return ""
 
     def _take(self, place: NodePlace) -> float:
@@ -200,6 +202,12 @@ class ServicesFeed:
             last_change_seconds=round(late, 6) if done.elements else state.last_change_seconds,
             last_sync=time.time(),
         )
+
+    def _look_for_rivals(self, host: Namespace) -> None:
+        rivals = tuple(find_rivals(host))
+        for each in set(rivals) - set(self._state.rivals):
+            own.warning(render_pairs(node=self.node, found=f"{each} (podwire decides)"))
+        self._state = replace(self._state, rivals=rivals)
 
     def _serve_health(self, ready: bool) -> list[str]:
         """Answer balancers as the table is; return which ports cannot be had."""
