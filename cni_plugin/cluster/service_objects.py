@@ -136,7 +136,7 @@ def _list_balancers(raw: dict[str, Any]) -> Iterator[object]:
     """Yield the balancer's addresses; of mode Proxy packets have to leave for the balancer."""
     status = (raw.get("status") or {}).get("loadBalancer") or {}
     for ingress in status.get("ingress") or ():
-        if ingress.get("ipMode", "VIP") == "VIP":
+        if ingress.get("ipMode") != "Proxy":
             yield ingress.get("ip")
 
 

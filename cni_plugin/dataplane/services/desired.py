@@ -8,6 +8,7 @@ over when the older goes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cni_plugin.dataplane.services.endpoints import Here, choose
@@ -16,13 +17,14 @@ from cni_plugin.dataplane.services.plan import LENGTHS, PROTOCOL_NAMES, Frontend
 from cni_plugin.kernel.message import parse_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from cni_plugin.cluster.service_objects import Service, ServicePort, Slice
     from cni_plugin.dataplane.services.endpoints import Choice
     from cni_plugin.dataplane.services.plan import Endpoint
 
 _VERSIONS = tuple(LENGTHS)
+_SEVERAL = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +37,17 @@ class NodePlace:
     masquerade_all: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Computed:
     """What one Service has."""
 
+    created: str = ""
     plans: dict[Frontend, FrontendPlan] = field(default_factory=dict)
-    check: HealthCheck | None = None
+    check: tuple[int, HealthCheck] | None = None
+    """What its health check port answers."""
+
+
+_NOTHING = _Computed()
 
 
 @dataclass
@@ -55,6 +62,7 @@ class ServicesModel:
     _claims: dict[Frontend, list[str]] = field(default_factory=dict)
     """Who claims a frontend, the oldest first, where it is more than one."""
     _owners: dict[Frontend, str] = field(default_factory=dict)
+    _checks: dict[str, tuple[int, HealthCheck]] = field(default_factory=dict)
     _dirty: set[str] = field(default_factory=set)
 
     def move(self, place: NodePlace) -> None:
@@ -93,14 +101,21 @@ class ServicesModel:
     def compute(self) -> dict[Frontend, FrontendPlan | None]:
         """Return the plans that have changed since the last call; None for a frontend that is gone."""
         dirty, self._dirty = self._dirty, set()
-        touched: set[Frontend] = set()
+        former: dict[Frontend, FrontendPlan | None] = {}
         for key in dirty:
-            before = self._computed.pop(key, None)
+            before = self._computed.get(key, _NOTHING)
             after = self._compute_service(key)
-            if after is not None:
-                self._computed[key] = after
-            touched |= self._claim(key, before.plans if before else {}, after.plans if after else {})
-        return {frontend: self._find_plan(frontend) for frontend in touched}
+            for frontend in before.plans.keys() | after.plans.keys():
+                if before.created != after.created or before.plans.get(frontend) != after.plans.get(frontend):
+                    if frontend not in former:
+                        former[frontend] = self._find_plan(frontend)
+                    self._claim(frontend, key, claims=frontend in after.plans)
+            self._keep(key, after)
+        # Only now is each of them known as it is: a claimant of before may be gone.
+        for frontend in former.keys() & self._claims.keys():
+            self._settle(frontend)
+        changed = {frontend: self._find_plan(frontend) for frontend in former}
+        return {frontend: plan for frontend, plan in changed.items() if plan != former[frontend]}
 
     def plans(self) -> dict[Frontend, FrontendPlan]:
         """Return all plans, as they were last computed."""
@@ -121,11 +136,7 @@ class ServicesModel:
 
     def checks(self) -> dict[int, HealthCheck]:
         """Return what health check ports answer."""
-        return {
-            self.services[key].health_port: computed.check
-            for key, computed in self._computed.items()
-            if computed.check is not None
-        }
+        return dict(self._checks.values())
 
     def problems(self) -> list[str]:
         """Return what is wrong with Services: addresses that an older one has."""
@@ -139,53 +150,55 @@ class ServicesModel:
         owner = self._owners.get(frontend)
         return self._computed[owner].plans[frontend] if owner is not None else None
 
-    def _claim(
-        self, key: str, before: Mapping[Frontend, FrontendPlan], after: Mapping[Frontend, FrontendPlan]
-    ) -> set[Frontend]:
-        """Take note of who claims the frontends of a Service; return those whose plan may be another now."""
-        touched = set()
-        for frontend in before.keys() | after.keys():
-            if before.get(frontend) == after.get(frontend):
-                continue
-            touched.add(frontend)
-            owner = self._owners.get(frontend)
-            if frontend in after and owner in {None, key} and frontend not in self._claims:
-                self._owners[frontend] = key
-            else:
-                self._settle(frontend, key, claims=frontend in after)
-        return touched
+    def _keep(self, key: str, found: _Computed) -> None:
+        self._computed[key] = found
+        if found is _NOTHING:
+            del self._computed[key]
+        self._checks.pop(key, None)
+        if found.check is not None:
+            self._checks[key] = found.check
 
-    def _settle(self, frontend: Frontend, key: str, *, claims: bool) -> None:
-        """Find the owner of a frontend that several claim, or that its only claimant leaves."""
-        owner = self._owners.get(frontend)
-        claimants = set(self._claims.pop(frontend, [owner] if owner is not None else [])) - {key}
-        claimants |= {key} if claims else set()
-        ordered = sorted(claimants, key=lambda each: (self.services[each].created, each))
-        if len(ordered) > 1:
-            self._claims[frontend] = ordered
-        if ordered:
-            self._owners[frontend] = ordered[0]
+    def _claim(self, frontend: Frontend, key: str, *, claims: bool) -> None:
+        """Take note of whether a Service claims a frontend; `_settle` says whose it is among several."""
+        rivals = self._claims.get(frontend)
+        if claims:
+            owner = self._owners.setdefault(frontend, key)
+            if owner != key and key not in (rivals := self._claims.setdefault(frontend, [owner])):
+                rivals.append(key)
+        elif rivals is None:
+            del self._owners[frontend]
         else:
-            self._owners.pop(frontend, None)
+            rivals.remove(key)
 
-    def _compute_service(self, key: str) -> _Computed | None:
+    def _settle(self, frontend: Frontend) -> None:
+        """Give a frontend that several claim, or did, to the oldest."""
+        rivals = self._claims[frontend]
+        rivals.sort(key=lambda each: (self._computed[each].created, each))
+        if rivals:
+            self._owners[frontend] = rivals[0]
+        else:
+            del self._owners[frontend]
+        if len(rivals) < _SEVERAL:
+            del self._claims[frontend]
+
+    def _compute_service(self, key: str) -> _Computed:
         service = self.services.get(key)
         if service is None or not service.cluster_addresses:
-            return None
-        found = _Computed()
-        slices = self.slices_of(key)
-        local_ready = set()
+            return _NOTHING
+        slices = self._by_service.get(key, {}).values()
+        plans: dict[Frontend, FrontendPlan] = {}
+        ready: dict[int, set[bytes]] = {version: set() for version in _VERSIONS}
         for port in service.ports:
             for version in _VERSIONS:
                 choice = choose(slices, port, version, self.place.here)
-                local_ready.add(choice.local_ready)
+                ready[version].update(choice.local_ready)
                 for frontend, plan in _plan_port(service, port, version, choice, self.place):
-                    found.plans.setdefault(frontend, plan)
-        if service.health_port:
-            found.check = HealthCheck(
-                namespace=service.namespace, name=service.name, local_endpoints=max(local_ready, default=0)
-            )
-        return found
+                    plans.setdefault(frontend, plan)
+        if not service.health_port:
+            return _Computed(created=service.created, plans=plans)
+        count = max(map(len, ready.values()))
+        check = HealthCheck(namespace=service.namespace, name=service.name, local_endpoints=count)
+        return _Computed(created=service.created, plans=plans, check=(service.health_port, check))
 
 
 def describe(frontend: Frontend) -> str:
@@ -200,17 +213,17 @@ def _plan_port(
 ) -> Iterator[tuple[Frontend, FrontendPlan]]:
     """Yield the frontends of a port in one family, each with its plan."""
     length = LENGTHS[version]
-    inner = _plan_inner(service, port, choice, place)
-    outer = _plan_outer(service, port, choice)
-    guarded = _guard(service, version, outer)
-    for plan, addresses, number in (
-        (inner, service.cluster_addresses, port.port),
-        (outer, service.external_addresses, port.port),
-        (guarded, service.balancer_addresses, port.port),
-        (outer, place.node_ports if port.node_port else (), port.node_port),
+    for plan_of, addresses, number in (
+        (_plan_inner, service.cluster_addresses, port.port),
+        # An address that is both is guarded: the first plan of a frontend stands.
+        (partial(_plan_guarded, version), service.balancer_addresses, port.port),
+        (_plan_outer, service.external_addresses, port.port),
+        (_plan_outer, place.node_ports if port.node_port else (), port.node_port),
     ):
-        for address in addresses:
-            if len(address) == length:
+        mine = [address for address in addresses if len(address) == length]
+        if mine:
+            plan = plan_of(service, port, choice, place)
+            for address in mine:
                 yield Frontend(address, port.protocol, number), plan
 
 
@@ -229,11 +242,11 @@ def _plan_inner(service: Service, port: ServicePort, choice: Choice, place: Node
         keep=service.affinity,
         is_cluster=True,
         masquerade=place.masquerade_all,
-        draining=_without(choice.draining, endpoints),
+        draining=_without(choice.serving, endpoints),
     )
 
 
-def _plan_outer(service: Service, port: ServicePort, choice: Choice) -> FrontendPlan:
+def _plan_outer(service: Service, port: ServicePort, choice: Choice, _: NodePlace) -> FrontendPlan:
     """Return the plan of an address that is asked from outside."""
     local = service.external_local
     endpoints = choice.local if local else choice.near
@@ -246,17 +259,22 @@ def _plan_outer(service: Service, port: ServicePort, choice: Choice) -> Frontend
         keep=service.affinity,
         masquerade=not local,
         masquerade_node=True,
-        draining=_without(choice.draining, choice.everywhere if others else endpoints),
+        draining=_without(choice.serving, choice.everywhere if others else endpoints),
     )
 
 
-def _guard(service: Service, version: int, plan: FrontendPlan) -> FrontendPlan:
+def _plan_guarded(
+    version: int, service: Service, port: ServicePort, choice: Choice, place: NodePlace
+) -> FrontendPlan:
     """Return the plan of a balancer's address: only the sources of the family may ask it."""
+    plan = _plan_outer(service, port, choice, place)
     if not service.sources:
         return plan
     return replace(plan, sources=tuple(cidr for cidr in service.sources if cidr.version == version))
 
 
-def _without(draining: Iterable[Endpoint], used: Iterable[Endpoint]) -> tuple[Endpoint, ...]:
+def _without(serving: tuple[Endpoint, ...], used: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    if serving == used:
+        return ()
     taken = set(used)
-    return tuple(each for each in draining if each not in taken)
+    return tuple(each for each in serving if each not in taken)

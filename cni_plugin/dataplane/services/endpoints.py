@@ -35,9 +35,10 @@ class Choice:
     """Those of everywhere that hints mean for this node; all of them without hints."""
     local: tuple[Endpoint, ...] = ()
     """Those on this node."""
-    draining: tuple[Endpoint, ...] = ()
-    """Those that end and still serve: they keep their UDP flows."""
-    local_ready: int = 0
+    serving: tuple[Endpoint, ...] = ()
+    """All that answer, those that end included: they keep their UDP flows."""
+    local_ready: tuple[bytes, ...] = ()
+    """The addresses of the ready ones on this node."""
 
 
 NOBODY = Choice()
@@ -52,12 +53,16 @@ def choose(slices: Iterable[Slice], port: ServicePort, version: int, here: Here)
     ending = [(endpoint, found) for endpoint, found in merged if found.serving and found.terminating]
     local = [each for each in ready if each[1].node == here.node]
     ending_local = [each for each in ending if each[1].node == here.node]
+    near = _find_near(ready, here)
+    everywhere = _only(ready or ending)
     return Choice(
-        everywhere=_only(ready or ending),
-        near=_only(_find_near(ready, here) or ready or ending),
+        everywhere=everywhere,
+        near=_only(near) if near else everywhere,
         local=_only(local or ending_local),
-        draining=_only(ending),
-        local_ready=len(local),
+        serving=everywhere
+        if len(ready) == len(merged)
+        else _only([each for each in merged if each[1].ready or each[1].serving]),
+        local_ready=tuple(endpoint.address for endpoint, _ in local),
     )
 
 
@@ -84,9 +89,12 @@ def _merge(slices: Iterable[Slice], port: ServicePort, version: int, here: Here)
     return sorted(found.items(), key=lambda item: item[0])
 
 
-def _rank(endpoint: SliceEndpoint, here: Here) -> tuple[bool, bool, bool]:
-    """Return which of two that are the same one is believed: the local one, the ready one."""
-    return endpoint.node == here.node, endpoint.ready, endpoint.serving
+def _rank(endpoint: SliceEndpoint, here: Here) -> tuple[bool, bool, bool, SliceEndpoint]:
+    """Return which of two that are the same one is believed: the local one, the ready one.
+
+    Between those that still differ in something it is always the same one, whichever slice came first.
+    """
+    return endpoint.node == here.node, endpoint.ready, endpoint.serving, endpoint
 
 
 def _find_near(ready: list[_Found], here: Here) -> list[_Found]:

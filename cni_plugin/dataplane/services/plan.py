@@ -69,7 +69,7 @@ class FrontendPlan:
     sources: tuple[IPNetwork, ...] | None = None
     """Who may ask; None for everybody."""
     draining: tuple[Endpoint, ...] = ()
-    """Endpoints that end: they get nothing new, and keep the flows that they have."""
+    """Endpoints that get nothing new and keep the flows that they have: they end, or others are nearer."""
 
     @property
     def refuses(self) -> bool:
