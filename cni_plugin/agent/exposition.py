@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from cni_plugin import __version__
 from cni_plugin.agent import metrics
 from cni_plugin.agent.pools import Pools
-from cni_plugin.config.state_file import read_state
+from cni_plugin.config.state_file import read_services_state, read_state, services_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from cni_plugin.agent.metrics import Histogram, Numbers
-    from cni_plugin.config.state_file import ClusterState
+    from cni_plugin.config.state_file import ClusterState, ServicesState
 
 
 class Exposition(Collector):
@@ -66,6 +66,9 @@ class Exposition(Collector):
         yield _repairs(numbers, state)
         if state is not None:
             yield from _cluster(state)
+        served = read_services_state(services_file(self._state_file))
+        if served is not None:
+            yield from _services(served)
 
     def _read_pools(self) -> Iterator[Metric]:
         pools = self._pools.read()
@@ -166,3 +169,30 @@ def _cluster(state: ClusterState) -> Iterator[Metric]:
         ("sync_errors", "Syncs that failed", state.errors),
     ):
         yield _counter(f"podwire_cluster_{name}", help_text, [((state.network,), float(value))], network)
+
+
+def _services(state: ServicesState) -> Iterator[Metric]:
+    """Yield what the state of Services says, where podwire serves them."""
+    for name, help_text, value in (
+        ("ready", "1 when this node's Services are in force, else 0", state.ready),
+        ("known", "Services that the cluster has", state.services),
+        ("frontends", "Addresses and ports that lead to endpoints, or are refused", state.frontends),
+        ("endpoints", "Endpoints of all frontends", state.endpoints),
+        ("refused", "Frontends that the kernel refused", state.refused),
+        ("rivals", "Others on this node that translate packets to Services", len(state.rivals)),
+        ("last_sync_duration_seconds", "How long the last change of the table took", state.last_sync_seconds),
+        (
+            "last_change_delay_seconds",
+            "From the API's word of the last change until the kernel had it",
+            state.last_change_seconds,
+        ),
+        ("last_sync_timestamp_seconds", "When the table was last in line", state.last_sync),
+        ("state_timestamp_seconds", "When the state file was written", state.updated),
+    ):
+        yield _gauge(f"podwire_services_{name}", help_text, [((), float(value))], ())
+    for name, help_text, value in (
+        ("syncs", "Comparisons of the table with the cluster's Services", state.syncs),
+        ("changes", "Elements of the table that syncs have changed", state.elements),
+        ("sync_errors", "Syncs that failed", state.errors),
+    ):
+        yield _counter(f"podwire_services_{name}", help_text, [((), float(value))])

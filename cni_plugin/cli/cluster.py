@@ -118,7 +118,7 @@ def _order(arguments: argparse.Namespace) -> Order:
     from cni_plugin.dataplane.follow import Order
     from cni_plugin.dataplane.nodes.published_files import replace_file
 
-    name = _find_name(arguments.node_name)
+    name = find_name(arguments.node_name)
     try:
         settings = read_settings(arguments.settings)
     except CNIError as error:
@@ -134,7 +134,7 @@ def _order(arguments: argparse.Namespace) -> Order:
     )
 
 
-def _find_name(given: str) -> str:
+def find_name(given: str) -> str:
     """Return the name that the kubelet registers: in lower case, be it the hostname or an override of it."""
     return (given or os.environ.get("NODE_NAME") or os.uname().nodename).strip().lower()
 

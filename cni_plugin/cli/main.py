@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from cni_plugin import __version__
-from cni_plugin.cli import agent, cluster, doctor, gc, install, networks, probe, status
+from cni_plugin.cli import agent, cluster, doctor, gc, install, networks, probe, services, status
 from cni_plugin.cli import ipam as cli_ipam
 from cni_plugin.contract.errors import CNIError
 from ipam.errors import IPAMError
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_to(commands)
     gc.add_to(commands)
     install.add_to(commands)
+    services.add_to(commands)
     cluster.add_to(commands)
     agent.add_to(commands)
     probe.add_to(commands)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from cni_plugin.config.state_file import ServicesState, services_file
 from tests.conftest import install
 from tests.harness.agents import Agent, start_agent
 
@@ -117,6 +118,8 @@ def write_state(node: Node, **keys: object) -> None:
         "updated": 1.7e9,
     }
     state_file(node).write_text(json.dumps(state | keys))
+    services = ServicesState(node="n1", ready=True, services=4, frontends=9, endpoints=12, rivals=("x",))
+    Path(services_file(str(state_file(node)))).write_text(services.render())
 
 
 def listens(node: Node, place: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import sys
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -215,3 +216,70 @@ def test_nothing_is_programmed_before_both_lists_are_complete(tmp_path: Path, bi
             "10.96.0.10"
             in follower.node.run("nft", "list", "map", "inet", "podwire_services", "stop4").stdout
         )
+
+
+def command(follower: Follower, *words: str) -> tuple[int, str, str]:
+    """Run `podwire services` as an operator on a node does."""
+    program = [sys.executable, "-m", "cni_plugin", "services", *words, *follower.words]
+    done = follower.node.run(*program, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_says_what_leads_where_and_what_a_client_meets(shop: Shop) -> None:
+    shop.put_service(externalTrafficPolicy="Local", sessionAffinity="ClientIP")
+    shop.put_slices(2)
+    assert eventually(shop.everywhere, {"pod2"}, within=10) == {"pod2"}
+    first, (pod,) = shop.nodes.nodes[1], [address_of(shop.pods[2], 4)]
+    status, said, _ = command(first)
+    lines = {" ".join(line.split()) for line in said.splitlines()}
+    assert status == 0
+    assert "SERVICE FRONTEND ENDPOINTS WITHOUT KEPT IN THE KERNEL" in lines
+    assert "shop/web:http 10.96.0.10:80/TCP 1 - 10800 s yes" in lines
+    assert "shop/web:http 192.0.2.1:30080/TCP 0 (1 from inside) drop 10800 s yes" in lines
+    status, said, _ = command(first, "shop/web")
+    assert (
+        f"10.96.0.10:80/TCP of shop/web:http: 1 endpoints, kept 10800 s, in the kernel: yes\n  {pod}:8080"
+        in said
+    )
+    assert f"  {pod} (http=8080) on node2: ready serving" in said
+    explained = {
+        ("node", "10.96.0.10:80"): ["this node", f"one of: {pod}:8080", "the endpoint sees the client"],
+        ("node", "192.0.2.1:30080/tcp"): ["policy Local does not apply", "the endpoint sees this node"],
+        ("192.0.2.254", "192.0.2.1:30080"): ["outside of the cluster", "dropped: policy Local"],
+        ("192.0.2.254", "[fd00:96::10]:80"): ["the client is outside of the cluster"],
+        ("node", "10.96.0.10:81"): ["refused: the address is a Service's, and has no such port"],
+        ("node", "10.96.9.9:81"): ["refused: no Service has this address"],
+        ("node", "198.18.0.1:80"): ["it is no frontend of a Service"],
+    }
+    for words, wanted in explained.items():
+        status, said, _ = command(first, "explain", *words)
+        assert status == 0
+        assert [part for part in wanted if part not in said] == [], said
+    first.node.run(
+        "nft", "delete", "element", "inet", "podwire_services", "svc4", "{ 10.96.0.10 . tcp . 80 }"
+    )
+    status, said, _ = command(first)
+    assert status == 1
+    assert "shop/web:http 10.96.0.10:80/TCP 1 - 10800 s differs" in {
+        " ".join(x.split()) for x in said.splitlines()
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("shop/none",), "wanted a Service that podwire serves, found none of the name shop/none"),
+        (("explain", "node"), "wanted explain FROM ADDRESS:PORT[/PROTOCOL], found explain node"),
+        (("explain", "node", "10.96.0.10"), "wanted ADDRESS:PORT[/TCP|/UDP|/SCTP], found 10.96.0.10"),
+        (("explain", "node", "10.96.0.10:80/ICMP"), "wanted ADDRESS:PORT"),
+        (("a/b", "c/d"), "wanted one Service, found a/b c/d"),
+    ],
+)
+def test_a_wrong_question_is_told_what_is_wanted(
+    tmp_path: Path, bin_dir: Path, words: tuple[str, ...], wanted: str
+) -> None:
+    with following(tmp_path, bin_dir, count=1, services=True) as made:
+        made.api.put(*(made.render(i) for i in made.nodes))
+        status, said, error = command(made.nodes[1], *words)
+        assert (status, said) == (1, "")
+        assert wanted in error

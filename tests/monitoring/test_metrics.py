@@ -216,7 +216,7 @@ def test_a_network_that_cannot_be_read_leaves_the_others(on_node: Watched) -> No
 
 def test_the_state_of_the_cluster_is_shown_where_there_is_one(on_node: Watched) -> None:
     names = {sample.name for sample in on_node.scrape().samples}
-    assert not {name for name in names if name.startswith("podwire_cluster")}
+    assert not {name for name in names if name.startswith(("podwire_cluster", "podwire_services"))}
     write_state(on_node.node)
     seen = on_node.scrape()
     assert seen.value("podwire_cluster_peers_wanted", network="test") == 3
@@ -224,6 +224,9 @@ def test_the_state_of_the_cluster_is_shown_where_there_is_one(on_node: Watched) 
     assert seen.value("podwire_cluster_repairs_total") == 5
     assert seen.value("podwire_cluster_last_sync_duration_seconds") == 0.25
     assert seen.value("podwire_cluster_ready") == 1
+    assert seen.value("podwire_services_ready") == 1
+    assert seen.value("podwire_services_frontends") == 9
+    assert seen.value("podwire_services_rivals") == 1
 
 
 # Garbage

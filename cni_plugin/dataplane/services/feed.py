@@ -14,27 +14,22 @@ from cni_plugin.agent.journal import own, render_pairs
 from cni_plugin.config.state_file import ServicesState
 from cni_plugin.contract.errors import CNIError
 from cni_plugin.dataplane.nodes.published_files import replace_file
-from cni_plugin.dataplane.services.desired import NodePlace, ServicesModel, describe
-from cni_plugin.dataplane.services.endpoints import Here
+from cni_plugin.dataplane.services.desired import ServicesModel, describe
 from cni_plugin.dataplane.services.flows import end_affinity, end_flows
 from cni_plugin.dataplane.services.health import Health, HealthServer
-from cni_plugin.dataplane.services.plan import Surroundings
+from cni_plugin.dataplane.services.places import find_place, find_surroundings
 from cni_plugin.dataplane.services.routes import ensure_routes
 from cni_plugin.dataplane.services.sync import ServicesTable, Sync
-from cni_plugin.kernel.addr import list_addresses
-from cni_plugin.kernel.message import pack_address
 from cni_plugin.kernel.netns import open_host
 from cni_plugin.kernel.rival_proxy import find_rivals
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from netaddr import IPNetwork
-
     from cni_plugin.cluster.objects import Node
     from cni_plugin.cluster.service_objects import Service, Slice
     from cni_plugin.cluster.settings import ClusterSettings
     from cni_plugin.cluster.snapshot import Snapshot
+    from cni_plugin.dataplane.services.desired import NodePlace
+    from cni_plugin.dataplane.services.plan import Surroundings
     from cni_plugin.kernel.netns import Namespace
 
 _WHOLE = 3600.0  # seconds after which the table is read again, whatever happened
@@ -124,7 +119,8 @@ class ServicesFeed:
         if me is None:
             return f"node {self.node}: wanted it among the API's nodes, found {len(nodes)} others"
         with open_host() as host:
-            place, around = self._find_place(host, me), self._find_surroundings(me, nodes)
+            place = find_place(host, me, self.settings.services)
+            around = find_surroundings(me, nodes, self.settings)
             since = self._take(place)
             ensure_routes(host.netlink, self.settings.services.cidrs, me.first_addresses)
             started = time.monotonic()
@@ -161,29 +157,6 @@ class ServicesFeed:
         end_flows(host.nftables, frontends, self.table.held)
         end_affinity(host.nftables, frontends, self.table.held)
         return done
-
-    def _find_place(self, host: Namespace, me: Node) -> NodePlace:
-        settings = self.settings.services
-        addresses = list(me.addresses)
-        if settings.node_port_cidrs:
-            found = [each.ip for each in list_addresses(host.netlink)]
-            addresses = [ip for ip in found if any(ip in cidr for cidr in settings.node_port_cidrs)]
-        return NodePlace(
-            here=Here(node=self.node, zone=me.zone),
-            node_ports=tuple(dict.fromkeys(map(pack_address, addresses))),
-            masquerade_all=settings.masquerade_all,
-        )
-
-    def _find_surroundings(self, me: Node, nodes: Mapping[str, Node]) -> Surroundings:
-        others = {pack_address(each) for node in nodes.values() for each in node.addresses}
-        networks = [cidr for node in nodes.values() for cidr in node.pod_cidrs]
-        return Surroundings(
-            addresses=tuple(map(pack_address, me.addresses)),
-            own_subnets=tuple(me.pod_cidrs),
-            pod_networks=tuple(sorted({*networks, *self.settings.cluster_cidrs}, key=_by_place)),
-            peer_addresses=frozenset(others),
-            cluster_cidrs=self.settings.services.cidrs,
-        )
 
     def _count(self, done: Sync, seconds: float, late: float) -> None:
         state, held = self._state, self.table.held
@@ -231,7 +204,3 @@ class ServicesFeed:
             replace_file(self.state_file, state.render())
         except OSError as error:
             own.warning(render_pairs(node=self.node, unsaid=str(error)))
-
-
-def _by_place(cidr: IPNetwork) -> tuple[int, int, int]:
-    return cidr.version, cidr.first, cidr.prefixlen

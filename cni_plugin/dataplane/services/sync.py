@@ -105,7 +105,7 @@ class ServicesTable:
     def sync(self, nftables: Nftables, plans: Mapping[Frontend, FrontendPlan], around: Surroundings) -> Sync:
         """Read the table and make it hold all these plans and nothing else."""
         self._ensure_static(nftables, around)
-        found = _read(nftables)
+        found = read_table(nftables)
         self.held, self._shared, self.problems = {}, Counter(), {}
         steps = []
         for frontend in plans.keys() | found.own.keys():
@@ -315,7 +315,7 @@ def _place(name: str) -> Element:
 
 
 @dataclass(slots=True)
-class _Found:
+class TableContents:
     """What the kernel's table holds."""
 
     own: dict[Frontend, Elements] = field(default_factory=dict)
@@ -332,8 +332,9 @@ class _Found:
         return lists
 
 
-def _read(nftables: Nftables) -> _Found:
-    found = _Found()
+def read_table(nftables: Nftables) -> TableContents:
+    """Return the elements of all sets and maps; nothing when there is no table."""
+    found = TableContents()
     for version in VERSIONS:
         for name in (*_OWN, *_NUMBERED):
             pairs = nftables.list_pairs("inet", f"{name}{version}", table=SERVICES_TABLE)
