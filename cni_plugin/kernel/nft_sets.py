@@ -2,7 +2,7 @@
 
 An `nft` before 1.1.2 dies of what a newer one writes about a set's type, and a node may have both: one on
 the host, one in the agent's image. The kernel needs none of it, and either `nft` lists such a set from the
-number of its type alone. By hand: `nft add map inet TABLE NAME { type ipv4_addr : verdict; }`.
+number of its type alone. By hand: `nft add map inet TABLE NAME { ... : verdict; }`.
 linux/netfilter/nf_tables.h, nftables' include/datatype.h
 """
 

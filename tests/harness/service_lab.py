@@ -140,6 +140,9 @@ def service_lab(tmp: Path, bin_dir: Path, version: int) -> Iterator[ServiceLab]:
         for i, pod in pods.items():
             cluster.nodes[i].add({**cluster.config("tunnel", i), "ipMasq": True}, pod)
         lab = ServiceLab(cluster, version, client, pods[1], pods[2])
+        for neighbour in (cluster.address(2, version), ROUTER[version]):
+            # The underlay's neighbours are found before anything is timed.
+            cluster.nodes[1].run("ping", "-c", "1", "-W", "5", neighbour)
         for destination in (CLUSTER[version], EXTERNAL[version]):
             cluster.underlay.run("ip", "route", "add", destination, "via", cluster.address(1, version))
             cluster.nodes[2].run("ip", "route", "add", destination, "via", cluster.address(1, version))

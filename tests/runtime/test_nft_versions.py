@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from netaddr import IPNetwork
 
+from cni_plugin.dataplane.services.plan import Endpoint, Frontend, FrontendPlan, Surroundings
+from cni_plugin.dataplane.services.sync import ServicesTable
+from cni_plugin.kernel.netns import open_pod
 from tests.conftest import in_process
 from tests.harness.networks import dual_stack
 from tests.harness.runtime import tools
@@ -105,3 +110,30 @@ def test_an_nft_that_dies_of_a_newer_ones_sets_is_what_the_error_names(node: Nod
     assert (answer.status, answer.json["code"]) == (1, 11)
     assert "SIGSEGV" in answer.json["msg"]
     assert "1.1.2" in answer.json["msg"]
+
+
+@pytest.mark.parametrize(("writer", "reader"), [("old", "new"), ("new", "old")])
+def test_the_table_of_services_is_written_by_one_and_read_and_written_by_the_other(
+    node: Node, writer: tools.Age, reader: tools.Age, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = {Frontend(b"\x0a\x60\0\x0a", 6, 80): PLAN, Frontend(b"\xfd" + bytes(14) + b"\1", 17, 53): PLAN6}
+    before = os.environ["PATH"]
+    with open_pod(node.path) as host, host.entered():
+        monkeypatch.setenv("PATH", f"{tools.nft(writer).parent}:{before}")
+        ServicesTable().sync(host.nftables, plans, AROUND)
+        listing = node.run(nft(reader), "list", "ruleset").stdout
+        assert "10.96.0.10 . tcp . 80 comment" in listing
+        assert "numgen random mod 2 map @ep4" in listing
+        monkeypatch.setenv("PATH", f"{tools.nft(reader).parent}:{before}")
+        assert ServicesTable().sync(host.nftables, plans, AROUND).elements == 0
+        # Another node's address changes the static part: the other nft writes it.
+        moved = replace(AROUND, addresses=(b"\xc0\0\2\7",))
+        table = ServicesTable()
+        table.sync(host.nftables, plans, moved)
+        assert "snat ip to 192.0.2.7" in node.run(nft(writer), "list", "ruleset").stdout
+
+
+ENDPOINTS = (Endpoint(b"\x0a\xf4\1\2", 8080), Endpoint(b"\x0a\xf4\2\2", 8080))
+PLAN = FrontendPlan(name="shop/web:http", endpoints=ENDPOINTS, keep=60, is_cluster=True)
+PLAN6 = FrontendPlan(name="shop/dns:udp", endpoints=(Endpoint(b"\xfd" + bytes(14) + b"\2", 53),))
+AROUND = Surroundings(addresses=(b"\xc0\0\2\1",), pod_networks=(IPNetwork("10.244.0.0/16"),))

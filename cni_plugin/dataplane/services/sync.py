@@ -50,7 +50,7 @@ _LARGEST = 2000  # elements of a batch: a call that reads and decides meanwhile 
 # Sets whose elements are one frontend's, and those that frontends share.
 _OWN = ("svc", "svcin", "stop", "keep", "guard", "snat", "out")
 _NUMBERED = ("ep", "epin")
-_SHARED = ("vip", "loop", "self", "nodes")
+_SHARED, _GLOBAL = ("vip", "loop", "self", "nodes"), ("self", "nodes")
 _READY = tuple(range(1, 17))  # how many endpoints the chains are there for from the start
 
 
@@ -118,9 +118,10 @@ class ServicesTable:
             else:
                 steps.append(_Step(frontend, before, arranged, after))
         done = self._run(nftables, steps)
-        self._globals = {place: None for place in found.shared if place[0][:-1] in {"self", "nodes"}}
+        self._globals = {place: None for place in found.shared if place[0][:-1] in _GLOBAL}
+        shared = [place for place in found.shared if place not in self._globals]
         self._sync_globals(nftables, around)
-        stale = [place for place in found.shared if place not in self._shared and place not in self._globals]
+        stale = [place for place in shared if place not in self._shared]
         _apply(nftables, stale, {})
         self.is_doubtful = False
         return Sync(elements=done.elements + len(stale), frontends=done.frontends)
