@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from cni_plugin.cli.cluster import add_flags, find_name, require_client
 from cni_plugin.cli.console import table, write
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
-from cni_plugin.contract.inet import parse_ip
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from cni_plugin.dataplane.services.plan import Frontend, FrontendPlan
 
 _EXPLAIN = "explain"
-_LONGEST_PORT = 65535
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,7 +24,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "services",
         help="Services of this node, where podwire serves them",
         description="All Services; one of them; or what a client meets: "
-        "podwire services explain FROM ADDRESS:PORT[/PROTOCOL], FROM being `node` or an address.",
+        "podwire services explain FROM ADDRESS:PORT[/PROTOCOL], "
+        "FROM being an address or one of pod, node, elsewhere, outside.",
     )
     parser.add_argument("words", nargs="*", metavar="NAMESPACE/NAME | explain FROM ADDRESS:PORT")
     add_flags(parser)
@@ -101,26 +100,25 @@ def _describe(seen: ServicesSeen, key: str) -> Iterable[str]:
             yield f"  {' '.join(map(show_endpoint, plan.endpoints))}"
         else:
             yield f"  none is usable: {without}"
+    yield from _explain_lacks(seen, key)
     yield "endpoints:"
-    yield from (f"  {line}" for line in explain_endpoints(key, seen.model))
+    yield from (f"  {line}" for line in explain_endpoints(seen.model.slices_of(key)))
 
 
-def _explain(seen: ServicesSeen, client: str, frontend: str) -> Iterable[str]:
-    from cni_plugin.dataplane.services.explain import NODE, Client, explain
-    from cni_plugin.kernel.message import pack_address
+def _explain_lacks(seen: ServicesSeen, key: str) -> Iterable[str]:
+    """Yield why ports of a Service have no endpoint that this node may use."""
+    from cni_plugin.dataplane.services.explain import explain_lack
 
-    address = b"" if client == NODE else pack_address(parse_ip(client, "FROM"))
-    return explain(Client(address=address), _parse_frontend(frontend), seen.model, seen.around)
+    service, slices = seen.model.services[key], seen.model.slices_of(key)
+    for port in service.ports:
+        for version in sorted({4 if len(each) == 4 else 6 for each in service.cluster_addresses}):
+            for why in explain_lack(service, port, version, slices, seen.model.place.here):
+                yield f"port {port.name or port.port}, IPv{version}: {why}"
 
 
-def _parse_frontend(text: str) -> Frontend:
-    """Return the frontend of ADDRESS:PORT[/PROTOCOL], TCP without a protocol."""
-    from cni_plugin.dataplane.services.plan import PROTOCOLS, Frontend
-    from cni_plugin.kernel.message import pack_address
+def _explain(seen: ServicesSeen, who: str, where: str) -> Iterable[str]:
+    from cni_plugin.dataplane.services.explain import explain, parse_client, parse_frontend
 
-    place, _, protocol = text.partition("/")
-    host, _, port = place.rpartition(":")
-    known = PROTOCOLS.get(protocol.upper() or "TCP")
-    if known is None or not port.isdecimal() or not 0 < int(port) <= _LONGEST_PORT:
-        raise invalid_config(f"wanted ADDRESS:PORT[/TCP|/UDP|/SCTP], found {text}")
-    return Frontend(pack_address(parse_ip(host.strip("[]"), "ADDRESS")), known, int(port))
+    frontend = parse_frontend(where)
+    client = parse_client(who, frontend, seen.around)
+    return explain(seen.model.plans(), seen.around, client, frontend).render()

@@ -242,14 +242,17 @@ def test_the_command_says_what_leads_where_and_what_a_client_meets(shop: Shop) -
         in said
     )
     assert f"  {pod} (http=8080) on node2: ready serving" in said
+    lack = "externalTrafficPolicy Local: wanted an endpoint on this node, found 1 on others"
+    assert f"port http, IPv4: {lack}" in said
+    refused = ", this node: refused"
     explained = {
-        ("node", "10.96.0.10:80"): ["this node", f"one of: {pod}:8080", "the endpoint sees the client"],
-        ("node", "192.0.2.1:30080/tcp"): ["policy Local does not apply", "the endpoint sees this node"],
-        ("192.0.2.254", "192.0.2.1:30080"): ["outside of the cluster", "dropped: policy Local"],
-        ("192.0.2.254", "[fd00:96::10]:80"): ["the client is outside of the cluster"],
-        ("node", "10.96.0.10:81"): ["refused: the address is a Service's, and has no such port"],
-        ("node", "10.96.9.9:81"): ["refused: no Service has this address"],
-        ("node", "198.18.0.1:80"): ["it is no frontend of a Service"],
+        ("node", "10.96.0.10:80"): [", this node: answered", f"by one of 1: {pod}:8080", "the client itself"],
+        ("node", "192.0.2.1:30080/tcp"): ["this node and its pods may use all", "which sees this node"],
+        ("192.0.2.254", "192.0.2.1:30080"): ["outside of the cluster: dropped", "no endpoint on this node"],
+        ("2001:db8::99", "[fd00:96::10]:80"): ["a cluster address asked from outside"],
+        ("node", "10.96.0.10:81"): [refused, "a Service has the address, and not the port 81/TCP"],
+        ("node", "10.96.9.9:81"): [refused, "no Service has the cluster address"],
+        ("node", "198.18.0.1:80"): ["untouched", "no Service has the address and port"],
     }
     for words, wanted in explained.items():
         status, said, _ = command(first, "explain", *words)
@@ -270,7 +273,10 @@ def test_the_command_says_what_leads_where_and_what_a_client_meets(shop: Shop) -
     [
         (("shop/none",), "wanted a Service that podwire serves, found none of the name shop/none"),
         (("explain", "node"), "wanted explain FROM ADDRESS:PORT[/PROTOCOL], found explain node"),
-        (("explain", "node", "10.96.0.10"), "wanted ADDRESS:PORT[/TCP|/UDP|/SCTP], found 10.96.0.10"),
+        (
+            ("explain", "node", "10.96.0.10"),
+            "wanted ADDRESS:PORT[/PROTOCOL], an IPv6 address in brackets, found",
+        ),
         (("explain", "node", "10.96.0.10:80/ICMP"), "wanted ADDRESS:PORT"),
         (("a/b", "c/d"), "wanted one Service, found a/b c/d"),
     ],
