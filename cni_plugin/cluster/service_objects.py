@@ -1,7 +1,7 @@
 """Objects of the Kubernetes API, reduced to what a node needs of them: Service and EndpointSlice.
 
 There may be ten thousands of each: addresses are packed, names interned, and everything else is dropped
-as soon as it is read. What cannot be, such as an address that is none, is passed over.
+as soon as it is read. What cannot be, such as an address that is none, is passed over and named.
 """
 
 from __future__ import annotations
@@ -50,12 +50,14 @@ class Service:
     external_addresses: tuple[bytes, ...] = ()
     balancer_addresses: tuple[bytes, ...] = ()
     ports: tuple[ServicePort, ...] = ()
-    sources: tuple[IPNetwork, ...] = ()
-    """Who may ask a balancer's address; empty for everybody."""
+    sources: tuple[IPNetwork, ...] | None = None
+    """Who may ask a balancer's address; None for everybody."""
     external_local: bool = False
     internal_local: bool = False
     affinity: int = 0
     health_port: int = 0
+    faults: tuple[str, ...] = ()
+    """What was passed over."""
 
     @property
     def key(self) -> str:
@@ -92,6 +94,8 @@ class Slice:
     """The family of its addresses; 0 for one that is of no use."""
     ports: tuple[SlicePort, ...] = ()
     endpoints: tuple[SliceEndpoint, ...] = ()
+    faults: tuple[str, ...] = ()
+    """What was passed over."""
 
 
 def pack_address(text: object) -> bytes:
@@ -112,32 +116,36 @@ def parse_service(raw: dict[str, Any]) -> Service:
         return found
     addresses = spec.get("clusterIPs") or [spec["clusterIP"]]
     local = spec.get("externalTrafficPolicy") == "Local"
+    faults: list[str] = []
     return Service(
         namespace=found.namespace,
         name=found.name,
         created=metadata.get("creationTimestamp") or "",
-        cluster_addresses=_pack_all(addresses),
-        external_addresses=_pack_all(spec.get("externalIPs") or ()),
-        balancer_addresses=_pack_all(_list_balancers(raw)),
+        cluster_addresses=_pack_all("clusterIPs", addresses, faults),
+        external_addresses=_pack_all("externalIPs", spec.get("externalIPs") or (), faults),
+        balancer_addresses=_pack_all("status.loadBalancer", _list_balancers(raw), faults),
         ports=tuple(_parse_ports(spec.get("ports") or ())),
-        sources=tuple(_parse_sources(spec.get("loadBalancerSourceRanges") or ())),
+        sources=_parse_sources(spec.get("loadBalancerSourceRanges"), faults),
         external_local=local,
         internal_local=spec.get("internalTrafficPolicy") == "Local",
         affinity=_parse_affinity(spec),
         health_port=spec.get("healthCheckNodePort") or 0 if local else 0,
+        faults=tuple(faults),
     )
 
 
-def _pack_all(texts: Iterable[object]) -> tuple[bytes, ...]:
-    return tuple(dict.fromkeys(filter(None, map(pack_address, texts))))
+def _pack_all(key: str, texts: Iterable[object], faults: list[str]) -> tuple[bytes, ...]:
+    found = {text: pack_address(text) for text in texts}
+    faults += [f'{key}: wanted an IP address, found "{text}"' for text, packed in found.items() if not packed]
+    return tuple(dict.fromkeys(filter(None, found.values())))
 
 
 def _list_balancers(raw: dict[str, Any]) -> Iterator[object]:
     """Yield the balancer's addresses; of mode Proxy packets have to leave for the balancer."""
     status = (raw.get("status") or {}).get("loadBalancer") or {}
     for ingress in status.get("ingress") or ():
-        if ingress.get("ipMode") != "Proxy":
-            yield ingress.get("ip")
+        if ingress.get("ip") and ingress.get("ipMode") != "Proxy":
+            yield ingress["ip"]
 
 
 def _parse_ports(ports: Iterable[dict[str, Any]]) -> Iterator[ServicePort]:
@@ -148,12 +156,17 @@ def _parse_ports(ports: Iterable[dict[str, Any]]) -> Iterator[ServicePort]:
             yield ServicePort(name, protocol, port["port"], port.get("nodePort") or 0)
 
 
-def _parse_sources(texts: Iterable[str]) -> Iterator[IPNetwork]:
+def _parse_sources(texts: Iterable[str] | None, faults: list[str]) -> tuple[IPNetwork, ...] | None:
+    """Return the ranges, None without any; one that cannot be read opens nothing."""
+    if not texts:
+        return None
+    found = []
     for text in texts:
         try:
-            yield parse_cidr(text.strip(), "loadBalancerSourceRanges").cidr
-        except CNIError:
-            continue
+            found.append(parse_cidr(text.strip(), "loadBalancerSourceRanges").cidr)
+        except CNIError as error:
+            faults.append(error.msg)
+    return tuple(found)
 
 
 def _parse_affinity(spec: dict[str, Any]) -> int:
@@ -170,11 +183,13 @@ def parse_slice(raw: dict[str, Any]) -> Slice:
     version = _FAMILIES.get(raw.get("addressType") or "", 0)
     if not (name and version):
         return Slice(service="")
+    faults: list[str] = []
     return Slice(
         service=intern(f"{metadata.get('namespace')}/{name}"),
         version=version,
         ports=tuple(_parse_slice_ports(raw.get("ports") or ())),
-        endpoints=tuple(_parse_endpoints(raw.get("endpoints") or (), version)),
+        endpoints=tuple(_parse_endpoints(raw.get("endpoints") or (), version, faults)),
+        faults=tuple(faults),
     )
 
 
@@ -186,12 +201,15 @@ def _parse_slice_ports(ports: Iterable[dict[str, Any]]) -> Iterator[SlicePort]:
             yield SlicePort(intern(port.get("name") or ""), protocol, port["port"])
 
 
-def _parse_endpoints(endpoints: Iterable[dict[str, Any]], version: int) -> Iterator[SliceEndpoint]:
+def _parse_endpoints(
+    endpoints: Iterable[dict[str, Any]], version: int, faults: list[str]
+) -> Iterator[SliceEndpoint]:
     length = 4 if version == 4 else 16
     for endpoint in endpoints:
         addresses = endpoint.get("addresses") or [""]
         address = pack_address(addresses[0])  # further ones are of no proxy's use
         if len(address) != length:
+            faults.append(f'endpoints: wanted an IPv{version} address, found "{addresses[0]}"')
             continue
         conditions, hints = endpoint.get("conditions") or {}, endpoint.get("hints") or {}
         ready = conditions.get("ready") is not False

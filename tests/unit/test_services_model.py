@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,3 +216,235 @@ def test_after_any_events_the_plans_are_what_the_objects_say(batches: list[list[
         assert fresh.plans() == world.held
         assert fresh.problems() == world.model.problems()
         assert world.model.compute() == {}
+
+
+def outside(world: World, address: str, port: int, protocol: str = "TCP") -> Answer | None:
+    world.compute()
+    row = world.rows().get(Place(address, protocol, port))
+    return None if row is None else row.outside
+
+
+def at(*names: str, port: int = 8080) -> Answer:
+    return frozenset((f"10.244.0.{name}", port) for name in names)
+
+
+def web(name: str = "a", created: int = 0, **spec: Any) -> dict[str, Any]:
+    return render_service(name, [f"10.96.0.{'abc'.index(name) + 1}"], [HTTP], created=created, **spec)
+
+
+def pods(name: str, *endpoints: dict[str, Any], service: str = "a", port: int = 8080) -> dict[str, Any]:
+    return render_slice(name, service, list(endpoints), [{**HTTP, "port": port}])
+
+
+def pod(
+    number: int, node: str = "node1", *, hints: dict[str, Any] | None = None, **said: bool
+) -> dict[str, Any]:
+    return {**render_endpoint(f"10.244.0.{number}", node, **said), "hints": hints or {}}
+
+
+def ending(number: int, node: str = "node1", *, serving: bool = True) -> dict[str, Any]:
+    return pod(number, node, ready=False, serving=serving, terminating=True)
+
+
+ZONE_A, ZONE_B = {"forZones": [{"name": "a"}]}, {"forZones": [{"name": "b"}]}
+NODE_1, NODE_2 = {"forNodes": [{"name": "node1"}]}, {"forNodes": [{"name": "node2"}]}
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "cluster", "local"),
+    [
+        ([], REFUSED, REFUSED),
+        ([pod(1), pod(2, "node2")], at("1", "2"), at("1")),
+        ([pod(2, "node2")], at("2"), DROPPED),
+        ([pod(1, ready=False, serving=False)], REFUSED, REFUSED),
+        # One that is not ready and does not end gets nothing, though it serves.
+        ([pod(1, ready=False)], REFUSED, REFUSED),
+        ([ending(1), ending(2, "node2")], at("1", "2"), at("1")),
+        ([ending(1), pod(2, "node2")], at("2"), at("1")),
+        ([ending(1, serving=False), pod(2, "node2")], at("2"), DROPPED),
+        ([ending(1), ending(2, serving=False)], at("1"), at("1")),
+        ([ending(1), pod(2)], at("2"), at("2")),
+        ([ending(2, "node2")], at("2"), DROPPED),
+        ([ending(2, "node2", serving=False)], REFUSED, REFUSED),
+        ([pod(1, hints=ZONE_A), pod(2, "node2", hints=ZONE_B)], at("1"), at("1")),
+        ([pod(1, hints=ZONE_B), pod(2, "node2", hints=ZONE_A)], at("2"), at("1")),
+        ([pod(1, hints=ZONE_B), pod(2, "node2", hints=ZONE_B)], at("1", "2"), at("1")),
+        ([pod(1, hints=ZONE_A), pod(2, "node2")], at("1", "2"), at("1")),
+        # Hints of those that are not ready count for nothing.
+        ([pod(1, hints=ZONE_A), pod(2, "node2", hints=ZONE_B), ending(3)], at("1"), at("1")),
+        ([pod(1, hints=ZONE_A | NODE_2), pod(2, "node2", hints=ZONE_B | NODE_1)], at("2"), at("1")),
+        ([pod(1, hints=ZONE_A | NODE_2), pod(2, "node2", hints=ZONE_B | NODE_2)], at("1"), at("1")),
+    ],
+)
+def test_which_endpoints_are_used(endpoints: list[dict[str, Any]], cluster: Answer, local: Answer) -> None:
+    world = World()
+    world.put_slice(pods("s1", *endpoints))
+    for policy, wanted in (("Cluster", cluster), ("Local", local)):
+        world.put_service(
+            web(externalIPs=["198.51.100.1"], externalTrafficPolicy=policy, internalTrafficPolicy=policy)
+        )
+        assert outside(world, "10.96.0.1", 80) == wanted
+        assert outside(world, "198.51.100.1", 80) == wanted
+        assert world.rows() == world.oracle().rows()
+
+
+def test_an_endpoint_in_two_slices_is_one_and_the_local_one_is_believed() -> None:
+    world = World()
+    world.put_service(web(internalTrafficPolicy="Local"))
+    world.put_slice(pods("s1", pod(1, "node2"), pod(2)))
+    world.put_slice(pods("s2", pod(1), pod(2)))
+    assert outside(world, "10.96.0.1", 80) == at("1", "2")
+    (plan,) = world.held.values()
+    assert len(plan.endpoints) == 2
+
+
+def test_an_endpoint_may_move_between_slices_in_either_order() -> None:
+    world = World()
+    world.put_service(web())
+    world.put_slice(pods("s1", pod(1), pod(2)))
+    world.compute()
+    world.put_slice(pods("s2", pod(2)))
+    assert world.compute() == {}
+    world.put_slice(pods("s1", pod(1)))
+    assert world.compute() == {}
+    assert outside(world, "10.96.0.1", 80) == at("1", "2")
+
+
+def test_a_port_by_name_may_be_another_number_in_each_pod() -> None:
+    world = World()
+    world.put_service(web())
+    world.put_slice(pods("s1", pod(1)))
+    world.put_slice(pods("s2", pod(2), port=8081))
+    assert outside(world, "10.96.0.1", 80) == frozenset({*at("1"), *at("2", port=8081)})
+
+
+def test_one_number_with_two_protocols_is_two_frontends() -> None:
+    world = World()
+    world.put_service(render_service("a", ["10.96.0.1"], [DNS, DNS_TCP]))
+    world.put_slice(render_slice("s1", "a", [pod(1)], [{**DNS, "port": 5353}, DNS_TCP]))
+    assert outside(world, "10.96.0.1", 53, "UDP") == at("1", port=5353)
+    assert outside(world, "10.96.0.1", 53, "TCP") == at("1", port=53)
+
+
+def test_nothing_but_what_an_event_touches_is_given() -> None:
+    world = World()
+    for name in "abc":
+        world.put_service(web(name))
+        world.put_slice(pods(f"s-{name}", pod(1), service=name))
+    world.compute()
+    world.put_slice(pods("s-b", pod(2), service="b"))
+    assert [place_of(each).address for each in world.compute()] == ["10.96.0.2"]
+    # A heartbeat: the same once more.
+    world.put_slice(pods("s-b", pod(2), service="b"))
+    assert world.compute() == {}
+    world.put_slice(pods("s-x", pod(2), service="nobody"))
+    assert world.compute() == {}
+
+
+def test_the_older_of_two_services_has_an_address_until_it_goes() -> None:
+    world = World()
+    shared = {"externalIPs": ["198.51.100.1"]}
+    for name, created in (("a", 2), ("b", 1), ("c", 3)):
+        world.put_service(web(name, created, **shared))
+        world.put_slice(pods(f"s-{name}", pod("abc".index(name) + 1), service=name))
+        world.compute()
+    assert outside(world, "198.51.100.1", 80) == at("2")
+    lost = "wanted 198.51.100.1:80/TCP, found it is service shop/b's"
+    assert world.model.problems() == [f"service shop/{name}: {lost}" for name in "ac"]
+    # What the late ones do with it touches nobody.
+    world.put_slice(pods("s-a", pod(4), service="a"))
+    assert [place_of(each).address for each in world.compute()] == ["10.96.0.1"]
+    world.delete_service("b")
+    assert outside(world, "198.51.100.1", 80) == at("4")
+    assert world.model.problems() == [f"service shop/c: {lost.replace('/b', '/a')}"]
+    world.put_service(web("a", 2))
+    assert outside(world, "198.51.100.1", 80) == at("3")
+    assert world.model.problems() == []
+    world.delete_service("c")
+    assert outside(world, "198.51.100.1", 80) is None
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_a_service_that_is_replaced_in_one_batch_leaves_its_address_to_the_next(names: str) -> None:
+    gone, comes = names
+    world = World()
+    world.put_service(web(gone, externalIPs=["198.51.100.1"]))
+    world.compute()
+    world.put_slice(pods("s1", pod(1), service=comes))
+    world.put_service(web(comes, 1, externalIPs=["198.51.100.1"]))
+    world.delete_service(gone)
+    assert outside(world, "198.51.100.1", 80) == at("1")
+    assert world.model.problems() == []
+
+
+def test_a_service_that_is_made_anew_has_the_age_of_the_new_one() -> None:
+    world = World()
+    shared = {"externalIPs": ["198.51.100.1"]}
+    world.put_service(web("a", 0, **shared))
+    world.put_service(web("b", 1, **shared))
+    world.put_slice(pods("s1", pod(1), service="b"))
+    world.compute()
+    world.put_service(web("a", 2, **shared))
+    assert outside(world, "198.51.100.1", 80) == at("1")
+
+
+def test_a_node_port_is_at_each_address_of_the_node_as_they_come_and_go() -> None:
+    world = World(node_addresses=("192.0.2.1",))
+    world.put_service(render_service("a", ["10.96.0.1", "fd00:96::1"], [{**HTTP, "nodePort": 30080}]))
+    world.put_slice(pods("s1", pod(1)))
+    assert outside(world, "192.0.2.1", 30080) == at("1")
+    world.move("a", ("192.0.2.7", "2001:db8::7"))
+    assert {place_of(each).address for each in world.compute()} == {
+        *("192.0.2.1", "192.0.2.7", "2001:db8::7")
+    }
+    assert outside(world, "192.0.2.7", 30080) == at("1")
+    assert outside(world, "2001:db8::7", 30080) == REFUSED
+    assert outside(world, "192.0.2.1", 30080) is None
+
+
+def test_an_address_that_is_external_and_the_balancer_s_keeps_its_source_ranges() -> None:
+    world = World()
+    balancer = {"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}}
+    ranges = ["203.0.113.0/24"]
+    world.put_service(web(externalIPs=["198.51.100.1"], status=balancer, loadBalancerSourceRanges=ranges))
+    world.compute()
+    assert world.rows()[Place("198.51.100.1", "TCP", 80)].sources == {"203.0.113.0/24"}
+    assert world.rows()[Place("10.96.0.1", "TCP", 80)].sources is None
+
+
+def test_a_health_port_counts_ready_pods_of_this_node_once() -> None:
+    world = World()
+    spec = {"externalTrafficPolicy": "Local", "healthCheckNodePort": 32000}
+    world.put_service(render_service("a", ["10.96.0.1"], [HTTP, DNS], **spec))
+    targets = [{**HTTP, "port": 8080}, {**DNS, "port": 5353}]
+    world.put_slice(render_slice("s1", "a", [pod(1), pod(2), pod(3, "node2"), ending(4)], targets))
+    world.put_slice(render_slice("s2", "a", [pod(2), pod(5)], targets[:1]))
+    world.compute()
+    assert [(port, check.local_endpoints) for port, check in world.model.checks().items()] == [(32000, 3)]
+    world.put_service(web())
+    world.compute()
+    assert world.model.checks() == {}
+
+
+def test_udp_flows_live_on_with_endpoints_that_serve_and_get_nothing_new() -> None:
+    world = World()
+    world.put_service(web())
+    world.put_slice(
+        pods("s1", pod(1, hints=ZONE_A), pod(2, "node2", hints=ZONE_B), ending(3), ending(4, serving=False))
+    )
+    world.compute()
+    (plan,) = world.held.values()
+    assert (texts(plan.endpoints), texts(plan.draining)) == (at("1"), at("2", "3"))
+
+
+def test_what_cannot_be_is_named_as_long_as_it_is_said() -> None:
+    world = World()
+    world.put_service(web(externalIPs=["198.51.100"]))
+    world.put_slice(render_slice("s1", "a", [pod(1), {"addresses": ["x"]}], [HTTP]))
+    assert world.model.problems() == [
+        'endpointslice shop/s1: endpoints: wanted an IPv4 address, found "x"',
+        'service shop/a: externalIPs: wanted an IP address, found "198.51.100"',
+    ]
+    world.put_service(web())
+    world.delete_slice("s1")
+    assert world.model.problems() == []

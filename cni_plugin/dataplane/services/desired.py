@@ -63,6 +63,8 @@ class ServicesModel:
     """Who claims a frontend, the oldest first, where it is more than one."""
     _owners: dict[Frontend, str] = field(default_factory=dict)
     _checks: dict[str, tuple[int, HealthCheck]] = field(default_factory=dict)
+    _faults: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """What the objects say that cannot be, by what they are called."""
     _dirty: set[str] = field(default_factory=set)
 
     def move(self, place: NodePlace) -> None:
@@ -78,6 +80,7 @@ class ServicesModel:
                 self.services.pop(key, None)
             else:
                 self.services[key] = service
+            self._note(f"service {key}", service.faults if service else ())
             self._dirty.add(key)
 
     def put_slices(self, changed: Mapping[str, Slice | None]) -> None:
@@ -90,6 +93,12 @@ class ServicesModel:
                 self._slices[key] = found
                 self._by_service.setdefault(found.service, {})[key] = found
                 self._dirty.add(found.service)
+            self._note(f"endpointslice {key}", found.faults if found else ())
+
+    def _note(self, name: str, faults: tuple[str, ...]) -> None:
+        self._faults.pop(name, None)
+        if faults:
+            self._faults[name] = faults
 
     def _forget_slice(self, service: str, key: str) -> None:
         members = self._by_service[service]
@@ -139,11 +148,14 @@ class ServicesModel:
         return dict(self._checks.values())
 
     def problems(self) -> list[str]:
-        """Return what is wrong with Services: addresses that an older one has."""
-        return sorted(
-            f"service {late}: wanted {describe(frontend)}, found it is service {claimants[0]}'s"
+        """Return what is wrong with Services: addresses that an older one has, values that cannot be."""
+        late = [
+            f"service {each}: wanted {describe(frontend)}, found it is service {claimants[0]}'s"
             for frontend, claimants in self._claims.items()
-            for late in claimants[1:]
+            for each in claimants[1:]
+        ]
+        return sorted(
+            late + [f"{name}: {fault}" for name, faults in self._faults.items() for fault in faults]
         )
 
     def _find_plan(self, frontend: Frontend) -> FrontendPlan | None:
@@ -268,7 +280,7 @@ def _plan_guarded(
 ) -> FrontendPlan:
     """Return the plan of a balancer's address: only the sources of the family may ask it."""
     plan = _plan_outer(service, port, choice, place)
-    if not service.sources:
+    if service.sources is None:
         return plan
     return replace(plan, sources=tuple(cidr for cidr in service.sources if cidr.version == version))
 
