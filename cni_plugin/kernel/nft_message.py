@@ -35,6 +35,8 @@ _NESTED = 0x8000
 BODY = 20  # bytes of struct nlmsghdr and struct nfgenmsg
 # Of one message: the list of its elements is an attribute, whose length has 16 bits.
 _MOST_IN_ONE, _MOST_PAIRS = 200, 400
+# Length and kind of nested attributes: the element, its key, the key's value; its data, their value.
+_PAIR_HEAD, _DATA_HEAD = struct.Struct("=6H"), struct.Struct("=4H")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,15 +149,17 @@ def pack_pairs(
 
 
 def _pack_pair(key: bytes, value: Value) -> bytes:
-    """Return an element of a list."""
-    members = nested(ELEM_KEY, attribute(DATA_VALUE, key))
+    """Return an element of a list; lengths of keys and data are multiples of four."""
     if isinstance(value, bytes):
-        members += nested(_ELEM_DATA, attribute(DATA_VALUE, value))
+        data = _DATA_HEAD.pack(8 + len(value), _ELEM_DATA | _NESTED, 4 + len(value), DATA_VALUE) + value
     elif value is not None:
-        verdict, comment = value
-        members += nested(_ELEM_DATA, nested(_DATA_VERDICT, pack_verdict(verdict)))
-        members += attribute(_ELEM_USERDATA, render_comment(comment)) if comment else b""
-    return nested(_LIST_ELEM, members)
+        data = nested(_ELEM_DATA, nested(_DATA_VERDICT, pack_verdict(value[0])))
+        data += attribute(_ELEM_USERDATA, render_comment(value[1])) if value[1] else b""
+    else:
+        data = b""
+    size = len(key)
+    outer = 12 + size + len(data), _LIST_ELEM | _NESTED
+    return _PAIR_HEAD.pack(*outer, 8 + size, ELEM_KEY | _NESTED, 4 + size, DATA_VALUE) + key + data
 
 
 def parse_pairs(raw: bytes) -> Iterator[tuple[bytes, Value]]:

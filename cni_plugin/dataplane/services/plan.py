@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from netaddr import IPAddress
+
 if TYPE_CHECKING:
     from netaddr import IPNetwork
 
@@ -91,6 +93,15 @@ class Surroundings:
     """All nodes' addresses: they are no clients from outside."""
     cluster_cidrs: tuple[IPNetwork, ...] = ()
     """Where cluster addresses are; empty where nobody has said."""
+    _bounds: tuple[tuple[bytes, bytes], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Keep the ends of the own subnets as addresses are: every endpoint is compared with them."""
+        bounds = tuple(
+            (IPAddress(c.first, c.version).packed, IPAddress(c.last, c.version).packed)
+            for c in self.own_subnets
+        )
+        object.__setattr__(self, "_bounds", bounds)
 
     def first_address(self, version: int) -> bytes:
         """Return the node's address of a family; empty when it has none."""
@@ -98,5 +109,5 @@ class Surroundings:
 
     def is_own_pod(self, address: bytes) -> bool:
         """Tell whether an address is one of this node's pods."""
-        number, version = int.from_bytes(address, "big"), 4 if len(address) == 4 else 6
-        return any(cidr.version == version and cidr.first <= number <= cidr.last for cidr in self.own_subnets)
+        length = len(address)
+        return any(len(first) == length and first <= address <= last for first, last in self._bounds)

@@ -71,6 +71,8 @@ class _Step:
     plan: FrontendPlan | None
     after: Elements
     former: FrontendPlan | None = None
+    shared: Counter[tuple[str, bytes]] = field(default_factory=Counter)
+    """How many more times, or fewer, elements are needed that others may need, too."""
 
     @property
     def gone(self) -> list[tuple[str, bytes]]:
@@ -116,7 +118,9 @@ class ServicesTable:
             if before == after and arranged is not None:
                 self._take(frontend, arranged)
             else:
-                steps.append(_Step(frontend, before, arranged, after))
+                step = _Step(frontend, before, arranged, after)
+                step.shared.update(self._list_shared(frontend, arranged))
+                steps.append(step)
         done = self._run(nftables, steps)
         self._globals = {place: None for place in found.shared if place[0][:-1] in _GLOBAL}
         shared = [place for place in found.shared if place not in self._globals]
@@ -144,7 +148,10 @@ class ServicesTable:
         before = render_frontend(frontend, former) if former else {}
         after = render_frontend(frontend, arranged) if arranged else {}
         self.problems.pop(frontend, None)
-        return _Step(frontend, before, arranged, after, former)
+        step = _Step(frontend, before, arranged, after, former)
+        step.shared.update(self._list_shared(frontend, arranged))
+        step.shared.subtract(self._list_shared(frontend, former))
+        return step
 
     def _ensure_static(self, nftables: Nftables, around: Surroundings) -> None:
         """Make table, sets, and the chains that all Services share."""
@@ -206,7 +213,7 @@ class ServicesTable:
 
     def _commit(self, nftables: Nftables, batch: list[_Step]) -> list[tuple[_Step, int]]:
         """Take the steps in one batch, or find out which of them the kernel refuses."""
-        shared = self._shared.copy()
+        shared: Counter[tuple[str, bytes]] = Counter()
         gone: list[tuple[str, bytes]] = []
         new: Elements = {}
         taken = []
@@ -215,16 +222,20 @@ class ServicesTable:
             gone += leaving
             new |= coming
             taken.append((step, len(leaving) + len(coming)))
-            self._count(shared, step)
-        touched = {place for step in batch for place in self._touched(step)}
-        gone += [place for place in touched if self._shared[place] > 0 and shared[place] <= 0]
-        new |= {place: None for place in touched if self._shared[place] <= 0 and shared[place] > 0}
+            for place, more in step.shared.items():
+                shared[place] += more
+        counts = {place: (self._shared[place], self._shared[place] + more) for place, more in shared.items()}
+        gone += [place for place, (before, after) in counts.items() if before > 0 >= after]
+        new |= {place: None for place, (before, after) in counts.items() if before <= 0 < after}
         try:
             self._prepare(nftables, batch, new)
             _apply(nftables, gone, new)
         except KernelError as error:
             return self._split(nftables, batch, error)
-        self._shared = +shared
+        for place, (_, after) in counts.items():
+            self._shared[place] = after
+            if after <= 0:
+                del self._shared[place]
         for step in batch:
             if step.plan is None:
                 self.held.pop(step.frontend, None)
@@ -261,17 +272,8 @@ class ServicesTable:
         self.held[frontend] = plan
         self._shared.update(render_shared(frontend, plan, self._around_now))
 
-    def _count(self, shared: Counter[tuple[str, bytes]], step: _Step) -> None:
-        around = self._around_now
-        if step.former:
-            shared.subtract(render_shared(step.frontend, step.former, around))
-        if step.plan:
-            shared.update(render_shared(step.frontend, step.plan, around))
-
-    def _touched(self, step: _Step) -> Iterator[tuple[str, bytes]]:
-        for plan in (step.former, step.plan):
-            if plan:
-                yield from render_shared(step.frontend, plan, self._around_now)
+    def _list_shared(self, frontend: Frontend, plan: FrontendPlan | None) -> list[tuple[str, bytes]]:
+        return render_shared(frontend, plan, self._around_now) if plan else []
 
 
 def switch_off(nftables: Nftables) -> bool:
@@ -354,12 +356,14 @@ def _arrange(
     """Return the plan with its endpoints where they are in the kernel already."""
     ordered = _order(endpoints, plan.endpoints)
     within = plan.inside and _order(inside, plan.inside)
-    return replace(plan, endpoints=ordered, inside=within if plan.inside else plan.inside)
+    if ordered is plan.endpoints and within is plan.inside:
+        return plan
+    return replace(plan, endpoints=ordered, inside=within)
 
 
 def _order(before: tuple[Endpoint, ...], wanted: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
     """Return what is wanted, each where it was: who is new, or was behind the end, fills the holes."""
-    if before == wanted:
+    if not before or before == wanted:
         return wanted
     remaining = dict.fromkeys(wanted)
     places: list[Endpoint | None] = [None] * len(wanted)

@@ -299,12 +299,15 @@ def value_of(endpoint: Endpoint) -> bytes:
 
 
 def spread(endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-    """Return an endpoint for each number that can be drawn."""
+    """Return an endpoint for each number that can be drawn.
+
+    Who stands twice stands half the numbers further: one endpoint more or less changes one or two of them.
+    """
     count = len(endpoints)
     if count <= _EXACT:
         return endpoints
-    size = 1 << (count - 1).bit_length()
-    return tuple(endpoints[i % count] for i in range(size))
+    half = 1 << (count - 1).bit_length() - 1
+    return endpoints + endpoints[count - half : half]
 
 
 def name_ranges(sources: tuple[IPNetwork, ...]) -> str:
