@@ -1,0 +1,1 @@
+"""NetworkPolicy: who may speak with the pods of this node."""
