@@ -67,7 +67,7 @@ class Oracle:
             port = spec.get("healthCheckNodePort")
             if port and spec.get("externalTrafficPolicy") == "Local" and self._has_frontends(raw):
                 counts = [0]
-                for version in (4, 6):
+                for version in self._versions(spec):
                     pods = set()
                     for each in spec["ports"]:
                         here = [e for e in self._endpoints(key, each, version) if e["here"] and e["ready"]]
@@ -102,7 +102,12 @@ class Oracle:
             for kind, addresses in kinds.items()
             for address in addresses
             if kind != "node" or port.get("nodePort")
+            if ip_address(address).version in self._versions(spec)
         ]
+
+    def _versions(self, spec: dict[str, Any]) -> set[int]:
+        """Return the families of a Service: those of its cluster addresses."""
+        return {ip_address(each).version for each in spec.get("clusterIPs", [spec["clusterIP"]])}
 
     def _row(self, key: str, port: dict[str, Any], address: str, kind: str, number: int) -> tuple[Place, Row]:
         spec = self.services[key]["spec"]

@@ -402,6 +402,15 @@ def test_a_node_port_is_at_each_address_of_the_node_as_they_come_and_go() -> Non
     assert outside(world, "192.0.2.1", 30080) is None
 
 
+def test_a_service_of_one_family_has_nothing_in_the_other() -> None:
+    world = World()
+    port = {**HTTP, "nodePort": 30080}
+    world.put_service(render_service("a", ["10.96.0.1"], [port], externalIPs=["2001:db8:9::1"]))
+    world.put_slice(render_slice("s1", "a", [{"addresses": ["fd00:244::1"]}], [HTTP]))
+    assert outside(world, "10.96.0.1", 80) == REFUSED
+    assert {place.address for place in world.rows()} == {"10.96.0.1", "192.0.2.1"}
+
+
 def test_an_address_that_is_external_and_the_balancer_s_keeps_its_source_ranges() -> None:
     world = World()
     balancer = {"loadBalancer": {"ingress": [{"ip": "198.51.100.1"}]}}

@@ -199,11 +199,13 @@ class ServicesModel:
             return _NOTHING
         slices = self._by_service.get(key, {}).values()
         plans: dict[Frontend, FrontendPlan] = {}
-        ready: dict[int, set[bytes]] = {version: set() for version in _VERSIONS}
+        # A Service is of the families of its cluster addresses, whatever other addresses it names.
+        lengths = set(map(len, service.cluster_addresses))
+        ready: dict[int, set[bytes]] = {each: set() for each in _VERSIONS if LENGTHS[each] in lengths}
         for port in service.ports:
-            for version in _VERSIONS:
+            for version, pods in ready.items():
                 choice = choose(slices, port, version, self.place.here)
-                ready[version].update(choice.local_ready)
+                pods.update(choice.local_ready)
                 for frontend, plan in _plan_port(service, port, version, choice, self.place):
                     plans.setdefault(frontend, plan)
         if not service.health_port:
