@@ -130,6 +130,7 @@ def test_source_ranges_guard_the_balancer_s_address_alone(who: str, where: str, 
 def test_a_node_in_the_ranges_may_ask_from_the_balancer_s_address() -> None:
     ranges = [f"{NODE}/32"]
     assert say(ask("node", BALANCER, [LOCAL], loadBalancerSourceRanges=ranges)) == "local~"
+    assert say(ask(POD, BALANCER, [LOCAL], loadBalancerSourceRanges=ranges)) == "dropped"
 
 
 @pytest.mark.parametrize(
