@@ -1,4 +1,4 @@
-"""Objects of the Kubernetes API, reduced to what policies need of them: Pod, Namespace, NetworkPolicy.
+"""Objects of the API, reduced to what policies need: Pod, namespaces, NetworkPolicy.
 
 What cannot be is passed over where that allows nothing: a rule's peer that is none matches nobody.
 """
@@ -52,7 +52,7 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Namespace:
+class PodNamespace:
     """A namespace's labels."""
 
     name: str
@@ -82,7 +82,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
+class PolicyPeer:
     """Whom a rule is about: an ipBlock, or pods of a namespace or of those that a selector selects."""
 
     block: Block | None = None
@@ -95,7 +95,7 @@ class Peer:
 class PolicyRule:
     """A rule: any of the peers, None for everybody, at any of the ports, None for all protocols."""
 
-    peers: tuple[Peer, ...] | None = None
+    peers: tuple[PolicyPeer, ...] | None = None
     ports: tuple[PolicyPort, ...] | None = None
 
 
@@ -148,10 +148,10 @@ def _list_named_ports(spec: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
                 yield intern(port["name"]), protocol, port["containerPort"]
 
 
-def parse_namespace(raw: dict[str, Any]) -> Namespace:
+def parse_namespace(raw: dict[str, Any]) -> PodNamespace:
     """Return what the API's JSON says of a namespace."""
     metadata = raw.get("metadata") or {}
-    return Namespace(name=metadata.get("name") or "", labels=_intern_all(metadata.get("labels")))
+    return PodNamespace(name=metadata.get("name") or "", labels=_intern_all(metadata.get("labels")))
 
 
 def parse_policy(raw: dict[str, Any]) -> NetworkPolicy:
@@ -180,26 +180,29 @@ def _parse_rule(rule: dict[str, Any], side: str, namespace: str) -> PolicyRule:
     )
 
 
-def _parse_peers(peers: Iterable[dict[str, Any]], namespace: str) -> Iterator[Peer]:
+def _parse_peers(peers: Iterable[dict[str, Any]], namespace: str) -> Iterator[PolicyPeer]:
     for peer in peers:
         namespaces = parse_selector(peer.get("namespaceSelector"))
         pods = parse_selector(peer.get("podSelector"))
         if peer.get("ipBlock"):
             yield from _parse_block(peer["ipBlock"])
         elif namespaces is not None:
-            yield Peer(namespaces=namespaces, pods=EVERYTHING if pods is None else pods)
+            yield PolicyPeer(namespaces=namespaces, pods=EVERYTHING if pods is None else pods)
         elif pods is not None:
-            yield Peer(namespace=namespace, pods=pods)
+            yield PolicyPeer(namespace=namespace, pods=pods)
 
 
-def _parse_block(raw: dict[str, Any]) -> Iterator[Peer]:
+def _parse_block(raw: dict[str, Any]) -> Iterator[PolicyPeer]:
     """Yield an ipBlock; none when a part cannot be read: it must not allow what is excepted."""
     try:
         cidr = IPNetwork(raw.get("cidr") or "").cidr
-        excepted = tuple(IPNetwork(each).cidr for each in raw.get("except") or ())
+        excepted = [IPNetwork(each).cidr for each in raw.get("except") or ()]
     except (AddrFormatError, ValueError, TypeError):
         return
-    yield Peer(block=Block(cidr=cidr, excepted=tuple(sorted(excepted))))
+    if not any(cidr in each for each in excepted):
+        yield PolicyPeer(
+            block=Block(cidr=cidr, excepted=tuple(sorted(each for each in excepted if each in cidr)))
+        )
 
 
 def _parse_ports(ports: Iterable[dict[str, Any]]) -> Iterator[PolicyPort]:
@@ -216,7 +219,7 @@ def _parse_ports(ports: Iterable[dict[str, Any]]) -> Iterator[PolicyPort]:
             yield PolicyPort(protocol, port, last or port)
 
 
-NAMESPACES: Resource[Namespace] = Resource(
+NAMESPACES: Resource[PodNamespace] = Resource(
     name="namespaces", path="/api/v1/namespaces", parse=parse_namespace, page=500
 )
 POLICIES: Resource[NetworkPolicy] = Resource(

@@ -200,6 +200,7 @@ class Network:
     mtu_overhead: int
     mac: str
     pod: str
+    pod_uid: str
     state_dir: str
     ipam_type: str
     dns: DNS
@@ -267,6 +268,7 @@ def parse_network(request: Request, *, takes_args: bool = True) -> Network:
         mtu_overhead=fields.integer("mtuOverhead", 0, 1000) or 0,
         mac=_parse_mac(fields, args) if takes_args else "",
         pod="/".join(filter(None, (args.get("K8S_POD_NAMESPACE"), args.get("K8S_POD_NAME")))),
+        pod_uid=args.get("K8S_POD_UID") or "",
         state_dir=f"{data_dir(fields)}/.podwire",
         ipam_type=ipam_type(fields),
         dns=_parse_dns(fields),

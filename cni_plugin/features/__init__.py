@@ -57,6 +57,12 @@ def _source_validation() -> Feature:
     return source_validation.FEATURE
 
 
+def _policy() -> Feature:
+    from cni_plugin.features import policy
+
+    return policy.FEATURE
+
+
 def _isolation() -> Feature:
     from cni_plugin.features import isolation
 
@@ -95,6 +101,8 @@ FEATURES = {
     "sourceValidation": BuiltIn(load=_source_validation, keys=("sourceValidation",), shared_only=True),
     "isolation": BuiltIn(load=_isolation, keys=("portIsolation",)),
     "portmap": BuiltIn(load=_portmap, capabilities=("portMappings",)),
+    # Last: it waits for a word, and until then nothing passes.
+    "policy": BuiltIn(load=_policy, keys=("networkPolicy",)),
 }
 
 # Those that are a plugin of a chain, by its type.

@@ -66,7 +66,7 @@ def claim(
 
 
 def _replace(nftables: Nftables, wanted: Element, gone: Collection[Element]) -> Iterator[ElementChange]:
-    found = nftables.get(wanted.family, wanted.set_name, wanted.key)
+    found = nftables.get(wanted.family, wanted.set_name, wanted.key, table=wanted.table)
     if found == wanted:
         return
     if found is not None and found not in gone:
@@ -89,7 +89,7 @@ def release_exactly(site: Site, elements: Sequence[Element]) -> None:
     nftables = site.host.nftables
 
     def decide() -> list[ElementChange]:
-        found = [nftables.get(e.family, e.set_name, e.key) for e in elements]
+        found = [nftables.get(e.family, e.set_name, e.key, table=e.table) for e in elements]
         own = [element for element in found if element and is_of(site, element)]
         return [ElementChange(element, present=False) for element in own]
 
@@ -155,7 +155,7 @@ def compare_elements(site: Site, wanted: Iterable[Element], what: str) -> Iterat
     from cni_plugin.features.damage import Damage  # no ADD or DEL needs it
 
     for element in wanted:
-        found = site.host.nftables.get(element.family, element.set_name, element.key)
+        found = site.host.nftables.get(element.family, element.set_name, element.key, table=element.table)
         own = found is None or is_of(site, found)
         # Words of a comment behind the identity are for people, and the pod's may have been cut.
         if found is None or not own or replace(found, comment=element.comment) != element:
@@ -172,7 +172,7 @@ def _restore(site: Site, element: Element) -> None:
     nftables = site.host.nftables
 
     def decide() -> list[ElementChange]:
-        found = nftables.get(element.family, element.set_name, element.key)
+        found = nftables.get(element.family, element.set_name, element.key, table=element.table)
         changes = [ElementChange(found, present=False)] if found and is_of(site, found) else []
         return [*changes, ElementChange(element, present=True)] if found is None or changes else []
 

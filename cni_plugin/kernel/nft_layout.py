@@ -132,6 +132,13 @@ SERVICE_MASQUERADE = Place(
     priority=99,
     purpose="Services, masquerade",
 )
+# Policies, behind every translation and before others' filters: who may send, then who may be reached.
+POLICY_EGRESS = Place(
+    table=POLICY_TABLE, prefix="egress_", hook="forward", priority=-10, purpose="NetworkPolicy, egress"
+)
+POLICY_INGRESS = Place(
+    table=POLICY_TABLE, prefix="ingress_", hook="forward", priority=-9, purpose="NetworkPolicy, ingress"
+)
 FIREWALL = Place(prefix="firewall_", hook="forward", priority=0, purpose="firewall")
 BRIDGE_FIREWALL = Place(
     family="bridge", prefix="firewall_", hook="forward", priority=0, purpose="firewall between bridged pods"
@@ -170,6 +177,8 @@ PLACES = (
     SERVICE_OUTPUT,
     HOSTPORT_OUTPUT,
     SERVICE_REFUSALS_OUTPUT,
+    POLICY_EGRESS,
+    POLICY_INGRESS,
     FIREWALL,
     SERVICE_AFFINITY,
     SERVICE_MASQUERADE,
@@ -186,8 +195,6 @@ PLACES = (
 # Kept free for what will stand there; whoever comes takes its line into PLACES.
 RESERVED = (
     Place(prefix="", hook="input", priority=-10, table=POLICY_TABLE, purpose="egress to the own node"),
-    Place(prefix="", hook="forward", priority=-10, table=POLICY_TABLE, purpose="policy, egress"),
-    Place(prefix="", hook="forward", priority=-9, table=POLICY_TABLE, purpose="policy, ingress"),
     Place(family="bridge", prefix="", hook="prerouting", priority=-290, purpose="redirection to the node"),
 )
 

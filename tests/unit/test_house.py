@@ -43,7 +43,9 @@ FLOORS = (
 KINDS = {
     "attach": ("bridge", "routed"),
     "backend": ("vxlan", "host_gateway"),
-    "features": ("masquerade", "bandwidth", "tuning", "firewall", "spoof", "isolation", "portmap"),
+    "features": (
+        *("masquerade", "bandwidth", "tuning", "firewall", "spoof", "isolation", "portmap", "policy"),
+    ),
 }
 # Who may use what speaks to the kernel or starts programs.
 ONLY_IN = {

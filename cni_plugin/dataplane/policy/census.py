@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cni_plugin.cluster.policy_objects import Namespace, Peer, Pod
+    from cni_plugin.cluster.policy_objects import Pod, PodNamespace, PolicyPeer
 
 _NO_LABELS: dict[str, str] = {}
 
@@ -22,7 +22,7 @@ class Census:
     """The pods and namespaces that are known."""
 
     pods: dict[str, Pod] = field(default_factory=dict)
-    namespaces: dict[str, Namespace] = field(default_factory=dict)
+    namespaces: dict[str, PodNamespace] = field(default_factory=dict)
     _by_namespace: dict[str, set[str]] = field(default_factory=dict)
     _by_address: dict[bytes, list[str]] = field(default_factory=dict)
 
@@ -47,7 +47,7 @@ class Census:
                 claimants.append(key)
         return touched
 
-    def put_namespace(self, name: str, namespace: Namespace | None) -> set[str]:
+    def put_namespace(self, name: str, namespace: PodNamespace | None) -> set[str]:
         """Take over a namespace, None for one that is gone; return the keys of its pods."""
         if namespace is None:
             self.namespaces.pop(name, None)
@@ -79,7 +79,7 @@ class Census:
             if self.owner(address) is pod:
                 yield address
 
-    def means(self, peer: Peer, pod: Pod) -> bool:
+    def means(self, peer: PolicyPeer, pod: Pod) -> bool:
         """Tell whether a peer that is no ipBlock means a pod."""
         if peer.namespaces is not None:
             if not peer.namespaces.matches(self.labels_of(pod.namespace)):
@@ -88,6 +88,6 @@ class Census:
             return False
         return peer.pods.matches(pod.labels)
 
-    def candidates(self, peer: Peer) -> Iterable[Pod]:
+    def candidates(self, peer: PolicyPeer) -> Iterable[Pod]:
         """Return the pods that a peer may mean: those of its namespace, or all."""
         return self.pods_of(peer.namespace) if peer.namespaces is None else self.pods.values()

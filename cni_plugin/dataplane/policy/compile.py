@@ -15,7 +15,7 @@ from cni_plugin.dataplane.policy.ruleset import Allowance, Direction, Group
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cni_plugin.cluster.policy_objects import NetworkPolicy, Peer, PolicyPort, PolicyRule
+    from cni_plugin.cluster.policy_objects import NetworkPolicy, PolicyPeer, PolicyPort, PolicyRule
 
 # Of one policy and direction. A packet pays some 100 ns for each of its group until one allows it.
 MOST_ALLOWANCES = 2000
@@ -28,7 +28,7 @@ class PortQuestion:
 
     name: str
     protocol: int
-    peer: Peer | None
+    peer: PolicyPeer | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class CompiledPolicy:
 
     key: str
     allowances: tuple[Allowance, ...] = ()
-    peers: dict[str, Peer] = field(default_factory=dict)
+    peers: dict[str, PolicyPeer] = field(default_factory=dict)
     named: dict[str, PortQuestion] = field(default_factory=dict)
     problem: str = ""
 
@@ -54,7 +54,7 @@ def compile_policy(policy: NetworkPolicy, direction: Direction) -> CompiledPolic
             f"found {size}; the pods that it selects are closed"
         )
         return CompiledPolicy(key=policy.key, problem=problem)
-    peers: dict[str, Peer] = {}
+    peers: dict[str, PolicyPeer] = {}
     named: dict[str, PortQuestion] = {}
     allowances = [
         allowance
@@ -64,7 +64,7 @@ def compile_policy(policy: NetworkPolicy, direction: Direction) -> CompiledPolic
     return CompiledPolicy(key=policy.key, allowances=tuple(allowances), peers=peers, named=named)
 
 
-_Sets = tuple[dict[str, "Peer"], dict[str, PortQuestion]]
+_Sets = tuple[dict[str, "PolicyPeer"], dict[str, PortQuestion]]
 
 
 def _compile_rule(name: str, rule: PolicyRule, direction: Direction, sets: _Sets) -> Iterator[Allowance]:
@@ -77,7 +77,7 @@ def _compile_rule(name: str, rule: PolicyRule, direction: Direction, sets: _Sets
 
 
 def _allow(
-    name: str, peer: Peer | None, port: PolicyPort | None, direction: Direction, sets: _Sets
+    name: str, peer: PolicyPeer | None, port: PolicyPort | None, direction: Direction, sets: _Sets
 ) -> Allowance:
     peers, named = sets
     block = peer.block if peer is not None else None

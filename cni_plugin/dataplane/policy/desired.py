@@ -1,4 +1,4 @@
-"""What this node's table of policies shall hold, computed as pods, namespaces and policies change. Pure.
+"""What a node's table of policies shall hold, computed as pods and policies change. Pure.
 
 Only what concerns pods of this node is compiled, and only the sets that their groups name are filled. A
 change of a pod anywhere costs a look at these sets; a change of a policy the pods of its namespace here.
@@ -25,7 +25,7 @@ from cni_plugin.dataplane.policy.ruleset import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from cni_plugin.cluster.policy_objects import Namespace, NetworkPolicy, Peer, Pod
+    from cni_plugin.cluster.policy_objects import NetworkPolicy, Pod, PodNamespace, PolicyPeer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class PolicyModel:
     _groups: dict[tuple[Direction, tuple[str, ...]], Group] = field(default_factory=dict)
     _used: dict[str, tuple[str, str]] = field(default_factory=dict)
     """The groups of each pod of this node, by its key."""
-    _asked: dict[str, PortQuestion | Peer] = field(default_factory=dict)
+    _asked: dict[str, PortQuestion | PolicyPeer] = field(default_factory=dict)
     """What each set that is filled means."""
     _ports: dict[str, dict[str, tuple[bytes, ...]]] = field(default_factory=dict)
     """The keys of each set of named ports by the pod that they are there for."""
@@ -82,7 +82,7 @@ class PolicyModel:
             if any(found is not None and found.node == self.node for found in (former, pod)):
                 self._dirty.add(key)
 
-    def put_namespaces(self, changed: Mapping[str, Namespace | None]) -> None:
+    def put_namespaces(self, changed: Mapping[str, PodNamespace | None]) -> None:
         """Take over namespaces by their names; None for one that is gone."""
         for name, namespace in changed.items():
             for key in self.census.put_namespace(name, namespace):
@@ -189,7 +189,7 @@ class PolicyModel:
         used.update(name for each in self.rules.bindings.values() for name in (each.ingress, each.egress))
         groups = {name: group for name, group in self.rules.groups.items() if used[name]}
         self.rules.groups = groups
-        wanted: dict[str, PortQuestion | Peer] = {}
+        wanted: dict[str, PortQuestion | PolicyPeer] = {}
         for compiled in self._compiled.values():
             wanted |= compiled.peers
             wanted |= compiled.named
@@ -201,7 +201,7 @@ class PolicyModel:
         for name in named - self._asked.keys():
             self._fill(name, wanted[name])
 
-    def _fill(self, name: str, meant: PortQuestion | Peer) -> None:
+    def _fill(self, name: str, meant: PortQuestion | PolicyPeer) -> None:
         """Make a set of all pods that it means."""
         self._asked[name] = meant
         self.rules.members[name] = {}
@@ -212,7 +212,9 @@ class PolicyModel:
         for pod in pods:
             self._add_member(name, meant, pod)
 
-    def _update_member(self, name: str, meant: PortQuestion | Peer, key: str, former: set[bytes]) -> None:
+    def _update_member(
+        self, name: str, meant: PortQuestion | PolicyPeer, key: str, former: set[bytes]
+    ) -> None:
         """Let a set have a pod as it is now; `former` are the addresses that it may be there with."""
         members = self.rules.members[name]
         keys = self._ports[name].pop(key, ()) if name in self._ports else former
@@ -223,7 +225,7 @@ class PolicyModel:
         if (pod := self.census.pods.get(key)) is not None:
             self._add_member(name, meant, pod)
 
-    def _add_member(self, name: str, meant: PortQuestion | Peer, pod: Pod) -> None:
+    def _add_member(self, name: str, meant: PortQuestion | PolicyPeer, pod: Pod) -> None:
         peer = _peer_of(meant)
         if peer is not None and not self.census.means(peer, pod):
             return
@@ -244,7 +246,7 @@ def _list_ports(question: PortQuestion, pod: Pod, addresses: Iterable[bytes]) ->
                 yield pack_port(address, protocol, number)
 
 
-def _peer_of(meant: PortQuestion | Peer) -> Peer | None:
+def _peer_of(meant: PortQuestion | PolicyPeer) -> PolicyPeer | None:
     """Return whom a set is about; None for everybody."""
     return meant.peer if isinstance(meant, PortQuestion) else meant
 

@@ -1,4 +1,4 @@
-"""What a node's table of policies shall hold: sets of peers, groups of rules, and who is in which group.
+"""What a table of policies shall hold: sets of peers, groups of rules, who is in which group.
 
 Values only. A group is what a distinct set of policies says in one direction: the pods that the same
 policies select share it. Addresses are packed, as the kernel has them.
