@@ -76,8 +76,11 @@ class World:
             return False
         there = pod["metadata"]["namespace"]
         if "namespaceSelector" in peer:
+            selector = peer["namespaceSelector"]
+            if there not in self.namespaces and any(selector.values()):
+                return False
             labels = self.namespaces.get(there, {}).get("metadata", {}).get("labels", {})
-            if not _selects(peer["namespaceSelector"], labels):
+            if not _selects(selector, labels):
                 return False
         elif there != namespace:
             return False

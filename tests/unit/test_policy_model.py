@@ -362,3 +362,52 @@ def test_a_peer_that_cannot_be_read_allows_nobody(peer: dict[str, Any]) -> None:
     attempt = Attempt(source=packed(HERE[1]), destination=packed(HERE[0]), protocol=6, port=80)
     lab.model.compute()
     assert [each.allowed for each in judge(lab.model, attempt)] == [True, False]
+
+
+def test_a_pod_of_this_node_is_a_peer_before_the_api_knows_its_address() -> None:
+    lab = small({"ingress": [{"from": [{"podSelector": {}}], "ports": [{"port": "web"}]}]})
+    young = pod("young", HERE[2], labels={"app": "web"})
+    bare = {**young, "status": {"phase": "Pending"}}
+    lab.model.put_pods({"a/young": parse_pod(bare)})
+    addresses = tuple(packed(each) for each in (HERE[2], SIX[HERE[2]]))
+    local = LocalPod(identity="i", namespace="a", name="young", uid="uid-young", addresses=addresses)
+    lab.model.put_local([local])
+    lab.world.pods["a/young"] = young
+    lab.compare()
+    lab.model.put_pods({"a/young": parse_pod(young)})
+    lab.compare()
+
+
+def test_an_address_that_a_new_pod_was_given_is_not_bound_to_the_old_one_again() -> None:
+    lab = small({"ingress": []})
+    [*_] = lab.model.compute().bindings
+    fresh = LocalPod(identity="new", namespace="a", name="new", uid="u", addresses=(packed(HERE[0]),))
+    lab.model.put_local([fresh])
+    assert packed(HERE[0]) not in lab.model.compute().bindings
+    going = lab.world.pods["a/web"]
+    labels_of_it = {"app": "web", "going": "yes"}
+    lab.model.put_pods(
+        {"a/web": parse_pod({**going, "metadata": {**going["metadata"], "labels": labels_of_it}})}
+    )
+    assert packed(HERE[0]) not in lab.model.compute().bindings
+
+
+@pytest.mark.parametrize("operator", ["NotIn", "DoesNotExist"])
+def test_a_pod_whose_namespace_is_not_known_yet_is_none_of_those_that_lack_a_label(operator: str) -> None:
+    term = {"key": "team", "operator": operator, **({"values": ["red"]} if operator == "NotIn" else {})}
+    lab = small({"ingress": [{"from": [{"namespaceSelector": {"matchExpressions": [term]}}]}]})
+    lab.put("pod", pod("early", THERE[1], "c"))
+    [members] = lab.model.compute().members.values()
+    assert packed(THERE[1]) not in members
+    lab.put("namespace", namespace("c", team="green" if operator == "NotIn" else ""))
+    if operator == "DoesNotExist":
+        lab.put("namespace", namespace("c"))
+    [members] = lab.model.compute().members.values()
+    assert packed(THERE[1]) in members
+    lab.compare()
+
+
+def test_a_named_port_of_an_ingress_rule_is_kept_of_this_node_s_pods_alone() -> None:
+    lab = small({"ingress": [{"ports": [{"port": "web"}]}]})
+    [members] = lab.model.compute().members.values()
+    assert set(members.values()) == {"a/web", "a/near"}

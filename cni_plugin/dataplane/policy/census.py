@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from cni_plugin.cluster.policy_objects import Pod, PodNamespace, PolicyPeer
 
@@ -55,10 +55,10 @@ class Census:
             self.namespaces[name] = namespace
         return set(self._by_namespace.get(name, ()))
 
-    def labels_of(self, namespace: str) -> dict[str, str]:
+    def labels_of(self, namespace: str) -> Mapping[str, str]:
         """Return the labels of a namespace; none of one that is not known."""
         found = self.namespaces.get(namespace)
-        return dict(found.labels) if found else _NO_LABELS
+        return found.labels if found else _NO_LABELS
 
     def pods_of(self, namespace: str) -> Iterable[Pod]:
         """Return the pods of a namespace."""
@@ -82,6 +82,9 @@ class Census:
     def means(self, peer: PolicyPeer, pod: Pod) -> bool:
         """Tell whether a peer that is no ipBlock means a pod."""
         if peer.namespaces is not None:
+            # A pod may come before its namespace: labels that nobody knows are not labels that it lacks.
+            if peer.namespaces.terms and pod.namespace not in self.namespaces:
+                return False
             if not peer.namespaces.matches(self.labels_of(pod.namespace)):
                 return False
         elif pod.namespace != peer.namespace:

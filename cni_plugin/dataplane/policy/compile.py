@@ -29,6 +29,8 @@ class PortQuestion:
     name: str
     protocol: int
     peer: PolicyPeer | None
+    is_local: bool = False
+    """Only pods of this node are meant: an ingress rule is about the pod's own ports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +89,9 @@ def _allow(
         peers[peer_set] = peer
     port_set = ""
     if port is not None and port.name:
-        asked = peer if direction is Direction.EGRESS else None
-        question = PortQuestion(name=port.name, protocol=port.protocol, peer=asked)
+        is_local = direction is Direction.INGRESS
+        asked = None if is_local else peer
+        question = PortQuestion(name=port.name, protocol=port.protocol, peer=asked, is_local=is_local)
         port_set = f"named_{direction.value[0]}_{_digest(question)}"
         named[port_set] = question
     number = None if port is None or port.name else port

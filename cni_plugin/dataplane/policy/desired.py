@@ -7,7 +7,7 @@ change of a pod anywhere costs a look at these sets; a change of a policy the po
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cni_plugin.dataplane.policy.census import Census
@@ -49,6 +49,45 @@ class LocalPod:
 
 
 @dataclass
+class LocalPods:
+    """The pods that this node has made. An address is that one's that got it last."""
+
+    by_identity: dict[str, LocalPod] = field(default_factory=dict)
+    _by_key: dict[str, set[str]] = field(default_factory=dict)
+    _holders: dict[bytes, str] = field(default_factory=dict)
+
+    def put(self, pod: LocalPod) -> dict[bytes, str]:
+        """Take over a pod; return the addresses that it takes from others, with their keys."""
+        self.by_identity[pod.identity] = pod
+        self._by_key.setdefault(pod.key, set()).add(pod.identity)
+        taken = {}
+        for address in pod.addresses:
+            former = self.by_identity.get(self._holders.get(address, ""))
+            self._holders[address] = pod.identity
+            if former is not None and former.identity != pod.identity:
+                taken[address] = former.key
+        return taken
+
+    def remove(self, identity: str) -> LocalPod:
+        """Forget a pod."""
+        pod = self.by_identity.pop(identity)
+        self._by_key[pod.key].discard(identity)
+        if not self._by_key[pod.key]:
+            del self._by_key[pod.key]
+        for address in pod.addresses:
+            if self._holders.get(address) == identity:
+                del self._holders[address]
+        return pod
+
+    def list_held(self, pod: Pod) -> Iterator[tuple[bytes, str]]:
+        """Yield the addresses that a pod of the API has here, each with the identity that it has them by."""
+        for identity in sorted(self._by_key.get(pod.key, ())):
+            local = self.by_identity[identity]
+            if local.is_the_same(pod):
+                yield from ((a, identity) for a in local.addresses if self._holders.get(a) == identity)
+
+
+@dataclass
 class PolicyModel:
     """The cluster's policies as they concern this node."""
 
@@ -58,13 +97,16 @@ class PolicyModel:
     rules: PolicyRules = field(default_factory=PolicyRules)
     _compiled: dict[tuple[str, Direction], CompiledPolicy] = field(default_factory=dict)
     _by_namespace: dict[str, set[str]] = field(default_factory=dict)
-    _local: dict[str, LocalPod] = field(default_factory=dict)
-    _local_by_key: dict[str, set[str]] = field(default_factory=dict)
+    _local: LocalPods = field(default_factory=LocalPods)
     _groups: dict[tuple[Direction, tuple[str, ...]], Group] = field(default_factory=dict)
+    _published: dict[str, Pod] = field(default_factory=dict)
+    """This node's pods as the API has them: their addresses come there seconds after ADD."""
     _used: dict[str, tuple[str, str]] = field(default_factory=dict)
     """The groups of each pod of this node, by its key."""
     _asked: dict[str, PortQuestion | PolicyPeer] = field(default_factory=dict)
     """What each set that is filled means."""
+    _asked_of: dict[str, set[str]] = field(default_factory=dict)
+    """Those sets by the namespace that they are about, under "" those that may be about any."""
     _ports: dict[str, dict[str, tuple[bytes, ...]]] = field(default_factory=dict)
     """The keys of each set of named ports by the pod that they are there for."""
     _touched: dict[str, set[bytes]] = field(default_factory=dict)
@@ -76,11 +118,24 @@ class PolicyModel:
         """Take over pods by their keys; None for one that is gone."""
         for key, pod in changed.items():
             former = self.census.pods.get(key)
-            for each in self.census.put_pod(key, pod):
-                self._touch(each)
-            self._touched[key].update(former.addresses if former else ())
+            self._published.pop(key, None)
+            if pod is not None and pod.node == self.node:
+                self._published[key] = pod
+            self._place(key, pod)
             if any(found is not None and found.node == self.node for found in (former, pod)):
                 self._dirty.add(key)
+
+    def _place(self, key: str, pod: Pod | None) -> None:
+        """Let the census have a pod with the addresses that the API knows and those that ADD gave it."""
+        former = self.census.pods.get(key)
+        if pod is not None and pod.node == self.node and pod.counts:
+            given = [address for address, _ in self._local.list_held(pod)]
+            pod = replace(pod, addresses=tuple(dict.fromkeys((*given, *pod.addresses))))
+        if pod is not None and pod == former:
+            return
+        for each in self.census.put_pod(key, pod):
+            self._touch(each)
+        self._touched[key].update(former.addresses if former else ())
 
     def put_namespaces(self, changed: Mapping[str, PodNamespace | None]) -> None:
         """Take over namespaces by their names; None for one that is gone."""
@@ -101,7 +156,7 @@ class PolicyModel:
             self._groups.clear()
             namespace = key.partition("/")[0]
             self._dirty |= {pod.key for pod in self.census.pods_of(namespace) if pod.node == self.node}
-            self._dirty |= {pod.key for pod in self._local.values() if pod.namespace == namespace}
+            self._dirty |= {pod.key for pod in self._local.by_identity.values() if pod.namespace == namespace}
 
     def _forget_policy(self, key: str) -> None:
         former = self.policies.pop(key, None)
@@ -113,15 +168,23 @@ class PolicyModel:
     def put_local(self, pods: Iterable[LocalPod]) -> None:
         """Take over pods that this node has made."""
         for pod in pods:
-            self._local[pod.identity] = pod
-            self._local_by_key.setdefault(pod.key, set()).add(pod.identity)
             self._dirty.add(pod.key)
+            if self._local.by_identity.get(pod.identity) == pod:
+                continue
+            for address, former in self._local.put(pod).items():
+                self.rules.bindings.pop(address, None)
+                self._place_again(former)
+            self._place_again(pod.key)
+
+    def _place_again(self, key: str) -> None:
+        if (published := self._published.get(key)) is not None:
+            self._place(key, published)
 
     def keep_local(self, identities: set[str]) -> None:
         """Forget the pods of this node that are none of these."""
-        for identity in self._local.keys() - identities:
-            pod = self._local.pop(identity)
-            self._local_by_key[pod.key].discard(identity)
+        for identity in self._local.by_identity.keys() - identities:
+            pod = self._local.remove(identity)
+            self._place_again(pod.key)
             for address in pod.addresses:
                 if self.rules.bindings.get(address, _NOBODY).identity == identity:
                     del self.rules.bindings[address]
@@ -137,10 +200,12 @@ class PolicyModel:
         for key in dirty:
             self._bind(key)
         touched, self._touched = self._touched, {}
-        for name, meant in self._asked.items():
-            for key, addresses in touched.items():
-                self._update_member(name, meant, key, addresses)
-        self._choose_sets()
+        for key, addresses in touched.items():
+            for about in (key.partition("/")[0], ""):
+                for name in self._asked_of.get(about, ()):
+                    self._update_member(name, self._asked[name], key, addresses)
+        if dirty:
+            self._choose_sets()
         return self.rules
 
     def problems(self) -> list[str]:
@@ -177,11 +242,9 @@ class PolicyModel:
             return
         groups = tuple(self.find_group(pod, direction) for direction in Direction)
         self._used[key] = (groups[0], groups[1])
-        for identity in self._local_by_key.get(key, ()):
-            local = self._local[identity]
-            if local.is_the_same(pod):
-                binding = Binding(pod=key, identity=identity, ingress=groups[0], egress=groups[1])
-                self.rules.bindings |= dict.fromkeys(local.addresses, binding)
+        for address, identity in self._local.list_held(pod):
+            binding = Binding(pod=key, identity=identity, ingress=groups[0], egress=groups[1])
+            self.rules.bindings[address] = binding
 
     def _choose_sets(self) -> None:
         """Keep the groups that somebody is in, and the sets that these name."""
@@ -189,17 +252,24 @@ class PolicyModel:
         used.update(name for each in self.rules.bindings.values() for name in (each.ingress, each.egress))
         groups = {name: group for name, group in self.rules.groups.items() if used[name]}
         self.rules.groups = groups
-        wanted: dict[str, PortQuestion | PolicyPeer] = {}
-        for compiled in self._compiled.values():
-            wanted |= compiled.peers
-            wanted |= compiled.named
         named = {n for group in groups.values() for a in group.allowances for n in (a.peers, a.named) if n}
         for name in self._asked.keys() - named:
             del self._asked[name], self.rules.members[name]
             self._ports.pop(name, None)
             self.rules.touched.pop(name, None)
-        for name in named - self._asked.keys():
-            self._fill(name, wanted[name])
+            for names in self._asked_of.values():
+                names.discard(name)
+        if new := named - self._asked.keys():
+            wanted = self._list_wanted()
+            for name in new:
+                self._fill(name, wanted[name])
+
+    def _list_wanted(self) -> dict[str, PortQuestion | PolicyPeer]:
+        wanted: dict[str, PortQuestion | PolicyPeer] = {}
+        for compiled in self._compiled.values():
+            wanted |= compiled.peers
+            wanted |= compiled.named
+        return wanted
 
     def _fill(self, name: str, meant: PortQuestion | PolicyPeer) -> None:
         """Make a set of all pods that it means."""
@@ -208,6 +278,8 @@ class PolicyModel:
         if isinstance(meant, PortQuestion):
             self._ports[name] = {}
         peer = _peer_of(meant)
+        about = "" if peer is None or peer.namespaces is not None else peer.namespace
+        self._asked_of.setdefault(about, set()).add(name)
         pods = self.census.pods.values() if peer is None else self.census.candidates(peer)
         for pod in pods:
             self._add_member(name, meant, pod)
@@ -226,6 +298,8 @@ class PolicyModel:
             self._add_member(name, meant, pod)
 
     def _add_member(self, name: str, meant: PortQuestion | PolicyPeer, pod: Pod) -> None:
+        if isinstance(meant, PortQuestion) and meant.is_local and pod.node != self.node:
+            return
         peer = _peer_of(meant)
         if peer is not None and not self.census.means(peer, pod):
             return
