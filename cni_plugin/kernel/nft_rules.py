@@ -21,7 +21,7 @@ from cni_plugin.kernel.nft_message import (
     render_comment,
 )
 
-_NEWCHAIN, _NEWRULE = 3, 6
+_NEWCHAIN, _NEWRULE, _DELRULE = 3, 6, 8
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
 _LIST_ELEM, _EXPR_NAME, _EXPR_DATA, _DATA_VALUE, _DATA_VERDICT = 1, 1, 2, 1, 2
@@ -145,7 +145,7 @@ class PackedRule:
 def pack_chain(
     family: str, table: str, name: str, rules: list[PackedRule], comment: str
 ) -> list[PackedChange]:
-    """Return the changes that make a chain that was not there, with its rules."""
+    """Return the changes that make a chain with these rules and no others; without any it stays as it is."""
     place = f"{family} {table} {name}"
     head = general(FAMILIES[family])
     made = PackedChange(
@@ -157,8 +157,10 @@ def pack_chain(
     where = head + text(_RULE_TABLE, table) + text(_RULE_CHAIN, name)
     about = attribute(_RULE_USERDATA, render_comment(comment))
     appended = netlink.NLM_F_CREATE | _NLM_F_APPEND
+    emptied = PackedChange(command=f"nft flush chain {place}", kind=_DELRULE, flags=0, body=where)
     return [
         made,
+        *([emptied] if rules else []),
         *(
             PackedChange(
                 command=f"nft add rule {place} # packed",

@@ -9,7 +9,7 @@ import errno
 import selectors
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 from tests.harness.networks import inside
@@ -42,6 +42,29 @@ def offering(space: Space, port: int, *, address: str = "::", name: str = "") ->
         thread.join()
         for each in (listener, datagrams, stopped, stop):
             each.close()
+
+
+@contextmanager
+def echoing(space: Space, port: int) -> Iterator[None]:
+    """Take one TCP connection of either family, and send back what it says until it ends."""
+    with inside(space):
+        listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    listener.settimeout(10)
+    thread = threading.Thread(target=_echo, args=(listener,))
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        listener.close()
+
+
+def _echo(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    connection.settimeout(10)
+    with connection, suppress(TimeoutError):
+        while said := connection.recv(100):
+            connection.sendall(said)
 
 
 def _serve(listener: socket.socket, datagrams: socket.socket, stopped: socket.socket, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,18 @@ from netaddr import IPNetwork
 from cni_plugin.dataplane.services.plan import Endpoint, Frontend, FrontendPlan, Refusal
 from cni_plugin.dataplane.services.sync import ServicesTable, switch_off
 from cni_plugin.kernel.netns import open_pod
-from tests.harness.service_lab import CLIENTS, CLUSTER, EXTERNAL, PORT, ServiceLab, packed, service_lab
-from tests.harness.services import REFUSED, SILENCE, Flow, ask
+from tests.harness.networks import inside
+from tests.harness.service_lab import (
+    CLIENTS,
+    CLUSTER,
+    EXTERNAL,
+    PORT,
+    TARGET,
+    ServiceLab,
+    packed,
+    service_lab,
+)
+from tests.harness.services import REFUSED, SILENCE, Flow, ask, echoing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,6 +158,27 @@ def test_who_begins_anew_changes_nothing_and_a_flush_is_filled_again(lab: Servic
     assert lab.ask("outside", EXTERNAL[lab.version], times=10) == seen(lab, "outside", BOTH, lab.node_address)
 
 
+def test_a_table_whose_rules_somebody_flushed_has_them_again(lab: ServiceLab) -> None:
+    ranges = (IPNetwork("0.0.0.0/0" if lab.version == 4 else "::/0"),)
+    lab.put(CLUSTER[lab.version], plan=cluster_plan(lab, *BOTH, keep=60))
+    lab.put(EXTERNAL[lab.version], plan=external_plan(lab, *BOTH, sources=ranges))
+    before = lab.listing()
+    lab.node.run("nft", "flush", "table", "inet", "podwire_services")
+    assert lab.ask("pod", CLUSTER[lab.version]) == {(SILENCE, "")}
+    lab.sync()
+    assert sorted(lab.listing().split()) == sorted(before.split())
+
+
+def test_ranges_that_no_service_has_any_more_are_gone(lab: ServiceLab) -> None:
+    ranges = (IPNetwork("198.18.0.0/15"), IPNetwork("2001:db8:beef::/48"))
+    lab.put(EXTERNAL[lab.version], plan=external_plan(lab, *BOTH, sources=ranges))
+    assert "198.18.0.0/15" in lab.listing()
+    lab.put(EXTERNAL[lab.version], plan=external_plan(lab, *BOTH))
+    lab.sync()
+    assert "198.18.0.0/15" not in lab.listing()
+    assert lab.ask("outside", EXTERNAL[lab.version], times=10) == seen(lab, "outside", BOTH, lab.node_address)
+
+
 def test_what_somebody_took_or_added_is_mended(lab: ServiceLab) -> None:
     lab.put(CLUSTER[lab.version], plan=cluster_plan(lab, *BOTH))
     before = lab.listing()
@@ -168,6 +200,51 @@ def test_endpoints_come_and_go_and_a_connection_lives_on(lab: ServiceLab) -> Non
     assert lab.ask("pod", address, times=20) == seen(lab, "pod", BOTH)
     lab.put(address)
     assert address not in lab.listing()
+
+
+def test_an_established_connection_outlives_its_service(lab: ServiceLab) -> None:
+    address, local = CLUSTER[lab.version], lab.endpoints("local")
+    lab.put(address, plan=cluster_plan(lab, "local"))
+    with echoing(lab.local, TARGET + 1):
+        target = (Endpoint(local[0].address, TARGET + 1),)
+        lab.put(address, plan=FrontendPlan(name="shop/web:http", endpoints=target, is_cluster=True))
+        with inside(lab.client):
+            client = socket.create_connection((address, PORT), 2)
+        with client:
+            for plan in (cluster_plan(lab, "remote"), cluster_plan(lab), None):
+                lab.put(address, plan=plan)
+                client.sendall(b"still")
+                assert client.recv(10) == b"still"
+            lab.sync(ServicesTable())
+            client.sendall(b"there")
+            assert client.recv(10) == b"there"
+
+
+def test_more_endpoints_than_there_are_chains_for_from_the_start(lab: ServiceLab) -> None:
+    """Of a Service beyond 1,024 endpoints some stand twice; one more or less costs little."""
+    address = CLUSTER[lab.version]
+    nobody = packed("198.18.0.0" if lab.version == 4 else "2001:db8:beef::")
+    many = tuple(
+        Endpoint((int.from_bytes(nobody, "big") + number).to_bytes(len(nobody), "big"), TARGET)
+        for number in range(1500)
+    )
+    plan = cluster_plan(lab, *BOTH)
+    lab.put(address, plan=replace(plan, endpoints=(*many, *plan.endpoints)))
+    assert "pick_2048" in lab.listing()
+    assert lab.put(address, plan=replace(plan, endpoints=(*many[1:], *plan.endpoints))).elements <= 2 * 6
+    assert lab.sync(ServicesTable()).elements == 0
+    lab.put(address, plan=plan)
+    assert lab.ask("pod", address, times=20) == seen(lab, "pod", BOTH)
+
+
+def test_a_node_that_learns_of_its_pods_sees_which_endpoints_are_its_own(lab: ServiceLab) -> None:
+    around = lab.around
+    plans = {Frontend(packed(CLUSTER[lab.version]), 6, PORT): cluster_plan(lab, "local")}
+    table = ServicesTable()
+    with open_pod(lab.node.path) as host, host.entered():
+        table.sync(host.nftables, plans, replace(around, own_subnets=()))
+        table.update(host.nftables, {}, around)
+    assert ask(lab.local, CLUSTER[lab.version], PORT, "tcp") == f"local {lab.node_address}"
 
 
 def test_a_table_that_is_switched_off_leaves_nothing(lab: ServiceLab) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from cni_plugin.dataplane.services.plan import PROTOCOLS, Frontend
-from cni_plugin.dataplane.services.table import VERSIONS, key_of, value_of
+from cni_plugin.dataplane.services.plan import PROTOCOLS, VERSIONS, Frontend
+from cni_plugin.dataplane.services.table import key_of, value_of
 from cni_plugin.kernel.conntrack import forget_flows
 from cni_plugin.kernel.errors import KernelError
 from cni_plugin.kernel.message import pack_address

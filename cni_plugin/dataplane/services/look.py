@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from cni_plugin.cluster.resources import NODES, key_of
 from cni_plugin.cluster.service_objects import SERVICES, SLICES
 from cni_plugin.contract.errors import CNIError, Code
+from cni_plugin.dataplane.services.contents import read_table
 from cni_plugin.dataplane.services.desired import ServicesModel
 from cni_plugin.dataplane.services.places import find_place, find_surroundings
-from cni_plugin.dataplane.services.sync import read_table
 from cni_plugin.dataplane.services.table import render_frontend
 from cni_plugin.kernel.netns import open_host
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from cni_plugin.cluster.api import API
     from cni_plugin.cluster.resources import ObjectT, Resource
     from cni_plugin.cluster.settings import ClusterSettings
+    from cni_plugin.dataplane.services.contents import TableContents
     from cni_plugin.dataplane.services.plan import Frontend, FrontendPlan, Surroundings
-    from cni_plugin.dataplane.services.sync import TableContents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from netaddr import IPNetwork
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
+VERSIONS = (4, 6)
 LENGTHS = {4: 4, 6: 16}  # bytes of an address
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 

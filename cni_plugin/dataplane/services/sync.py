@@ -10,26 +10,29 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cni_plugin.dataplane.services.table import (
-    VERSIONS,
+from cni_plugin.dataplane.services.contents import GLOBAL, arrange, read_table
+from cni_plugin.dataplane.services.packed_chains import (
+    find_packed,
     needed_chains,
-    parse_endpoint,
     plan_chain,
+    plan_shared_chains,
+)
+from cni_plugin.dataplane.services.plan import VERSIONS
+from cni_plugin.dataplane.services.table import (
+    name_ranges,
     plan_ranges,
     plan_ruleset,
     plan_sets,
-    plan_shared_chains,
     render_frontend,
     render_globals,
     render_shared,
-    split_key,
 )
 from cni_plugin.kernel.errors import KernelError
-from cni_plugin.kernel.nft import ensure_ruleset, run_nft
-from cni_plugin.kernel.nft_layout import SERVICES_TABLE
+from cni_plugin.kernel.nft import ensure_ruleset, find_difference, run_nft
+from cni_plugin.kernel.nft_layout import SERVICE_RANGES_OUTPUT, SERVICE_RANGES_PREROUTING, SERVICES_TABLE
 from cni_plugin.kernel.nft_message import Element, pack_pairs
 from cni_plugin.kernel.nft_rules import pack_chain
 from cni_plugin.kernel.nft_sets import declare_table
@@ -39,7 +42,8 @@ if TYPE_CHECKING:
 
     from netaddr import IPNetwork
 
-    from cni_plugin.dataplane.services.plan import Endpoint, Frontend, FrontendPlan, Surroundings
+    from cni_plugin.dataplane.services.packed_chains import PackedChain
+    from cni_plugin.dataplane.services.plan import Frontend, FrontendPlan, Surroundings
     from cni_plugin.dataplane.services.table import Elements
     from cni_plugin.kernel.nfnetlink import Nftables
     from cni_plugin.kernel.nft_message import PackedChange, Value
@@ -47,10 +51,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("podwire")
 
 _LARGEST = 2000  # elements of a batch: a call that reads and decides meanwhile waits for no more
-# Sets whose elements are one frontend's, and those that frontends share.
-_OWN = ("svc", "svcin", "stop", "keep", "guard", "snat", "out")
-_NUMBERED = ("ep", "epin")
-_SHARED, _GLOBAL = ("vip", "loop", "self", "nodes"), ("self", "nodes")
 _READY = tuple(range(1, 17))  # how many endpoints the chains are there for from the start
 
 
@@ -86,6 +86,7 @@ class _Step:
         return {place: value for place, value in self.after.items() if before.get(place, _NOTHING) != value}
 
 
+_BASE_RANGES = {each.name() for each in (SERVICE_RANGES_PREROUTING, SERVICE_RANGES_OUTPUT)}
 _NOTHING = ("", "nothing")  # no value of a set or map
 
 
@@ -106,14 +107,14 @@ class ServicesTable:
 
     def sync(self, nftables: Nftables, plans: Mapping[Frontend, FrontendPlan], around: Surroundings) -> Sync:
         """Read the table and make it hold all these plans and nothing else."""
-        self._ensure_static(nftables, around)
+        self._ensure_static(nftables, around, plans.values())
         found = read_table(nftables)
         self.held, self._shared, self.problems = {}, Counter(), {}
         steps = []
         for frontend in plans.keys() | found.own.keys():
             before = found.own.get(frontend, {})
             plan = plans.get(frontend)
-            arranged = plan and _arrange(plan, *found.list_endpoints(frontend))
+            arranged = plan and arrange(plan, *found.list_endpoints(frontend))
             after = render_frontend(frontend, arranged) if arranged else {}
             if before == after and arranged is not None:
                 self._take(frontend, arranged)
@@ -121,21 +122,30 @@ class ServicesTable:
                 step = _Step(frontend, before, arranged, after)
                 step.shared.update(self._list_shared(frontend, arranged))
                 steps.append(step)
+        lost: Elements = {place: None for place in self._shared if place not in found.shared}
+        _apply(nftables, [], lost)
         done = self._run(nftables, steps)
-        self._globals = {place: None for place in found.shared if place[0][:-1] in _GLOBAL}
+        self._globals = {place: None for place in found.shared if place[0][:-1] in GLOBAL}
         shared = [place for place in found.shared if place not in self._globals]
         self._sync_globals(nftables, around)
         stale = [place for place in shared if place not in self._shared]
         _apply(nftables, stale, {})
+        if not self.problems:
+            self._remove_ranges()
         self.is_doubtful = False
-        return Sync(elements=done.elements + len(stale), frontends=done.frontends)
+        return Sync(elements=done.elements + len(lost) + len(stale), frontends=done.frontends)
 
     def update(
         self, nftables: Nftables, changed: Mapping[Frontend, FrontendPlan | None], around: Surroundings
     ) -> Sync:
         """Make the table hold the plans of these frontends; None for one that is gone."""
+        if self._around is None or around.own_subnets != self._around.own_subnets:
+            # Which endpoints are this node's is another question for each frontend now.
+            merged = {**self.held, **changed}
+            plans = {frontend: plan for frontend, plan in merged.items() if plan is not None}
+            return self.sync(nftables, plans, around)
         if around != self._around:
-            self._ensure_static(nftables, around)
+            self._ensure_static(nftables, around, self.held.values())
             self._sync_globals(nftables, around)
         steps = [self._plan_step(frontend, plan) for frontend, plan in changed.items()]
         return self._run(nftables, [step for step in steps if step.plan != step.former])
@@ -144,7 +154,7 @@ class ServicesTable:
         former = self.held.get(frontend)
         arranged = plan
         if plan and former:
-            arranged = _arrange(plan, former.endpoints, former.inside or ())
+            arranged = arrange(plan, former.endpoints, former.inside or ())
         before = render_frontend(frontend, former) if former else {}
         after = render_frontend(frontend, arranged) if arranged else {}
         self.problems.pop(frontend, None)
@@ -153,38 +163,48 @@ class ServicesTable:
         step.shared.subtract(self._list_shared(frontend, former))
         return step
 
-    def _ensure_static(self, nftables: Nftables, around: Surroundings) -> None:
+    def _ensure_static(self, nftables: Nftables, around: Surroundings, plans: Iterable[FrontendPlan]) -> None:
         """Make table, sets, and the chains that all Services share."""
         self._around = around
         sources = [f"source{version}" for version in VERSIONS]
         shared = plan_shared_chains()
-        present = set(nftables.list_chain_names("inet", table=SERVICES_TABLE))
+        present = set(_list_chains(nftables))
+        wrong = [
+            packed
+            for name in present
+            if (packed := find_packed(name)) is not None and not _is_right(nftables, packed)
+        ]
         changes = [declare_table("inet", SERVICES_TABLE), *(each.declare() for each in plan_sets())]
         for name in sources:
             changes += pack_chain("inet", SERVICES_TABLE, name, [], "")
+        for chain in wrong:
+            changes += chain.declare()
         for chain in shared:
             changes += [] if chain.name in present else chain.declare()
         nftables.apply(changes)
         ensure_ruleset(nftables, plan_ruleset(around))
-        self._chains = present | {"refuse"}
+        self._chains = present | {"refuse", *(chain.name for chain in shared)}
         self._ensure_chains(nftables, [f"pick_{number}" for number in _READY])
-        self._rewrite_ranges()
+        self._write_ranges(nftables, {plan.sources for plan in plans if plan.sources is not None})
 
-    def _rewrite_ranges(self) -> None:
-        """Write the chains of source ranges again: they depend on the node's own addresses."""
-        known = {plan.sources for plan in self.held.values() if plan.sources is not None}
-        self._write_ranges(known)
-
-    def _write_ranges(self, ranges: Iterable[tuple[IPNetwork, ...]]) -> None:
-        lines: list[str] = []
-        for sources in ranges:
-            chain = plan_ranges(sources, self._around_now)
-            place = f"inet {SERVICES_TABLE} {chain.name}"
-            lines += [f"add chain {place}", f"flush chain {place}"]
-            lines += [f"add rule {place} {rule}" for rule in chain.rules]
-            self._chains.add(chain.name)
+    def _write_ranges(self, nftables: Nftables, ranges: Iterable[tuple[IPNetwork, ...]]) -> None:
+        """Make the chains of source ranges; they depend on the node's own addresses, too."""
+        wanted = [plan_ranges(sources, self._around_now) for sources in ranges]
+        lines = [
+            line for each in wanted if find_difference(nftables, each) is not None for line in each.render()
+        ]
         if lines:
             run_nft(lines)
+        self._chains.update(chain.name for each in wanted for chain in each.chains)
+
+    def _remove_ranges(self) -> None:
+        """Remove the chains of source ranges that no Service has any more."""
+        needed = {name_ranges(plan.sources) for plan in self.held.values() if plan.sources is not None}
+        unneeded = [name for name in self._chains if _is_ranges(name) and name not in needed]
+        place = f"inet {SERVICES_TABLE}"
+        if unneeded:
+            run_nft(f"{verb} chain {place} {name}" for verb in ("flush", "delete") for name in unneeded)
+        self._chains.difference_update(unneeded)
 
     def _ensure_chains(self, nftables: Nftables, names: Iterable[str]) -> None:
         """Make the chains that elements will lead to."""
@@ -247,10 +267,8 @@ class ServicesTable:
         verdicts = {value[0] for value in new.values() if isinstance(value, tuple)}
         names = {verdict.removeprefix("goto ") for verdict in verdicts if verdict.startswith("goto ")}
         ranges = {step.plan.sources for step in batch if step.plan and step.plan.sources is not None}
-        missing = [
-            sources for sources in ranges if plan_ranges(sources, self._around_now).name not in self._chains
-        ]
-        self._write_ranges(missing)
+        missing = [sources for sources in ranges if name_ranges(sources) not in self._chains]
+        self._write_ranges(nftables, missing)
         self._ensure_chains(nftables, sorted(name for name in names - self._chains if "ranges" not in name))
 
     @property
@@ -274,6 +292,20 @@ class ServicesTable:
 
     def _list_shared(self, frontend: Frontend, plan: FrontendPlan | None) -> list[tuple[str, bytes]]:
         return render_shared(frontend, plan, self._around_now) if plan else []
+
+
+def _list_chains(nftables: Nftables) -> list[str]:
+    return nftables.list_chain_names("inet", table=SERVICES_TABLE)
+
+
+def _is_right(nftables: Nftables, chain: PackedChain) -> bool:
+    """Tell whether a chain has its rules: others may have flushed it, or written it otherwise."""
+    found = nftables.list_comments("inet", chain.name, table=SERVICES_TABLE)
+    return found == [chain.comment] * len(chain.rules)
+
+
+def _is_ranges(name: str) -> bool:
+    return name.startswith("ranges_") and name not in _BASE_RANGES
 
 
 def switch_off(nftables: Nftables) -> bool:
@@ -315,61 +347,3 @@ def _apply(nftables: Nftables, gone: Iterable[tuple[str, bytes]], new: Elements)
 
 def _place(name: str) -> Element:
     return Element(family="inet", table=SERVICES_TABLE, set_name=name, key=b"")
-
-
-@dataclass(slots=True)
-class TableContents:
-    """What the kernel's table holds."""
-
-    own: dict[Frontend, Elements] = field(default_factory=dict)
-    shared: Elements = field(default_factory=dict)
-
-    def list_endpoints(self, frontend: Frontend) -> list[tuple[Endpoint, ...]]:
-        """Return the endpoints of a frontend in their order: everybody's, and those for the inside."""
-        elements = self.own.get(frontend, {})
-        lists = []
-        for which in _NUMBERED:
-            name = f"{which}{frontend.version}"
-            numbered = sorted((key, value) for (where, key), value in elements.items() if where == name)
-            lists.append(tuple(parse_endpoint(value) for _, value in numbered if isinstance(value, bytes)))
-        return lists
-
-
-def read_table(nftables: Nftables) -> TableContents:
-    """Return the elements of all sets and maps; nothing when there is no table."""
-    found = TableContents()
-    for version in VERSIONS:
-        for name in (*_OWN, *_NUMBERED):
-            pairs = nftables.list_pairs("inet", f"{name}{version}", table=SERVICES_TABLE)
-            for key, value in pairs.items():
-                frontend = split_key(key, version)
-                found.own.setdefault(frontend, {})[f"{name}{version}", key] = value
-        for name in _SHARED:
-            pairs = nftables.list_pairs("inet", f"{name}{version}", table=SERVICES_TABLE)
-            found.shared |= {(f"{name}{version}", key): None for key in pairs}
-    return found
-
-
-def _arrange(
-    plan: FrontendPlan, endpoints: tuple[Endpoint, ...], inside: tuple[Endpoint, ...]
-) -> FrontendPlan:
-    """Return the plan with its endpoints where they are in the kernel already."""
-    ordered = _order(endpoints, plan.endpoints)
-    within = plan.inside and _order(inside, plan.inside)
-    if ordered is plan.endpoints and within is plan.inside:
-        return plan
-    return replace(plan, endpoints=ordered, inside=within)
-
-
-def _order(before: tuple[Endpoint, ...], wanted: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-    """Return what is wanted, each where it was: who is new, or was behind the end, fills the holes."""
-    if not before or before == wanted:
-        return wanted
-    remaining = dict.fromkeys(wanted)
-    places: list[Endpoint | None] = [None] * len(wanted)
-    for index, endpoint in enumerate(before[: len(wanted)]):
-        if endpoint in remaining:
-            places[index] = endpoint
-            del remaining[endpoint]
-    rest = iter(remaining)
-    return tuple(each if each is not None else next(rest) for each in places)

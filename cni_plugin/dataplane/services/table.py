@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from netaddr import cidr_merge
 
-from cni_plugin.dataplane.services.plan import LENGTHS, Endpoint, Frontend
+from cni_plugin.dataplane.services.packed_chains import name_packed
+from cni_plugin.dataplane.services.plan import LENGTHS, VERSIONS, Endpoint, Frontend
 from cni_plugin.kernel.message import parse_address
 from cni_plugin.kernel.nft import FAMILY, Chain, Ruleset, hooked
 from cni_plugin.kernel.nft_layout import (
@@ -29,7 +29,6 @@ from cni_plugin.kernel.nft_layout import (
     SERVICE_REFUSALS_PREROUTING,
     SERVICES_TABLE,
 )
-from cni_plugin.kernel.nft_rules import PackedRule, pack_chain
 from cni_plugin.kernel.nft_sets import TypedSet
 
 if TYPE_CHECKING:
@@ -38,9 +37,8 @@ if TYPE_CHECKING:
     from netaddr import IPNetwork
 
     from cni_plugin.dataplane.services.plan import FrontendPlan, Surroundings
-    from cni_plugin.kernel.nft_message import PackedChange, Value
+    from cni_plugin.kernel.nft_message import Value
 
-VERSIONS = tuple(FAMILY)
 _ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 # Beyond this many endpoints their number is rounded up to a power of two and some endpoints stand twice,
 # so that there is no chain for each number.
@@ -126,7 +124,7 @@ def _plan_translation() -> Iterator[Chain]:
     ranges = (_KNOWN, *_each_family(f"{_FRONTEND} vmap @guard#"))
     yield hooked(SERVICE_RANGES_PREROUTING, ranges)
     yield hooked(SERVICE_RANGES_OUTPUT, ranges)
-    yield hooked(SERVICE_AFFINITY, [f"ct state new ct status dnat jump {_name_packed('keep')}"])
+    yield hooked(SERVICE_AFFINITY, [f"ct state new ct status dnat jump {name_packed('keep')}"])
 
 
 def _plan_refusals(around: Surroundings) -> Iterator[Chain]:
@@ -163,134 +161,19 @@ def _plan_sources(around: Surroundings) -> Iterator[Chain]:
     rules = (
         *_each_family("ct status dnat ip saddr . ip daddr @loop# goto source#"),
         *_each_family(f"{outside} goto source#"),
-        f"ct status dnat jump {_name_packed('original')}",
+        f"ct status dnat jump {name_packed('original')}",
     )
     yield hooked(SERVICE_MASQUERADE, rules)
-
-
-def _name_packed(name: str) -> str:
-    """Return the name of a packed chain that others jump to; another content has another name."""
-    packed = b"".join(rule.packed for rule in _PACKED[name]())
-    return f"{name}_{hashlib.sha256(packed).hexdigest()[:8]}"
-
-
-def _load_original(rule: PackedRule) -> None:
-    rule.load_original_destination()
-    rule.load_protocol()
-    rule.load_original_port()
-
-
-def _plan_original() -> list[PackedRule]:
-    """Return the rules that ask for the frontend of a connection which is to be masqueraded."""
-    rules = []
-    for version in VERSIONS:
-        always, node = PackedRule.of(version), PackedRule.of(version)
-        node.load_source()
-        node.is_member(f"self{version}")
-        node.begin_again()
-        for rule, name in ((always, "snat"), (node, "out")):
-            _load_original(rule)
-            rule.is_member(f"{name}{version}")
-            rule.go_to(f"source{version}")
-        rules += [always, node]
-    return rules
-
-
-def _plan_keep() -> list[PackedRule]:
-    """Return the rules that ask for how long a client keeps its endpoint."""
-    rules = [PackedRule.of(version) for version in VERSIONS]
-    for rule in rules:
-        _load_original(rule)
-        rule.look_up_verdict(f"keep{rule.version}")
-    return rules
-
-
-_PACKED = {"original": _plan_original, "keep": _plan_keep}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedChain:
-    """A chain whose rules `nft` cannot say."""
-
-    name: str
-    rules: tuple[PackedRule, ...]
-
-    def declare(self) -> list[PackedChange]:
-        """Return the changes that make it where it is not."""
-        return pack_chain("inet", SERVICES_TABLE, self.name, list(self.rules), "Services")
-
-
-def plan_shared_chains() -> list[PackedChain]:
-    """Return the packed chains that the static ones jump to."""
-    return [PackedChain(name=_name_packed(name), rules=tuple(plan())) for name, plan in _PACKED.items()]
-
-
-def plan_chain(name: str) -> PackedChain:
-    """Return a chain that elements lead to: `pick_3`, `pickin_3`, `sticky_3`, `stickyin_3`, `keep_10800`."""
-    kind, _, number = name.partition("_")
-    if kind == "keep":
-        rules = [_plan_remembering(version, int(number)) for version in VERSIONS]
-    elif kind.startswith("sticky"):
-        rules = [_plan_recall(version) for version in VERSIONS]
-        rules.append(_plan_goto(name.replace("sticky", "pick")))
-    else:
-        rules = [_plan_pick(version, kind.removeprefix("pick"), int(number)) for version in VERSIONS]
-        # A packet between two generations of the ruleset may see more endpoints than there are: the first one
-        # is always there.
-        rules += [] if number == "1" else [_plan_goto(f"{kind}_1")]
-    return PackedChain(name=name, rules=tuple(rules))
-
-
-def needed_chains(name: str) -> tuple[str, ...]:
-    """Return a chain's name behind those that it leads to."""
-    if name.startswith("sticky"):
-        return (*needed_chains(name.replace("sticky", "pick")), name)
-    kind, _, number = name.partition("_")
-    return (f"{kind}_1", name) if kind.startswith("pick") and number != "1" else (name,)
-
-
-def _plan_goto(chain: str) -> PackedRule:
-    rule = PackedRule()
-    rule.go_to(chain)
-    return rule
-
-
-def _plan_pick(version: int, which: str, count: int) -> PackedRule:
-    rule = PackedRule.of(version)
-    rule.load_destination()
-    rule.load_protocol()
-    rule.load_port()
-    rule.load_random(count)
-    rule.look_up(f"ep{which}{version}")
-    rule.translate()
-    return rule
-
-
-def _plan_recall(version: int) -> PackedRule:
-    rule = PackedRule.of(version)
-    rule.load_source()
-    rule.load_destination()
-    rule.load_protocol()
-    rule.load_port()
-    rule.look_up(f"aff{version}")
-    rule.translate()
-    return rule
-
-
-def _plan_remembering(version: int, seconds: int) -> PackedRule:
-    rule = PackedRule.of(version)
-    rule.load_source()
-    _load_original(rule)
-    value = rule.register
-    rule.load_destination()
-    rule.load_port()
-    rule.update(f"aff{version}", value, seconds)
-    return rule
 
 
 def key_of(frontend: Frontend) -> bytes:
     """Return a frontend as the kernel's key."""
     return frontend.address + _PROTOCOL.pack(frontend.protocol) + _PORT.pack(frontend.port)
+
+
+def index_of(key: bytes) -> int:
+    """Return the number that a key of the map of endpoints ends with."""
+    return int(_INDEX.unpack(key[-_INDEX.size :])[0])
 
 
 def value_of(endpoint: Endpoint) -> bytes:
@@ -316,8 +199,8 @@ def name_ranges(sources: tuple[IPNetwork, ...]) -> str:
     return f"ranges_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def plan_ranges(sources: tuple[IPNetwork, ...], around: Surroundings) -> Chain:
-    """Return the chain that drops what comes from elsewhere than these sources.
+def plan_ranges(sources: tuple[IPNetwork, ...], around: Surroundings) -> Ruleset:
+    """Return a chain that drops what comes from elsewhere than these sources.
 
     A node that holds a balancer's address asks it from that address: it may where its own one may.
     """
@@ -325,7 +208,8 @@ def plan_ranges(sources: tuple[IPNetwork, ...], around: Surroundings) -> Chain:
     own = [parse_address(each) for each in around.addresses]
     if any(address in cidr for cidr in sources for address in own):
         rules.append("fib saddr type local return")
-    return Chain(name=name_ranges(sources), rules=(*rules, "drop"))
+    chain = Chain(name=name_ranges(sources), rules=(*rules, "drop"))
+    return Ruleset(family="inet", table=SERVICES_TABLE, title="Services", chains=(chain,))
 
 
 def render_frontend(frontend: Frontend, plan: FrontendPlan) -> Elements:
