@@ -142,6 +142,8 @@ class Feature:
     """Make what the network's pods share equal to what is wanted; return the number of changes."""
     prepare: Callable[[Settings, Site, ExitStack], object] = _nothing
     """Built in only: what must be there before the pod's link comes up; its undoing is pushed."""
+    admit: Callable[[Settings, Site, Result, ExitStack], object] = _nothing
+    """Built in only: likewise, of what depends on the addresses that the pod will have."""
     list_owned: Callable[[str, Recalled, Site], Iterable[OwnedObject]] = _none
     """Find what a network's attachments have of it on the node, for GC.
 

@@ -91,10 +91,16 @@ def ensure(settings: PolicySettings, host: Namespace) -> int:
     return int(ensure_ruleset(host.nftables, ruleset))
 
 
+def admit(settings: PolicySettings, site: Site, addresses: Result, undo: ExitStack) -> None:
+    """Put the pod's addresses on pending, whatever held for who had them: its link is not up yet."""
+    del settings
+    claim(site, list(_plan_elements((each.address.ip for each in addresses.ips), site.label)), undo)
+
+
 def add(settings: PolicySettings, site: Site, result: Result, undo: ExitStack) -> Result:
-    """Put the pod's addresses on pending, and wait until its policies are in force."""
+    """Wait until the pod's policies are in force."""
+    del undo
     addresses = [each.address.ip for each in result.ips]
-    claim(site, list(_plan_elements(addresses, site.label)), undo)
     answer = ask(settings.socket, _question_of(settings, site, addresses)) if settings.pod else ""
     if answer != READY:
         _complain(settings, site, answer)
@@ -201,5 +207,6 @@ FEATURE = Feature(
     compare=compare,
     compare_shared=compare_shared,
     ensure=ensure,
+    admit=admit,
     list_owned=list_owned,
 )

@@ -10,6 +10,8 @@ import json
 import socket
 from dataclasses import asdict, dataclass
 
+from ipam.seam import waits
+
 READY = "ready"
 _MARGIN = 0.5  # seconds beyond the time that the question gives
 _LONGEST = 65536  # bytes
@@ -38,8 +40,8 @@ def parse_question(line: bytes) -> PolicyQuestion:
 
 
 def ask(path: str, question: PolicyQuestion) -> str:
-    """Return the answer; an empty one where nobody answers, or not in time."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    """Return the answer; an empty one where nobody answers, or not in time. Other calls go on meanwhile."""
+    with waits.waiting(), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(question.timeout + _MARGIN)
         try:
             connection.connect(path)

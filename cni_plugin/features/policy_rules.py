@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 DIRECTIONS = ("egress", "ingress")
-PENDING, CLOSED = "goto pending", "goto closed"
+PENDING, CLOSED, UNSELECTED = "goto pending", "goto closed", "goto unselected"
 _KNOWN = "ct state established,related accept"
 # Whose connection was ended, by a policy or by a change of the address's owner: it is told so at once.
 _LATE = "meta l4proto tcp ct state new tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset"
@@ -56,6 +56,9 @@ def plan_policy_ruleset(network: str, ranges: Iterable[IPNetwork]) -> Ruleset:
         chains=(
             Chain(name="pending", rules=("counter drop",)),
             Chain(name="closed", rules=("counter drop",)),
+            # What a pod may do freely that the other direction's policies select: what was ended there must
+            # not begin anew with an answer.
+            Chain(name="unselected", rules=(_LATE, "accept")),
             hooked(POLICY_EGRESS, _plan_rules("egress", "saddr", subnets), scope),
             hooked(POLICY_INGRESS, _plan_rules("ingress", "daddr", subnets), scope),
         ),

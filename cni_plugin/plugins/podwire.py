@@ -72,6 +72,8 @@ def add(request: Request) -> Result:
             feature.prepare(settings, site, undo)
         delegate.rebuild(lambda: _list_living(request.network, host), host.mark())
         addresses = delegate.allocate(undo, host.mark())
+        for feature, settings in features:
+            feature.admit(settings, site, addresses, undo)
         result = wiring.configure(connection, site, addresses)
         for feature, settings in features:
             result = feature.add(settings, site, result, undo)

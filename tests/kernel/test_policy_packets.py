@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,11 +17,14 @@ from cni_plugin.kernel.netns import open_pod
 from cni_plugin.kernel.nft import ensure_ruleset
 from cni_plugin.kernel.nft_sets import declare_table
 from tests.harness.cluster import address_of
+from tests.harness.networks import inside
 from tests.harness.policy_lab import ALLOWED, DENIED, OTHER_PORT, PORT, PolicyLab, policy_lab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.harness.node import Space
 
 WEB: dict[str, Any] = {"matchLabels": {"app": "web"}}
 PODS = ("web", "near", "far")
@@ -167,3 +174,57 @@ def test_after_a_flush_isolated_pods_are_closed_and_then_as_before(lab: PolicyLa
         PolicyTable().sync(host.nftables, lab.model.compute(), adopted)
     assert (lab.ask("far", "web"), lab.ask("near", "web")) == (ALLOWED, DENIED)
     assert lab.ask("near", "far") == ALLOWED
+
+
+@pytest.mark.parametrize("first", ["near", "web"])
+def test_a_connection_that_is_forgotten_is_reset_whoever_sends_next(lab: PolicyLab, first: str) -> None:
+    """Also when the selected pod itself is the next to send, whose own direction no policy speaks of."""
+    address = address_of(lab.pods["web"], lab.version)
+    family = socket.AF_INET6 if lab.version == 6 else socket.AF_INET
+    with inside(lab.pods["web"]):
+        listener = socket.create_server((address, 9000), family=family)
+    with inside(lab.pods["near"]):
+        client = socket.socket(family, socket.SOCK_STREAM)
+    client.settimeout(2)
+    with client, listener:
+        client.connect((address, 9000))
+        server, _ = listener.accept()
+        server.settimeout(2)
+        with server:
+            lab.put("nothing", podSelector=WEB, policyTypes=["Ingress"])
+            version = "ipv6" if lab.version == 6 else "ipv4"
+            lab.node.run("conntrack", "-D", "-f", version, "-p", "tcp", "--orig-port-dst", "9000")
+            sender = client if first == "near" else server
+            sender.send(b"x")
+            with pytest.raises(ConnectionResetError):
+                sender.recv(1)
+
+
+def test_a_stale_verdict_lets_nothing_reach_the_next_pod_of_the_address(lab: PolicyLab) -> None:
+    """An element of an attachment whose DEL has failed is replaced before the new pod's link is up."""
+    stale = "fd00:10:244:1::4" if lab.version == 6 else "10.244.1.4"
+    element = f'{{ {stale} comment "0123456789abcdef test x eth0" : accept }}'
+    lab.node.run("nft", "add", "element", "inet", "podwire_policy", f"ingress{lab.version}", element)
+    with inside(lab.pods["near"]):
+        sender = socket.socket(socket.AF_INET6 if lab.version == 6 else socket.AF_INET, socket.SOCK_DGRAM)
+    ended = threading.Event()
+
+    def flood() -> None:
+        while not ended.wait(0.0002):
+            with suppress(OSError):
+                sender.sendto(b"x", (stale, 9))
+
+    with sender, ThreadPoolExecutor(1) as threads:
+        flooding = threads.submit(flood)
+        late = lab.start_pod("late")
+        ended.wait(0.1)
+        ended.set()
+        flooding.result()
+    assert address_of(late, lab.version) == stale
+    assert received(late) == 0
+
+
+def received(pod: Space) -> int:
+    """Return how many datagrams for no open port have reached a pod."""
+    lines = pod.run("nstat", "-asz", "UdpNoPorts", "Udp6NoPorts").stdout.splitlines()
+    return sum(int(line.split()[1]) for line in lines if "NoPorts" in line)

@@ -181,13 +181,13 @@ def _decide(
     for address, binding in bindings.items():
         version = 4 if len(address) == 4 else 6
         for direction in DIRECTIONS:
-            group = binding.ingress if direction == "ingress" else binding.egress
+            groups = (binding.ingress, binding.egress)
             wanted = Element(
                 family="inet",
                 table=POLICY_TABLE,
                 set_name=f"{direction}{version}",
                 key=address,
-                verdict=verdict_of(group),
+                verdict=verdict_of(*(groups if direction == "ingress" else reversed(groups))),
                 comment=adopted.get(address, ""),
             )
             yield from _replace(nftables, wanted, binding.identity)

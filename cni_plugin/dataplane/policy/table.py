@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cni_plugin.cluster.service_objects import PROTOCOLS
 from cni_plugin.dataplane.policy.ruleset import ACCEPT
 from cni_plugin.dataplane.policy.ruleset import CLOSED as TOO_LARGE
-from cni_plugin.features.policy_rules import ADDRESS, CLOSED, FIRST_RULES
+from cni_plugin.features.policy_rules import ADDRESS, CLOSED, FIRST_RULES, UNSELECTED
 from cni_plugin.kernel.nft import FAMILY
 from cni_plugin.kernel.nft_layout import POLICY_TABLE
 from cni_plugin.kernel.nft_message import MAX_COMMENT
@@ -44,10 +44,10 @@ def set_of(name: str, key: bytes) -> str:
     return f"{name}{4 if length == 4 else 6}"
 
 
-def verdict_of(group: str) -> str:
-    """Return where a pod of a group is led."""
+def verdict_of(group: str, other: str) -> str:
+    """Return where a pod is led by its group of a direction, and that of the other one."""
     if group == ACCEPT:
-        return "accept"
+        return "accept" if other == ACCEPT else UNSELECTED
     return CLOSED if group == TOO_LARGE else f"goto {group}"
 
 
