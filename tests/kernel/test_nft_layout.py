@@ -49,6 +49,7 @@ def switch_everything_on(cluster: Cluster) -> Node:
             main["vxlan"]["vni"] = others[form]
             main["ipam"]["ranges"] = FLAT_RANGES
         if form == "hostgw":
+            main["networkPolicy"] = {}
             main["ipam"]["ranges"] = [[{"subnet": "10.8.0.0/24"}]]
             main["hostGateway"]["peers"] = []
         policy = {} if form == "hostgw" else {"ingressPolicy": "isolated"}

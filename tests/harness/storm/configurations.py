@@ -37,6 +37,7 @@ FEATURE_KEYS: dict[str, dict[str, Any]] = {
     "sourceValidation": {"sourceValidation": True},
     "isolation": {"portIsolation": True},
     "portmap": {"capabilities": {"portMappings": True}},
+    "policy": {"mode": "routed", "networkPolicy": {"timeout": 1}},
 }
 SUBNETS = ["10.244.2.0/24", "fd00:10:244:2::/64"]
 TUNNEL = {"vni": 42, "peers": [{"vtep": "192.0.2.2", "subnets": SUBNETS}]}
@@ -76,13 +77,14 @@ BRIDGE = {"type": "podwire", "bridge": "cni0", "isDefaultGateway": True}
 Network = list[dict[str, Any]]
 
 
-def all_features() -> dict[str, Any]:
-    """Return the keys of every feature at once."""
+def all_features(mode: str = "") -> dict[str, Any]:
+    """Return the keys of every feature at once that pods of a mode can have."""
     keys: dict[str, Any] = {}
     capabilities: dict[str, bool] = {}
     for each in FEATURE_KEYS.values():
-        keys |= each
-        capabilities |= each.get("capabilities", {})
+        if each.get("mode", mode) == mode:
+            keys |= each
+            capabilities |= each.get("capabilities", {})
     return keys | {"capabilities": capabilities}
 
 
@@ -95,7 +97,9 @@ def shipped() -> dict[str, Network]:
 def rich() -> dict[str, Network]:
     """Return each mode in each form with all features, and with all terms of the address manager."""
     return {
-        f"{mode}, {form}, all features": [{"type": "podwire", **keys, **all_features(), "ipam": IPAM | TERMS}]
+        f"{mode}, {form}, all features": [
+            {"type": "podwire", **keys, **all_features(mode), "ipam": IPAM | TERMS}
+        ]
         for mode, forms in MODE_KEYS.items()
         for form, keys in forms.items()
     }
