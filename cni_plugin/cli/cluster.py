@@ -87,6 +87,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from cni_plugin.cluster.snapshot import Snapshot
     from cni_plugin.cluster.watch import Watch
     from cni_plugin.dataplane.follow import Follower
+    from cni_plugin.dataplane.policy.follow import PolicyFollower
     from cni_plugin.dataplane.services.follow import ServicesFollower
     from cni_plugin.kernel.monitor import Monitor
     from cni_plugin.node.loop import Loop
@@ -99,7 +100,8 @@ def _run(arguments: argparse.Namespace) -> int:
     with termination() as terminated:
         endings = (terminated, _STDIN) if arguments.until_eof else (terminated,)
         services = ServicesFollower(order, access)
-        loop = Loop(order.resync, Monitor(services.bereft), endings)
+        policies = PolicyFollower(order, access)
+        loop = Loop(order.resync, Monitor(services.bereft | policies.bereft), endings)
 
         def wake() -> None:
             loop.wake()
@@ -107,7 +109,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         nodes: Snapshot[Node] = Snapshot(wake)
         Watch(API(access), NODES, nodes).start()
-        with services.following(nodes):
+        with services.following(nodes), policies.following():
             loop.run(Follower(order, nodes, API(access)))
     return 0
 

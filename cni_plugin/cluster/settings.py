@@ -41,6 +41,7 @@ _KEYS = frozenset(
         "ipMasq",
         "sourceValidation",
         "services",
+        "networkPolicy",
         "clusterCIDRs",
         "nonMasqueradeCIDRs",
         "capabilities",
@@ -71,6 +72,20 @@ class ServiceSettings:
     """Where the cluster addresses are: they get a route, and those that no Service has are refused."""
 
 
+_POLICY_KEYS = frozenset({"timeout", "strict"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyOptions:
+    """What a node does about NetworkPolicy objects: nothing unless it is `on`."""
+
+    on: bool = False
+    timeout: int = 2000
+    """Milliseconds that an ADD waits for its pod's policies."""
+    strict: bool = False
+    """An ADD fails whose pod's policies are not in force in that time."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelSettings:
     """The tunnels between nodes."""
@@ -99,6 +114,7 @@ class ClusterSettings:
     non_masquerade_cidrs: tuple[IPNetwork, ...] = ()
     capabilities: dict[str, object] = field(default_factory=lambda: dict(_CAPABILITIES))
     services: ServiceSettings = field(default_factory=ServiceSettings)
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
     bridge: str = "cni0"
     data_dir: str = DATA_DIR
 
@@ -138,12 +154,15 @@ def parse_settings(fields: Fields) -> ClusterSettings:
         non_masquerade_cidrs=_parse_cidrs(fields, "nonMasqueradeCIDRs"),
         capabilities=dict(capabilities.raw) if capabilities else default.capabilities,
         services=_parse_services(fields),
+        policy=_parse_policy(fields),
         bridge=fields.string("bridge") or default.bridge,
         data_dir=fields.string("dataDir") or default.data_dir,
     )
     if found.services.on and found.attach == BRIDGE:
         # Two pods on one bridge answer each other past the node, which has translated the question.
         raise invalid_config('"services": wanted "attach" "routed" beside it, found "bridge"')
+    if found.policy.on and found.attach == BRIDGE:
+        raise invalid_config('"networkPolicy": wanted "attach" "routed" beside it, found "bridge"')
     return found
 
 
@@ -166,6 +185,22 @@ def _parse_tunnel(fields: Fields) -> TunnelSettings:
         vni=fields.integer("vni", 1, 2**24 - 1) or default.vni,
         port=fields.integer("port", 1, 65535) or default.port,
         family=_parse_family(fields),
+    )
+
+
+def _parse_policy(fields: Fields) -> PolicyOptions:
+    """Return what `networkPolicy` says: a boolean, or an object, which switches it on and says how."""
+    if not isinstance(fields.value("networkPolicy"), dict):
+        return PolicyOptions(on=fields.boolean("networkPolicy"))
+    section = fields.section("networkPolicy") or Fields({})
+    unknown = sorted(set(section.raw) - _POLICY_KEYS)
+    if unknown:
+        raise invalid_config(f'"networkPolicy": wanted keys of {sorted(_POLICY_KEYS)}, found {unknown}')
+    timeout = section.integer("timeout", 0, 60000)
+    return PolicyOptions(
+        on=True,
+        timeout=PolicyOptions().timeout if timeout is None else timeout,
+        strict=section.boolean("strict"),
     )
 
 

@@ -74,7 +74,50 @@ class ServicesState:
         return _render(self)
 
 
-StateT = TypeVar("StateT", ClusterState, ServicesState)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyState:
+    """What a node does about NetworkPolicy objects. `last_sync` and `updated` in seconds since 1970."""
+
+    node: str
+    ready: bool = False
+    reasons: tuple[str, ...] = ()
+    policies: int = 0
+    pods: int = 0
+    """Pods of this node whose policies are in force."""
+    pending: tuple[str, ...] = ()
+    """Pods of this node that are closed because nothing is known of them."""
+    groups: int = 0
+    members: int = 0
+    """Addresses and ports in all sets."""
+    ended: int = 0
+    """Connections that policies have ended."""
+    syncs: int = 0
+    errors: int = 0
+    last_sync_seconds: float = 0.0
+    last_sync: float = 0.0
+    updated: float = 0.0
+
+    def render(self) -> str:
+        """Return the file's text."""
+        return _render(self)
+
+
+StateT = TypeVar("StateT", ClusterState, ServicesState, PolicyState)
+
+
+def policy_file(state_file: str) -> str:
+    """Return where the state of policies is, beside the cluster's."""
+    return os.path.join(os.path.dirname(state_file), "policy.json")
+
+
+def policy_socket(state_file: str) -> str:
+    """Return where ADDs ask for their pods' policies, beside the cluster's state."""
+    return os.path.join(os.path.dirname(state_file), "policy.sock")
+
+
+def read_policy_state(path: str) -> PolicyState | None:
+    """Return what the file says of policies, None when there is none that can be read."""
+    return _read(path, PolicyState)
 
 
 def services_file(state_file: str) -> str:
@@ -82,7 +125,7 @@ def services_file(state_file: str) -> str:
     return os.path.join(os.path.dirname(state_file), "services.json")
 
 
-def _render(state: ClusterState | ServicesState) -> str:
+def _render(state: ClusterState | ServicesState | PolicyState) -> str:
     return json.dumps({_camel(name): value for name, value in asdict(state).items()}, indent=4) + "\n"
 
 

@@ -22,7 +22,7 @@ from cni_plugin.backend.host_gateway import on_link
 from cni_plugin.cluster.api import APIError
 from cni_plugin.cluster.settings import HOST_GATEWAY, ROUTED
 from cni_plugin.config.paths import BIN_DIR
-from cni_plugin.config.state_file import ClusterState
+from cni_plugin.config.state_file import ClusterState, policy_socket
 from cni_plugin.contract.errors import CNIError, Code
 from cni_plugin.contract.inet import parse_cidr
 from cni_plugin.contract.request import make_request
@@ -74,7 +74,9 @@ class Order:
     def places(self) -> Places:
         """Return what the configuration names: the peers file is where hints are kept, on a disk."""
         peers = f"{self.settings.data_dir}/.podwire/{self.settings.network}.nodes"
-        return Places(peers_file=peers, state_file=self.state_file)
+        return Places(
+            peers_file=peers, state_file=self.state_file, policy_socket=policy_socket(self.state_file)
+        )
 
     @property
     def settings_file(self) -> str:

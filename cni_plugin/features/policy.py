@@ -18,11 +18,16 @@ from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.features.elements import claim, compare_elements, identity_of, release_exactly
 from cni_plugin.features.feature import DeleteInput, Feature, OwnedObject, Site
 from cni_plugin.features.policy_question import READY, PolicyQuestion, ask
-from cni_plugin.features.policy_rules import DIRECTIONS, PENDING, plan_policy_ruleset, plan_policy_sets
+from cni_plugin.features.policy_rules import (
+    DIRECTIONS,
+    PENDING,
+    ensure_maps,
+    plan_dead_ends,
+    plan_policy_ruleset,
+)
 from cni_plugin.kernel.nft import FAMILY, ensure_ruleset, find_difference, require_nft
 from cni_plugin.kernel.nft_layout import POLICY_TABLE
 from cni_plugin.kernel.nft_message import Element, ElementChange
-from cni_plugin.kernel.nft_sets import declare_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -82,13 +87,9 @@ def parse(fields: Fields, network: Network, addressing: Addressing) -> PolicySet
 
 def ensure(settings: PolicySettings, host: Namespace) -> int:
     """Make the rules that close every address which nothing is known of; return the number of changes."""
+    changes = ensure_maps(host.nftables)
     ruleset = plan_policy_ruleset(settings.network, settings.ranges)
-    if find_difference(host.nftables, ruleset) is None:
-        return 0
-    host.nftables.apply(
-        [declare_table("inet", POLICY_TABLE), *(each.declare() for each in plan_policy_sets())]
-    )
-    return int(ensure_ruleset(host.nftables, ruleset))
+    return changes + int(ensure_ruleset(host.nftables, ruleset))
 
 
 def admit(settings: PolicySettings, site: Site, addresses: Result, undo: ExitStack) -> None:
@@ -194,8 +195,9 @@ def compare_shared(settings: PolicySettings, host: Namespace) -> Iterator[Damage
     """Compare the chains that judge the network's pods."""
     from cni_plugin.features.damage import Damage  # no ADD or DEL needs it
 
-    ruleset = plan_policy_ruleset(settings.network, settings.ranges)
-    if chain := find_difference(host.nftables, ruleset):
+    rulesets = (plan_dead_ends(), plan_policy_ruleset(settings.network, settings.ranges))
+    differing = filter(None, (find_difference(host.nftables, each) for each in rulesets))
+    if chain := next(differing, None):
         said = f"nft chain inet {POLICY_TABLE} {chain}: wanted the rules of networkPolicy, found others"
         yield Damage(kind="chain", said=said, mend=partial(ensure, settings, host))
 

@@ -10,14 +10,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cni_plugin.kernel.nft import FAMILY, Chain, Ruleset, hooked, scope_of
+from cni_plugin.kernel.nft import (
+    FAMILY,
+    Chain,
+    Ruleset,
+    ensure_ruleset,
+    find_difference,
+    hooked,
+    scope_of,
+)
 from cni_plugin.kernel.nft_layout import POLICY_EGRESS, POLICY_INGRESS, POLICY_TABLE
-from cni_plugin.kernel.nft_sets import TypedSet
+from cni_plugin.kernel.nft_sets import TypedSet, declare_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from netaddr import IPNetwork
+
+    from cni_plugin.kernel.nfnetlink import Nftables
 
 ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 DIRECTIONS = ("egress", "ingress")
@@ -45,6 +55,32 @@ def plan_policy_sets() -> list[TypedSet]:
     return found
 
 
+def plan_dead_ends() -> Ruleset:
+    """Return the chains of pods without a group: nothing may pass, or nothing that was ended."""
+    return Ruleset(
+        family="inet",
+        table=POLICY_TABLE,
+        title="pods without a group",
+        chains=(
+            Chain(name="pending", rules=("counter drop",)),
+            Chain(name="closed", rules=("counter drop",)),
+            # What a pod may do freely that the other direction's policies select: what was ended there must
+            # not begin anew with an answer.
+            Chain(name="unselected", rules=(_LATE, "accept")),
+        ),
+    )
+
+
+def ensure_maps(nftables: Nftables) -> int:
+    """Make the maps of pods' addresses, and where they lead at first; return the number of changes."""
+    ruleset = plan_dead_ends()
+    if find_difference(nftables, ruleset) is None:
+        return 0
+    sets = [each.declare() for each in plan_policy_sets()]
+    nftables.apply([declare_table("inet", POLICY_TABLE), *sets])
+    return int(ensure_ruleset(nftables, ruleset))
+
+
 def plan_policy_ruleset(network: str, ranges: Iterable[IPNetwork]) -> Ruleset:
     """Return the chains that judge the pods of a network."""
     subnets = tuple(ranges)
@@ -54,11 +90,6 @@ def plan_policy_ruleset(network: str, ranges: Iterable[IPNetwork]) -> Ruleset:
         table=POLICY_TABLE,
         title=f"policies of {network}",
         chains=(
-            Chain(name="pending", rules=("counter drop",)),
-            Chain(name="closed", rules=("counter drop",)),
-            # What a pod may do freely that the other direction's policies select: what was ended there must
-            # not begin anew with an answer.
-            Chain(name="unselected", rules=(_LATE, "accept")),
             hooked(POLICY_EGRESS, _plan_rules("egress", "saddr", subnets), scope),
             hooked(POLICY_INGRESS, _plan_rules("ingress", "daddr", subnets), scope),
         ),

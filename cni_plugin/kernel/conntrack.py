@@ -1,4 +1,4 @@
-"""Conntrack entries of UDP flows: found by the port they were first sent to, and deleted.
+"""Conntrack entries: those of UDP flows to a port, and those of an address; found and deleted.
 
 A UDP flow that goes on keeps its entry, and with it the translation it began with, whatever the
 ruleset says by now. It is asked for on the socket of nftables: closing another one would wait 16 ms when
@@ -37,6 +37,7 @@ _SRC, _DST = (1, 3), (2, 4)  # CTA_IP_V4_SRC, CTA_IP_V6_SRC, ...
 _PROTO_NUM, _SRC_PORT, _DST_PORT = 1, 2, 3
 _BY_PROTOCOL, _BY_PORT = 1 << 3, 1 << 5  # CTA_FILTER_F_CTA_PROTO_NUM, _DST_PORT of nf_conntrack_netlink.c
 _UDP = 17
+_BYTES = {4: 4, 6: 16}  # of an address
 _BODY = 20  # bytes of struct nlmsghdr and struct nfgenmsg
 
 
@@ -104,3 +105,55 @@ def _parse(raw: bytes) -> Flow | None:
 def _pick_address(raw: bytes, kinds: tuple[int, int]) -> IPAddress:
     found = parse(raw)
     return parse_address(next(found[kind] for kind in kinds if kind in found))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracked:
+    """A connection of any protocol: who began it, who answers, where. Addresses are packed.
+
+    The port is the one that the answering side has, behind every translation; 0 where the protocol has none.
+    """
+
+    source: bytes
+    responder: bytes
+    protocol: int
+    port: int
+    name: bytes
+    """The attributes by which the kernel knows the entry."""
+
+
+def list_tracked(nftables: Nftables, version: int, addresses: Collection[bytes]) -> list[Tracked]:
+    """Return the connections of one family that one of these addresses is an end of."""
+    answers = nftables.ask("conntrack -L", _GET, general(FAMILY[version]), NLM_F_DUMP)
+    wanted = [address for address in addresses if len(address) == _BYTES[version]]
+    # Most are others': their bytes are looked at once, and nothing is parsed.
+    some = (raw for raw in answers if any(address in raw for address in wanted))
+    found = filter(None, map(_parse_tracked, some))
+    return [each for each in found if {each.source, each.responder} & set(wanted)]
+
+
+def forget_tracked(nftables: Nftables, version: int, tracked: Tracked) -> None:
+    """Delete an entry; one that has ended by itself is no error."""
+    command = f"conntrack -D -s {parse_address(tracked.source)} -r {parse_address(tracked.responder)}"
+    log.debug("%s", command)
+    forget = partial(nftables.ask, absent=(0, errno.ENOENT))
+    step("conntrack", forget, command, _DELETE, general(FAMILY[version]) + tracked.name)
+
+
+def _parse_tracked(raw: bytes) -> Tracked | None:
+    found = parse(raw, _BODY)
+    original = found.get(_TUPLE_ORIG, b"")
+    sent, answered = parse(original), parse(found.get(_TUPLE_REPLY, b""))
+    if _TUPLE_IP not in sent or _TUPLE_IP not in answered:
+        return None
+    sender, responder = parse(sent[_TUPLE_IP]), parse(answered[_TUPLE_IP])
+    ports = parse(answered.get(_TUPLE_PROTO, b""))
+    known = {kind: found[kind] for kind in (_ID, _ZONE) if kind in found}
+    name = nested(_TUPLE_ORIG, original) + b"".join(attribute(kind, value) for kind, value in known.items())
+    return Tracked(
+        source=next(sender[kind] for kind in _SRC if kind in sender),
+        responder=next(responder[kind] for kind in _SRC if kind in responder),
+        protocol=int.from_bytes(ports.get(_PROTO_NUM, b""), "big"),
+        port=int.from_bytes(ports.get(_SRC_PORT, b""), "big"),
+        name=name,
+    )

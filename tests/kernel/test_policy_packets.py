@@ -12,10 +12,9 @@ import pytest
 from netaddr import IPNetwork
 
 from cni_plugin.dataplane.policy.sync import PolicyTable, switch_policy_off
-from cni_plugin.features.policy_rules import plan_policy_ruleset, plan_policy_sets
+from cni_plugin.features.policy_rules import ensure_maps, plan_policy_ruleset
 from cni_plugin.kernel.netns import open_pod
 from cni_plugin.kernel.nft import ensure_ruleset
-from cni_plugin.kernel.nft_sets import declare_table
 from tests.harness.cluster import address_of
 from tests.harness.networks import inside
 from tests.harness.policy_lab import ALLOWED, DENIED, OTHER_PORT, PORT, PolicyLab, policy_lab
@@ -167,8 +166,7 @@ def test_after_a_flush_isolated_pods_are_closed_and_then_as_before(lab: PolicyLa
         adopted |= dict.fromkeys(local.addresses, f"{local.identity} test {pod.container_id} eth0")
     ranges = [IPNetwork("10.244.1.0/24"), IPNetwork("fd00:10:244:1::/64")]
     with open_pod(lab.node.path) as host, host.entered():
-        sets = [each.declare() for each in plan_policy_sets()]
-        host.nftables.apply([declare_table("inet", "podwire_policy"), *sets])
+        ensure_maps(host.nftables)
         ensure_ruleset(host.nftables, plan_policy_ruleset("test", ranges))
         assert (lab.ask("far", "web"), lab.ask("near", "far")) == (DENIED, DENIED)
         PolicyTable().sync(host.nftables, lab.model.compute(), adopted)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # A runtime that knows the second key takes the newest version that it speaks.
 _VERSION, _VERSIONS = "0.4.0", ["0.4.0", "1.0.0", "1.1.0"]
 _LOOPBACK = "lo"
+_COOL_DOWN = 30  # seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class Places:
 
     peers_file: str
     state_file: str
+    policy_socket: str = ""
 
 
 def underlay_family(settings: ClusterSettings, me: Node) -> int:
@@ -84,11 +86,14 @@ def render_network(
         "sourceValidation": settings.source_validation,
         "nonMasqueradeCIDRs": [str(c) for c in (*settings.cluster_cidrs, *settings.non_masquerade_cidrs)],
         "capabilities": settings.capabilities,
+        **_render_policy(settings, places),
         "stateFile": places.state_file,
         "ipam": {
             "type": "podwire-ipam",
             "dataDir": settings.data_dir,
             "ranges": [[{"subnet": str(cidr)}] for cidr in me.pod_cidrs],
+            # Other nodes' sets may hold the pod that has left for as long.
+            **({"coolDown": _COOL_DOWN} if settings.policy.on else {}),
         },
     }
     return {
@@ -97,6 +102,14 @@ def render_network(
         "name": settings.network,
         "plugins": [plugin],
     }
+
+
+def _render_policy(settings: ClusterSettings, places: Places) -> dict[str, Any]:
+    options = settings.policy
+    if not options.on:
+        return {}
+    keys = {"socket": places.policy_socket, "timeout": options.timeout, "strict": options.strict}
+    return {"networkPolicy": keys}
 
 
 def _render_attach(settings: ClusterSettings, *, former_bridge: bool) -> dict[str, Any]:

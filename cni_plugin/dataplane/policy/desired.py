@@ -180,6 +180,11 @@ class PolicyModel:
         if (published := self._published.get(key)) is not None:
             self._place(key, published)
 
+    @property
+    def local_identities(self) -> set[str]:
+        """Return the identities of the pods that this node has made."""
+        return set(self._local)
+
     def keep_local(self, identities: set[str]) -> None:
         """Forget the pods of this node that are none of these."""
         for identity in self._local.by_identity.keys() - identities:

@@ -67,6 +67,11 @@ class Binding:
     ingress: str
     egress: str
 
+    @property
+    def isolates(self) -> bool:
+        """Tell whether anything may be denied."""
+        return (self.ingress, self.egress) != (ACCEPT, ACCEPT)
+
 
 @dataclass(slots=True)
 class PolicyRules:

@@ -21,14 +21,14 @@ from cni_plugin.dataplane.policy.table import (
     verdict_of,
 )
 from cni_plugin.features.elements import identity_of
-from cni_plugin.features.policy_rules import DIRECTIONS
+from cni_plugin.features.policy_rules import DIRECTIONS, PENDING, ensure_maps
 from cni_plugin.kernel.nft import FAMILY, run_nft
 from cni_plugin.kernel.nft_layout import POLICY_TABLE
 from cni_plugin.kernel.nft_message import Element, ElementChange, pack_pairs
 from cni_plugin.kernel.nft_sets import declare_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from cni_plugin.dataplane.policy.ruleset import Binding, PolicyRules
     from cni_plugin.kernel.nfnetlink import Nftables
@@ -56,8 +56,14 @@ class PolicyTable:
     _groups: set[str] = field(default_factory=set)
     _bound: dict[bytes, Binding] = field(default_factory=dict)
 
-    def sync(self, nftables: Nftables, rules: PolicyRules, adopted: Mapping[bytes, str]) -> PolicySync:
-        """Make the table hold the rules.
+    def sync(
+        self,
+        nftables: Nftables,
+        rules: PolicyRules,
+        adopted: Mapping[bytes, str],
+        renewed: Callable[[Collection[bytes]], object] = lambda _: None,
+    ) -> PolicySync:
+        """Make the table hold the rules; `renewed` is called with addresses of new pods before they are open.
 
         `adopted` are the addresses, with the comment of their elements, of pods that live here and may have
         no element: they were made before policies were.
@@ -70,6 +76,8 @@ class PolicyTable:
         deprived = self._find_deprived(rules, touched)
         changes += self._sync_sets(nftables, rules, touched)
         changes += self._sync_groups(rules)
+        if pending := self._find_pending(nftables, rules):
+            renewed(pending)
         changes += self._bind(nftables, rules, adopted)
         changes += self._drop_unused(rules)
         self.is_doubtful = False
@@ -77,9 +85,10 @@ class PolicyTable:
 
     def _read(self, nftables: Nftables, rules: PolicyRules) -> int:
         """Compare what there is; what differs is made so, and what is not known of is left for later."""
+        ensure_maps(nftables)
         names = nftables.list_chain_names("inet", table=POLICY_TABLE)
         present = set(names)
-        self._bound = {}
+        self._bound = _read_bound(nftables, rules)
         self._groups = {name for name in present if name.startswith(GROUP_PREFIX)}
         for name in self._groups & rules.groups.keys():
             rules_there = nftables.list_comments("inet", name, table=POLICY_TABLE)
@@ -161,6 +170,17 @@ class PolicyTable:
         self._bound = dict(rules.bindings)
         return count
 
+    def _find_pending(self, nftables: Nftables, rules: PolicyRules) -> list[bytes]:
+        """Return the addresses that will be led from pending to their groups."""
+        found = []
+        for address, binding in rules.bindings.items():
+            if self._bound.get(address) != binding:
+                name = f"{DIRECTIONS[0]}{4 if len(address) == 4 else 6}"
+                element = nftables.get("inet", name, address, table=POLICY_TABLE)
+                if element is not None and element.verdict == PENDING:
+                    found.append(address)
+        return found
+
     def _drop_unused(self, rules: PolicyRules) -> int:
         """Remove the groups that nobody is in, then the sets that no group names."""
         groups = self._groups - rules.groups.keys()
@@ -172,6 +192,23 @@ class PolicyTable:
         self._groups -= groups
         self._sets -= sets
         return len(groups) + len(sets)
+
+
+def _read_bound(nftables: Nftables, rules: PolicyRules) -> dict[bytes, Binding]:
+    """Return the bindings that the kernel has already."""
+    held: dict[tuple[str, bytes], tuple[str, str]] = {}
+    for direction in DIRECTIONS:
+        for version in FAMILY:
+            found = nftables.list_pairs("inet", f"{direction}{version}", table=POLICY_TABLE)
+            for key, value in found.items():
+                if isinstance(value, tuple):
+                    held[direction, key] = (value[0], value[1].partition(" ")[0])
+    return {
+        address: binding
+        for address, binding in rules.bindings.items()
+        if held.get(("egress", address)) == (verdict_of(binding.egress), binding.identity)
+        and held.get(("ingress", address)) == (verdict_of(binding.ingress), binding.identity)
+    }
 
 
 def _decide(
