@@ -183,7 +183,7 @@ class PolicyModel:
     @property
     def local_identities(self) -> set[str]:
         """Return the identities of the pods that this node has made."""
-        return set(self._local)
+        return set(self._local.by_identity)
 
     def keep_local(self, identities: set[str]) -> None:
         """Forget the pods of this node that are none of these."""

@@ -22,7 +22,7 @@ from cni_plugin.contract.errors import CNIError
 from cni_plugin.dataplane.nodes.published_files import replace_file
 from cni_plugin.dataplane.policy.desired import LocalPod, PolicyModel
 from cni_plugin.dataplane.policy.flows import end_all, end_denied
-from cni_plugin.dataplane.policy.local import LocalPods, list_local_pods
+from cni_plugin.dataplane.policy.local import PodsHere, list_local_pods
 from cni_plugin.dataplane.policy.sync import PolicyTable
 from cni_plugin.features.policy_question import READY
 from cni_plugin.kernel.addr import list_addresses
@@ -80,7 +80,7 @@ class PolicyFeed:
     _model: PolicyModel = field(init=False)
     _state: PolicyState = field(init=False)
     _guard: threading.Condition = field(default_factory=threading.Condition)
-    _local: LocalPods = field(default_factory=lambda: LocalPods(pods=(), comments={}))
+    _local: PodsHere = field(default_factory=lambda: PodsHere(pods=(), comments={}))
     _counts_every_pod: bool = False
     in_force: threading.Event = field(default_factory=threading.Event)
     """Set once the table has held everything."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LocalPods:
+class PodsHere:
     """The routed pods that are here, and the comment that each address's elements have."""
 
     pods: tuple[LocalPod, ...]
@@ -30,7 +30,7 @@ class LocalPods:
         return {pod.identity for pod in self.pods}
 
 
-def list_local_pods(nl: Netlink, network: str) -> LocalPods:
+def list_local_pods(nl: Netlink, network: str) -> PodsHere:
     """Return the routed pods of a network, by the aliases of their links and the routes to them."""
     found = {}
     for link in list_links(nl, kind="veth"):
@@ -49,4 +49,4 @@ def list_local_pods(nl: Netlink, network: str) -> LocalPods:
         own = tuple(addresses.get(index, ()))
         pods.append(LocalPod(identity=label.identity, namespace=namespace, name=name, addresses=own))
         comments |= dict.fromkeys(own, comment)
-    return LocalPods(pods=tuple(pods), comments=comments)
+    return PodsHere(pods=tuple(pods), comments=comments)
