@@ -22,8 +22,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     doctor = commands.add_parser(
         "doctor",
         help="why is this node NotReady, why does that pod have no network",
-        epilog="Exit status: 0 nothing found, 1 something, 2 a wrong command line. "
-        "NetworkPolicy objects are not enforced.",
+        epilog="Exit status: 0 nothing found, 1 something, 2 a wrong command line.",
     )
     whom = doctor.add_mutually_exclusive_group()
     whom.add_argument("--pod", default="", metavar="NAMESPACE/NAME", help="look at this pod of the node, too")

@@ -17,6 +17,7 @@ from cni_plugin.doctor import (
     node,
     peers,
     pods,
+    policy,
     runtime,
     services,
 )
@@ -37,22 +38,16 @@ CHECKS: Final[tuple[Callable[[Examined], Iterator[Finding]], ...]] = (
     node.check,
     peers.check,
     services.check,
+    policy.check,
     pods.check,
 )
-NOTES: Final = (
-    Finding(
-        severity="note",
-        object="NetworkPolicy",
-        found="podwire does not enforce NetworkPolicy objects",
-        meaning="every pod reaches every pod, whatever such an object says",
-        remedy="where that matters run a policy engine beside it",
-    ),
-)
+NOTES: Final = (policy.NOT_ENFORCED,)
 
 
 def examine(site: Examined) -> list[Finding]:
     """Return all findings and the notes; a check that fails is a finding, too."""
-    return [*(finding for check in CHECKS for finding in _run(check, site)), *NOTES]
+    found = [finding for check in CHECKS for finding in _run(check, site)]
+    return found if policy.is_enforced(site) else [*found, *NOTES]
 
 
 def _run(check: Callable[[Examined], Iterator[Finding]], site: Examined) -> Iterator[Finding]:

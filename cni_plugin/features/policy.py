@@ -17,14 +17,6 @@ from cni_plugin.config.paths import POLICY_SOCKET
 from cni_plugin.contract.errors import CNIError, Code, invalid_config
 from cni_plugin.features.elements import claim, compare_elements, identity_of, release_exactly
 from cni_plugin.features.feature import DeleteInput, Feature, OwnedObject, Site
-from cni_plugin.features.policy_question import READY, PolicyQuestion, ask
-from cni_plugin.features.policy_rules import (
-    DIRECTIONS,
-    PENDING,
-    ensure_maps,
-    plan_dead_ends,
-    plan_policy_ruleset,
-)
 from cni_plugin.kernel.nft import FAMILY, ensure_ruleset, find_difference, require_nft
 from cni_plugin.kernel.nft_layout import POLICY_TABLE
 from cni_plugin.kernel.nft_message import Element, ElementChange
@@ -39,10 +31,13 @@ if TYPE_CHECKING:
     from cni_plugin.contract.fields import Fields
     from cni_plugin.contract.result import Result
     from cni_plugin.features.damage import Damage
+    from cni_plugin.features.policy_question import PolicyQuestion
     from cni_plugin.kernel.netns import Namespace
 
 log = logging.getLogger("podwire")
 
+DIRECTIONS = ("egress", "ingress")
+PENDING = "goto pending"
 _KEYS = frozenset({"socket", "timeout", "strict"})
 _TIMEOUT, _LONGEST = 2000, 60000  # milliseconds
 
@@ -87,6 +82,8 @@ def parse(fields: Fields, network: Network, addressing: Addressing) -> PolicySet
 
 def ensure(settings: PolicySettings, host: Namespace) -> int:
     """Make the rules that close every address which nothing is known of; return the number of changes."""
+    from cni_plugin.features.policy_rules import ensure_maps, plan_policy_ruleset  # no DEL needs it
+
     changes = ensure_maps(host.nftables)
     ruleset = plan_policy_ruleset(settings.network, settings.ranges)
     return changes + int(ensure_ruleset(host.nftables, ruleset))
@@ -100,6 +97,8 @@ def admit(settings: PolicySettings, site: Site, addresses: Result, undo: ExitSta
 
 def add(settings: PolicySettings, site: Site, result: Result, undo: ExitStack) -> Result:
     """Wait until the pod's policies are in force."""
+    from cni_plugin.features.policy_question import READY, ask  # no DEL needs it
+
     del undo
     addresses = [each.address.ip for each in result.ips]
     answer = ask(settings.socket, _question_of(settings, site, addresses)) if settings.pod else ""
@@ -109,6 +108,8 @@ def add(settings: PolicySettings, site: Site, result: Result, undo: ExitStack) -
 
 
 def _question_of(settings: PolicySettings, site: Site, addresses: Iterable[IPAddress]) -> PolicyQuestion:
+    from cni_plugin.features.policy_question import PolicyQuestion  # no DEL needs it
+
     namespace, _, name = settings.pod.partition("/")
     return PolicyQuestion(
         identity=site.attachment.identity,
@@ -194,6 +195,7 @@ def compare(settings: PolicySettings, site: Site, result: Result) -> Iterator[Da
 def compare_shared(settings: PolicySettings, host: Namespace) -> Iterator[Damage]:
     """Compare the chains that judge the network's pods."""
     from cni_plugin.features.damage import Damage  # no ADD or DEL needs it
+    from cni_plugin.features.policy_rules import plan_dead_ends, plan_policy_ruleset
 
     rulesets = (plan_dead_ends(), plan_policy_ruleset(settings.network, settings.ranges))
     differing = filter(None, (find_difference(host.nftables, each) for each in rulesets))

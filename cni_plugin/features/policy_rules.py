@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cni_plugin.features.policy import DIRECTIONS
 from cni_plugin.kernel.nft import (
     FAMILY,
     Chain,
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
     from cni_plugin.kernel.nfnetlink import Nftables
 
 ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
-DIRECTIONS = ("egress", "ingress")
-PENDING, CLOSED, UNSELECTED = "goto pending", "goto closed", "goto unselected"
+CLOSED, UNSELECTED = "goto closed", "goto unselected"
 _KNOWN = "ct state established,related accept"
 # Whose connection was ended, by a policy or by a change of the address's owner: it is told so at once.
 _LATE = "meta l4proto tcp ct state new tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset"

@@ -118,6 +118,10 @@ def write_state(node: Node, **keys: object) -> None:
         "updated": 1.7e9,
     }
     state_file(node).write_text(json.dumps(state | keys))
+
+
+def write_services_state(node: Node) -> None:
+    """Write what podwire says of Services where it serves them."""
     services = ServicesState(node="n1", ready=True, services=4, frontends=9, endpoints=12, rivals=("x",))
     Path(services_file(str(state_file(node)))).write_text(services.render())
 

@@ -19,7 +19,16 @@ from tests.harness.agents import start_agent
 from tests.harness.cluster import write_conflist
 from tests.harness.garbage import kill
 from tests.harness.networks import GATEWAYS, V4, dual_stack, eventually, network
-from tests.harness.scrape import PLACE, Watched, get, listens, state_file, watched, write_state
+from tests.harness.scrape import (
+    PLACE,
+    Watched,
+    get,
+    listens,
+    state_file,
+    watched,
+    write_services_state,
+    write_state,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -218,6 +227,7 @@ def test_the_state_of_the_cluster_is_shown_where_there_is_one(on_node: Watched) 
     names = {sample.name for sample in on_node.scrape().samples}
     assert not {name for name in names if name.startswith(("podwire_cluster", "podwire_services"))}
     write_state(on_node.node)
+    write_services_state(on_node.node)
     seen = on_node.scrape()
     assert seen.value("podwire_cluster_peers_wanted", network="test") == 3
     assert seen.value("podwire_cluster_peers_programmed") == 2

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.harness.cluster import write_conflist
 from tests.harness.networks import dual_stack, network
-from tests.harness.scrape import PLACE, Watched, get, watched, write_state
+from tests.harness.scrape import PLACE, Watched, get, watched, write_services_state, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,6 +64,7 @@ def test_each_alert_fires_on_what_it_is_for_and_on_nothing_else() -> None:
 def test_what_the_agent_says_is_as_prometheus_wants_it(plain_node: Node) -> None:
     with watched(plain_node) as at:
         write_state(plain_node)
+        write_services_state(plain_node)
         plain_node.add(dual_stack(plain_node), plain_node.pod())
         text = at.get("/metrics").text
     done = subprocess.run(
@@ -142,6 +143,7 @@ def work(at: Watched) -> None:
     write_conflist(node, config)
     refused = network(node, sysctl={"net.ipv4.conf.eth0.nonsense": "1"})
     write_state(node, syncs=int(time.monotonic()), updated=time.time())
+    write_services_state(node)
     pod = node.pod()
     node.add(config, pod)
     node.delete(config, pod)

@@ -116,7 +116,7 @@ class PolicyFeed:
             ready = ready and not self.table.is_doubtful
             if ready:
                 self.in_force.set()
-            reasons += self._model.problems()
+            reasons += [*self._model.problems(), *self.table.refused.values()]
             self._say(ready, tuple(reasons[:_MOST_REASONS]))
             self._guard.notify_all()
             return ready

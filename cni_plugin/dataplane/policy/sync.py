@@ -7,9 +7,12 @@ attachment's. At the start the table is read and compared: nothing is flushed, a
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from cni_plugin.contract.errors import CNIError
+from cni_plugin.dataplane.policy.ruleset import CLOSED as TOO_LARGE
 from cni_plugin.dataplane.policy.table import (
     GROUP_PREFIX,
     count_rules,
@@ -21,7 +24,8 @@ from cni_plugin.dataplane.policy.table import (
     verdict_of,
 )
 from cni_plugin.features.elements import identity_of
-from cni_plugin.features.policy_rules import DIRECTIONS, PENDING, ensure_maps
+from cni_plugin.features.policy import DIRECTIONS, PENDING
+from cni_plugin.features.policy_rules import ensure_maps
 from cni_plugin.kernel.nft import FAMILY, run_nft
 from cni_plugin.kernel.nft_layout import POLICY_TABLE
 from cni_plugin.kernel.nft_message import Element, ElementChange, pack_pairs
@@ -30,9 +34,11 @@ from cni_plugin.kernel.nft_sets import declare_table
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-    from cni_plugin.dataplane.policy.ruleset import Binding, PolicyRules
+    from cni_plugin.dataplane.policy.ruleset import Binding, Group, PolicyRules
     from cni_plugin.kernel.nfnetlink import Nftables
     from cni_plugin.kernel.nft_message import PackedChange, Value
+
+log = logging.getLogger("podwire")
 
 _AT_ONCE = 32  # addresses, whose elements are read in one generation
 _LARGEST = 10_000  # elements of a batch
@@ -52,6 +58,8 @@ class PolicyTable:
 
     is_doubtful: bool = True
     """What is known of the table may be wrong: it has to be read."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Groups that the kernel refused, and why: their pods are closed."""
     _sets: set[str] = field(default_factory=set)
     _groups: set[str] = field(default_factory=set)
     _bound: dict[bytes, Binding] = field(default_factory=dict)
@@ -70,7 +78,9 @@ class PolicyTable:
         """
         touched = rules.take_touched()
         changes = 0
-        if self.is_doubtful:
+        # Whatever fails below leaves it so: what was touched is not known to the next sync.
+        doubtful, self.is_doubtful = self.is_doubtful, True
+        if doubtful:
             changes += self._read(nftables, rules)
             touched = {}
         deprived = self._find_deprived(rules, touched)
@@ -152,11 +162,25 @@ class PolicyTable:
         _change_members(nftables, name, there, present=False)
 
     def _sync_groups(self, rules: PolicyRules) -> int:
-        new = [group for name, group in rules.groups.items() if name not in self._groups]
-        if new:
-            run_nft(line for group in new for line in render_group(group))
-        self._groups |= {group.name for group in new}
-        return len(new)
+        """Make the chains of new groups; one that is refused closes its pods and keeps no other back."""
+        self.refused = {name: why for name, why in self.refused.items() if name in rules.groups}
+        missing = rules.groups.keys() - self._groups - self.refused.keys()
+        new = [rules.groups[name] for name in sorted(missing)]
+        try:
+            _make_groups(new)
+            made = new
+        except CNIError:
+            made = [group for group in new if self._try_group(group)]
+        self._groups |= {group.name for group in made}
+        return len(made)
+
+    def _try_group(self, group: Group) -> bool:
+        try:
+            _make_groups([group])
+        except CNIError as error:
+            self.refused[group.name] = f"policies {' '.join(group.policies)}: {error.msg}"
+            return False
+        return True
 
     def _bind(self, nftables: Nftables, rules: PolicyRules, adopted: Mapping[bytes, str]) -> int:
         """Lead the pods' addresses to their groups."""
@@ -165,10 +189,17 @@ class PolicyTable:
         ]
         count = 0
         for start in range(0, len(changed), _AT_ONCE):
-            some = {address: rules.bindings[address] for address in changed[start : start + _AT_ONCE]}
+            some = {a: self._close_refused(rules.bindings[a]) for a in changed[start : start + _AT_ONCE]}
             count += len(nftables.update(lambda some=some: list(_decide(nftables, some, adopted))))  # type: ignore[misc]
         self._bound = dict(rules.bindings)
         return count
+
+    def _close_refused(self, binding: Binding) -> Binding:
+        """Return the binding without groups that the kernel refused: their pods are closed."""
+        ingress, egress = (
+            TOO_LARGE if name in self.refused else name for name in (binding.ingress, binding.egress)
+        )
+        return replace(binding, ingress=ingress, egress=egress)
 
     def _find_pending(self, nftables: Nftables, rules: PolicyRules) -> list[bytes]:
         """Return the addresses that will be led from pending to their groups."""
@@ -188,10 +219,20 @@ class PolicyTable:
         if not (groups or sets):
             return 0
         names = [f"{name}{version}" for name in sorted(sets) for version in FAMILY]
-        run_nft([*delete_chains(sorted(groups)), *delete_sets(names)])
+        try:
+            run_nft([*delete_chains(sorted(groups)), *delete_sets(names)])
+        except CNIError as error:
+            # The element of a pod whose DEL failed still leads there: they go with it, and harm nobody.
+            log.debug("%s", error)
+            return 0
         self._groups -= groups
         self._sets -= sets
         return len(groups) + len(sets)
+
+
+def _make_groups(groups: Iterable[Group]) -> None:
+    if lines := [line for group in groups for line in render_group(group)]:
+        run_nft(lines)
 
 
 def _read_bound(nftables: Nftables, rules: PolicyRules) -> dict[bytes, Binding]:
@@ -206,8 +247,8 @@ def _read_bound(nftables: Nftables, rules: PolicyRules) -> dict[bytes, Binding]:
     return {
         address: binding
         for address, binding in rules.bindings.items()
-        if held.get(("egress", address)) == (verdict_of(binding.egress), binding.identity)
-        and held.get(("ingress", address)) == (verdict_of(binding.ingress), binding.identity)
+        if held.get(("egress", address)) == (verdict_of(binding.egress, binding.ingress), binding.identity)
+        and held.get(("ingress", address)) == (verdict_of(binding.ingress, binding.egress), binding.identity)
     }
 
 
