@@ -52,14 +52,19 @@ def test_the_agent_has_no_more_rights_than_the_manifest_says(cluster: Kubernetes
             assert (rights["NoNewPrivs"], rights["Seccomp"]) == ("1", "2")
     account = "--as=system:serviceaccount:kube-system:podwire"
     verbs = ("get", "list", "watch", "patch", "update", "create", "delete")
-    resources = (("nodes",), ("nodes", "--subresource=status"), ("pods",), ("secrets",))
+    watched = ("nodes", "services", "endpointslices.discovery.k8s.io", "networkpolicies.networking.k8s.io")
+    looked_at = ("pods", "namespaces")
+    resources = [(name,) for name in (*watched, *looked_at, "secrets")]
+    resources.append(("nodes", "--subresource=status"))
     allowed = {
         (verb, *resource)
         for verb in verbs
         for resource in resources
         if cluster.kubectl("auth", "can-i", verb, *resource, account, check=False).stdout == "yes\n"
     }
-    assert allowed == {("list", "nodes"), ("watch", "nodes"), ("patch", "nodes", "--subresource=status")}
+    wanted = {(verb, name) for verb in ("list", "watch") for name in (*watched, *looked_at)}
+    wanted |= {("get", name) for name in looked_at}
+    assert allowed == {*wanted, ("patch", "nodes", "--subresource=status")}
 
 
 def test_the_doctor_finds_nothing_where_the_agent_runs(cluster: Kubernetes) -> None:
