@@ -51,10 +51,11 @@ class Worker:
         pause, retry = self.resync, _RETRIES[0]
         while True:
             self._news.wait(pause)
+            time.sleep(_GATHER)
+            # Before the look at the end, which is news, too: it must not be taken for old ones.
+            self._news.clear()
             if self._ended:
                 return
-            time.sleep(_GATHER)
-            self._news.clear()
             if self.step():
                 pause, retry = self.resync, _RETRIES[0]
             else:
