@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from random import SystemRandom
 from typing import TYPE_CHECKING, Any
 
 import urllib3
@@ -85,7 +85,7 @@ class API:
 
         The first one is ours and says that the server answers.
         """
-        seconds = random.randint(*_WATCH)  # noqa: S311  no secret
+        seconds = SystemRandom().randint(*_WATCH)
         query = [
             ("watch", "1"),
             ("resourceVersion", version),

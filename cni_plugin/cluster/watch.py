@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from dataclasses import dataclass, field
+from random import SystemRandom
 from typing import TYPE_CHECKING, Generic
 
 from cni_plugin.agent.journal import own, render_pairs
@@ -58,7 +58,7 @@ class Watch(Generic[ObjectT]):
                 self._say(f"{type(error).__name__}: {error}")
                 version, pause = "", PAUSES[1]
             # A server that ends every watch at once is not asked in a loop either.
-            self._ended.wait(pause * random.uniform(0.3, 1))  # noqa: S311  no secret
+            self._ended.wait(pause * SystemRandom().uniform(0.3, 1))
 
     def _forgive(self, error: APIError) -> str:
         """Return what is wrong: nothing when the API does not know a kind that it need not know."""

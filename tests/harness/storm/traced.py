@@ -21,12 +21,15 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from filelock import FileLock
 
+from cni_plugin.kernel.nft_message import PackedChange
 from ipam import seam
 from tests.harness.storm.configurations import everything, stdin_of
 from tests.harness.storm.lab import Lab, Pod
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from cni_plugin.kernel.nft_message import ElementChange
 
 SYSTEM_CALLS = (
     "socket,close,sendto,sendmsg,sendmmsg,write,writev,pwrite64,pwritev,pwritev2,sendfile,copy_file_range,open,openat,openat2,"
@@ -58,7 +61,7 @@ def describe(kind: str, call: Any, arguments: tuple[Any, ...]) -> Iterator[str]:
     if kind == "netlink":
         yield from (f"netlink {change.kind}" for change in arguments)
     elif kind == "nftables":
-        yield from (f"nftables {12 if change.present else 14}" for change in arguments)
+        yield from (f"nftables {_message_of(change)}" for change in arguments)
     elif kind == "conntrack":
         yield "conntrack 2"
     elif kind == "lock":
@@ -77,6 +80,13 @@ def describe(kind: str, call: Any, arguments: tuple[Any, ...]) -> Iterator[str]:
         yield f"{kind} {arguments[0]} {arguments[1]}"
     else:
         yield f"{kind} {arguments[0]}"
+
+
+def _message_of(change: ElementChange | PackedChange) -> int:
+    """Return NFT_MSG_NEWSETELEM or _DELSETELEM, or what somebody has packed."""
+    if isinstance(change, PackedChange):
+        return change.kind
+    return 12 if change.present else 14
 
 
 LINE = re.compile(r"^(\d+) +(\w+)\((.*)\) += (\S+(?: ERESTART)?)")
