@@ -36,9 +36,12 @@ def add(request: Request) -> Result:
     with open_pod(request.netns, opened=request.netns_fd) as pod, Undo() as undo:
         link = _require_lo(pod)
         _refuse_foreign_addresses(pod, link)
+        # The alias is what a DEL goes by: it comes first and goes last, each in a request of its own.
+        undo.callback(pod.netlink.change, set_alias(_LO, link.alias))
+        pod.netlink.change(set_alias(_LO, render_alias(parse_attachment(request), "")))
         if not link.flags & IFF_UP:
             undo.callback(pod.netlink.change, set_down(_LO))
-        pod.netlink.change(set_up(_LO), set_alias(_LO, render_alias(parse_attachment(request), "")))
+        pod.netlink.change(set_up(_LO))
         result = previous or _result(request, pod, link)
         undo.pop_all()
         return result
@@ -69,7 +72,8 @@ def delete(request: Request) -> None:
     with find_pod(request.netns, opened=request.netns_fd) or nullcontext() as pod:
         link = get_link(pod.netlink, _LO) if pod else None
         if pod and link and identity_of_alias(link.alias) == parse_attachment(request).identity:
-            pod.netlink.change(set_down(_LO), set_alias(_LO, ""))
+            pod.netlink.change(set_down(_LO))
+            pod.netlink.change(set_alias(_LO, ""))
 
 
 def check(request: Request) -> None:
