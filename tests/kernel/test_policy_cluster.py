@@ -175,6 +175,23 @@ def test_a_connection_ends_with_what_allowed_it_and_another_goes_on(town: Town) 
         assert talk(kept["far"]) == "?"
 
 
+def test_a_connection_that_was_denied_while_nobody_followed_ends_with_the_next_agent(town: Town) -> None:
+    rule = {"from": [{"podSelector": {"matchLabels": {"app": "near"}}}]}
+    town.put("some", {"podSelector": WEB, "ingress": [rule]})
+    assert eventually(lambda: town.reaches("far", "web"), False) is False
+    with echoing(town.pods["web"], PORT + 1), ExitStack() as stack:
+        with inside(town.pods["near"]):
+            place = (address_of(town.pods["web"], 4), PORT + 1)
+            kept = stack.enter_context(socket.create_connection(place, timeout=3))
+        assert talk(kept) == "?"
+        town.first.stop(signal.SIGKILL)
+        town.announce("near", 1, app="other")
+        assert talk(kept) == "?"
+        town.first.start()
+        assert eventually(lambda: town.reaches("near", "web"), False, within=20) is False
+        assert talk(kept) == "reset"
+
+
 def test_a_new_pod_is_judged_before_its_first_packet(town: Town) -> None:
     town.put("late", {"podSelector": {"matchLabels": {"app": "late"}}, "policyTypes": ["Ingress", "Egress"]})
     eventually(lambda: policy_state(town.first).get("policies"), 1)

@@ -135,6 +135,7 @@ class PolicyFeed:
         if sources.every_pod is None or not sources.every_pod.is_complete:
             self._model.put_pods(sources.own_pods.take_changes())
         elif self._counts_every_pod:
+            sources.own_pods.take_changes()  # they are among all pods, and must not pile up
             self._model.put_pods(sources.every_pod.take_changes())
         else:
             self._counts_every_pod = True

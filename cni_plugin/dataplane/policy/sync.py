@@ -83,7 +83,8 @@ class PolicyTable:
         if doubtful:
             changes += self._read(nftables, rules)
             touched = {}
-        deprived = self._find_deprived(rules, touched)
+        # What went while nobody looked may be what an open connection was allowed by.
+        deprived = frozenset(rules.bindings) if doubtful else self._find_deprived(rules, touched)
         changes += self._sync_sets(nftables, rules, touched)
         changes += self._sync_groups(rules)
         if pending := self._find_pending(nftables, rules):
