@@ -53,11 +53,6 @@ class Snapshot(Generic[ObjectT]):
         """Return why what is known may be out of date; empty when it is not."""
         return self._problem
 
-    def find(self, key: str) -> ObjectT | None:
-        """Return the object of a key; None when none is known."""
-        with self._guard:
-            return (self._objects or {}).get(key)
-
     @property
     def changed_since(self) -> float:
         """Return when the first change came that nobody has taken yet (time.monotonic), 0 for none."""

@@ -8,7 +8,6 @@ until the frontend is found that the kernel refuses, which is left as it was, an
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
     from cni_plugin.dataplane.services.table import Elements
     from cni_plugin.kernel.nfnetlink import Nftables
     from cni_plugin.kernel.nft_message import PackedChange, Value
-
-log = logging.getLogger("podwire")
 
 _LARGEST = 2000  # elements of a batch: a call that reads and decides meanwhile waits for no more
 _READY = tuple(range(1, 17))  # how many endpoints the chains are there for from the start
